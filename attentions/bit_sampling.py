@@ -1,0 +1,61 @@
+"""Bit-sampling LSH attention: a code is a sample of the signs of a vector's own coordinates.
+
+Indyk and Motwani 1998, "Approximate nearest neighbors", https://doi.org/10.1145/276698.276876, on vectors
+thresholded at zero. It costs no multiplication, and suits keys whose coordinates carry signs, as in models
+with binary or ternary weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attentions.bucket_attention import BucketAttention
+from attentions.hashing import BitSamplingHash, bits_for
+
+
+class BitSampling(BucketAttention):
+    """`bits` of the signs of q and k make a code; None derives them from `max_len` for buckets of `bucket` keys.
+
+    With `balanced`, `prepare` moves the thresholds from zero to the medians of a calibration sample.
+    """
+
+    paper = "https://doi.org/10.1145/276698.276876"
+
+    def __init__(
+        self,
+        heads: int,
+        head_dim: int,
+        *,
+        bits: int | None = 8,
+        bucket: int = 256,
+        balanced: bool = False,
+        **settings: Any,
+    ) -> None:
+        super().__init__(heads, head_dim, **settings)
+        self.bits = resolve_bits(bits, self.max_len, bucket)
+        self.balanced = balanced
+        self.hash = BitSamplingHash(self.kv_heads, head_dim, bits=self.bits, tables=self.tables, seed=self.seed)
+        self.codes_count = 2**self.bits
+
+    def prepare(self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], v: Float[Tensor, "B G M E"]) -> None:
+        if self.balanced:
+            self.hash.balance(k)
+
+    def codes(self, x: Float[Tensor, "B H N D"], at: Int[Tensor, "B N"], *, query: bool) -> Int[Tensor, "tables B H N"]:
+        return self.hash(x)
+
+
+def resolve_bits(bits: int | None, max_len: int | None, bucket: int) -> int:
+    """The number given, or the one that leaves about `bucket` keys to a code at `max_len` keys.
+
+    Raises ValueError where neither bits nor max_len is known: the sequence at hand may not decide, since
+    then later tokens would change earlier codes.
+    """
+    if bits is not None:
+        return bits
+    if max_len is None:
+        raise ValueError("bits=None is not allowed without max_len: bits are derived from it, never from the input")
+    return bits_for(max_len, bucket)

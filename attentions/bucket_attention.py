@@ -1,0 +1,156 @@
+"""Attention to the most recent keys of a query's own hash codes: the base of the bucket methods.
+
+In each table a query attends to the `window` most recent keys whose code equals its own, and always to the
+`local` most recent keys, itself included; the support is the union. Membership depends on the past alone,
+so causality is strict and decoding needs a bounded state. Without causality it is the `window` nearest on
+each side.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attentions.base import Cost, Problem, Stream, require
+from attentions.buckets import Windows, bucket_windows, count_pairs
+from attentions.reference import query_positions
+from attentions.support import SupportAttention
+from attentions.window_attention import window_attention
+from attentions.window_tiles import BLOCK
+
+
+class BucketAttention(SupportAttention):
+    """Settings of every bucket method; a subclass adds its `codes`.
+
+    `tables` independent hash tables; `window` keys of each; `local` most recent keys that always join;
+    `duplicates` "once" counts a key that several tables find once, "allow" as often as it is found.
+    """
+
+    claimed_time = "n log n"
+    codes_count: int  # distinct codes of a table
+
+    def __init__(
+        self,
+        heads: int,
+        head_dim: int,
+        *,
+        tables: int = 1,
+        window: int = 128,
+        local: int = 64,
+        duplicates: Literal["once", "allow"] = "once",
+        **shape: Any,
+    ) -> None:
+        super().__init__(heads, head_dim, **shape)
+        for name, value in (("tables", tables), ("window", window), ("local", local)):
+            require(value >= 1, name, value, "an integer of at least 1")
+        require(duplicates in ("once", "allow"), "duplicates", duplicates, "once or allow")
+        self.tables, self.window, self.local = tables, window, local
+        self.once = duplicates == "once"
+        self.kernel = ""
+
+    @abstractmethod
+    def codes(self, x: Float[Tensor, "B H N D"], at: Int[Tensor, "B N"], *, query: bool) -> Int[Tensor, "tables B H N"]:
+        """Codes of queries or keys that stand at positions `at`, counted from each row's first real one."""
+
+    def forward(
+        self,
+        q: Float[Tensor, "B H N D"],
+        k: Float[Tensor, "B G M D"],
+        v: Float[Tensor, "B G M E"],
+        *,
+        first: Int[Tensor, " B"] | None = None,
+    ) -> Float[Tensor, "B H N E"]:
+        tables = self.windows(q, k, first=first)
+        flat = q.unflatten(1, (self.kv_heads, -1)).flatten(2, 3).flatten(0, 1)
+        out, self.kernel = window_attention(flat, k.flatten(0, 1), v.flatten(0, 1), tables, self.scale, once=self.once)
+        return out.unflatten(1, (-1, q.shape[2])).unflatten(0, (q.shape[0], self.kv_heads)).flatten(1, 2)
+
+    def windows(
+        self,
+        q: Float[Tensor, "B H N D"],
+        k: Float[Tensor, "B G M D"],
+        *,
+        first: Int[Tensor, " B"] | None = None,
+    ) -> list[Windows]:
+        """The local window and one of each table, for sequences and key/value heads as rows of X = B·G."""
+        query_codes, key_codes, at = self._codes(q, k, first)
+        real = None if first is None else first.to(q.device).repeat_interleave(self.kv_heads)
+        sizes = [self.local, *[self.window] * self.tables]
+        return [
+            bucket_windows(of_q, of_k, at, size, causal=self.causal, real=real)
+            for of_q, of_k, size in zip(query_codes, key_codes, sizes, strict=True)
+        ]
+
+    def multiplicity(
+        self,
+        q: Float[Tensor, "B H N D"],
+        k: Float[Tensor, "B G M D"],
+        *,
+        first: Int[Tensor, " B"] | None = None,
+        rows: Int[Tensor, " R"] | None = None,
+    ) -> Int[Tensor, "B H R M"]:
+        N, M = q.shape[2], k.shape[2]
+        at = query_positions(N, M, rows, q.device)[:, None]
+        key = torch.arange(M, device=q.device)
+        real = torch.zeros(q.shape[0], dtype=torch.long, device=q.device) if first is None else first.to(q.device)
+        allowed = ((key >= real[:, None])[:, None] & (at >= real[:, None, None]))[:, None]
+        query_codes, key_codes, _ = self._codes(q, k, first)
+        group = self.heads // self.kv_heads
+        total = torch.zeros(q.shape[0], self.heads, len(at), M, dtype=torch.int32, device=q.device)
+        for of_q, of_k, size in zip(query_codes, key_codes, [self.local, *[self.window] * self.tables], strict=True):
+            of_q = of_q.view(q.shape[0], self.heads, N)
+            of_q = of_q if rows is None else of_q[:, :, rows.to(q.device)]
+            of_k = of_k.view(q.shape[0], self.kv_heads, M).repeat_interleave(group, dim=1)
+            same = (of_q.unsqueeze(-1) == of_k.unsqueeze(2)) & allowed
+            past, future = same & (key <= at), same & (key > at)
+            total += past & (past.flip(-1).cumsum(-1, dtype=torch.int32).flip(-1) <= size)
+            if not self.causal:
+                total += future & (future.cumsum(-1, dtype=torch.int32) <= size)
+        return total.clamp(max=1) if self.once else total
+
+    def comparisons(self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"]) -> Int[Tensor, "B H"]:
+        pairs = count_pairs(self.windows(q, k), once=self.once)
+        return pairs.unflatten(1, (-1, q.shape[2])).sum(-1).view(q.shape[0], self.heads)
+
+    def cost(self, problem: Problem) -> Cost:
+        """Each query meets at most tables·window + local keys, twice that without causality, and never more
+        than there are. The kernel computes whole tiles: a block of sorted queries spans its own windows,
+        at most N·window + block·M pairs a table. Hashing is not counted. The state is that of
+        `stream`: keys, values and a position of four bytes in each slot, a counter for each code.
+        """
+        p = problem
+        sides = 1 if p.causal else 2
+        most = min(p.keys, sides * (self.tables * self.window + self.local))
+        tiles = self.tables * min(p.keys, sides * self.window + BLOCK) + min(p.keys, sides * self.local + BLOCK)
+        queries, width = p.batch * p.heads * p.queries, p.head_dim + p.value_dim
+        slots = self.tables * self.codes_count * self.window + self.local
+        counters = self.tables * self.codes_count + 1
+        return Cost(
+            flops=2 * queries * tiles * width,
+            comparisons=queries * most,
+            state_bytes=p.batch * p.kv_heads * (slots * (width * p.dtype.itemsize + 4) + 4 * counters),
+        )
+
+    def stream(self, batch: int) -> Stream | None:
+        if not self.causal:
+            return None
+        from attentions.bucket_stream import BucketStream  # the stream needs this class
+
+        return BucketStream(self, batch)
+
+    def _codes(
+        self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], first: Int[Tensor, " B"] | None
+    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Codes of the local table (all zero) and of every hash table, by X; and the queries' positions."""
+        B, N, M = q.shape[0], q.shape[2], k.shape[2]
+        skipped = torch.zeros(B, dtype=torch.long, device=q.device) if first is None else first.to(q.device)
+        key_at = torch.arange(M, device=q.device) - skipped[:, None]
+        of_q = self.codes(q, key_at[:, M - N :], query=True).unflatten(2, (self.kv_heads, -1)).flatten(3, 4)
+        of_k = self.codes(k, key_at, query=False)
+        of_q, of_k = of_q.flatten(1, 2), of_k.flatten(1, 2)
+        at = torch.arange(M - N, M, device=q.device).repeat(self.heads // self.kv_heads).expand(of_q.shape[1], -1)
+        return [torch.zeros_like(of_q[0]), *of_q], [torch.zeros_like(of_k[0]), *of_k], at

@@ -1,0 +1,131 @@
+"""Hash families: each maps vectors to integer codes, table by table and key/value head by key/value head.
+
+Query heads of a group share their key head's functions. Codes are computed in float32 at least. A family is
+fixed by its seed and never looks at the sequence at hand, so codes of a prefix are a prefix of the codes.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from attentions.base import require
+
+MAX_BITS = 24  # codes are packed by a float32 product, exact for integers below 2**24
+
+
+class Hash(nn.Module, ABC):
+    """`tables` independent hash functions for each of `kv_heads` heads, codes in [0, 2**bits)."""
+
+    powers: Tensor
+
+    def __init__(self, kv_heads: int, head_dim: int, *, bits: int, tables: int, seed: int) -> None:
+        super().__init__()
+        require(0 <= bits <= MAX_BITS, "bits", bits, f"from 0 to {MAX_BITS}")
+        require(tables >= 1, "tables", tables, "an integer of at least 1")
+        self.kv_heads, self.head_dim, self.bits, self.tables = kv_heads, head_dim, bits, tables
+        self.generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("powers", 2.0 ** torch.arange(bits), persistent=False)
+
+    @abstractmethod
+    def signs(self, x: Float[Tensor, "B G Q D"]) -> Float[Tensor, "B G Q F"]:
+        """F = tables·bits binary features of each vector, as zeros and ones in float32."""
+
+    def forward(self, x: Float[Tensor, "B H N D"]) -> Int[Tensor, "tables B H N"]:
+        """The code of each vector in each table; H is kv_heads or a multiple of it."""
+        grouped = x.detach().unflatten(1, (self.kv_heads, -1)).flatten(2, 3)
+        if self.bits == 0:
+            return torch.zeros(self.tables, *x.shape[:3], dtype=torch.int64, device=x.device)
+        features = self.signs(grouped).unflatten(-1, (self.tables, self.bits))
+        codes = features @ self.powers.to(features.dtype)
+        codes = codes.unflatten(2, (-1, x.shape[2])).flatten(1, 2)
+        return codes.movedim(-1, 0).long()
+
+
+class BitSamplingHash(Hash):
+    """`bits` of the D sign bits, drawn without replacement for each table (Indyk and Motwani 1998).
+
+    `thresholds` (kv_heads, head_dim) are what values are compared with, zero unless balanced.
+    """
+
+    drawn: Tensor
+    thresholds: Tensor
+
+    def __init__(self, kv_heads: int, head_dim: int, **settings: Any) -> None:
+        super().__init__(kv_heads, head_dim, **settings)
+        require(self.bits <= head_dim, "bits", self.bits, f"at most head_dim={head_dim}")
+        keys = torch.rand(kv_heads, self.tables, head_dim, generator=self.generator)
+        drawn = keys.argsort(dim=-1)[..., : self.bits].flatten(1)
+        self.register_buffer("drawn", drawn, persistent=False)
+        self.register_buffer("thresholds", torch.zeros(kv_heads, head_dim))
+
+    def balance(self, x: Float[Tensor, "B G M D"]) -> None:
+        """Move the thresholds to the medians of a calibration sample, so that buckets fill evenly."""
+        self.thresholds = x.detach().float().transpose(0, 1).flatten(1, 2).median(dim=1).values
+
+    def signs(self, x: Float[Tensor, "B G Q D"]) -> Float[Tensor, "B G Q F"]:
+        index = self.drawn[None, :, None].expand(*x.shape[:3], -1)
+        above = x > self.thresholds.to(x.dtype)[None, :, None]
+        return above.gather(-1, index).float()
+
+
+class SimHash(Hash):
+    """Signs of Gaussian projections (Charikar 2002): two vectors at angle θ share a bit with 1 - θ/π."""
+
+    planes: Tensor
+
+    def __init__(self, kv_heads: int, head_dim: int, **settings: Any) -> None:
+        super().__init__(kv_heads, head_dim, **settings)
+        shape = (kv_heads, head_dim, self.tables * self.bits)
+        self.register_buffer("planes", torch.randn(shape, generator=self.generator), persistent=False)
+
+    def signs(self, x: Float[Tensor, "B G Q D"]) -> Float[Tensor, "B G Q F"]:
+        wide = x if x.dtype == torch.float64 else x.float()
+        return (wide @ self.planes.to(wide.dtype) > 0).float()
+
+
+class PositionHash(Hash):
+    """Codes that depend on nothing but seed, head, table, side and position: a random support.
+
+    The draw is SplitMix64's finaliser (Steele, Lea and Flood 2014) of those numbers, so that a prefix of a
+    sequence has a prefix of its codes, whatever the length.
+    """
+
+    def __init__(self, kv_heads: int, head_dim: int, *, seed: int, **settings: Any) -> None:
+        super().__init__(kv_heads, head_dim, seed=seed, **settings)
+        self.seed = seed
+
+    def signs(self, x: Float[Tensor, "B G Q D"]) -> Float[Tensor, "B G Q F"]:
+        raise NotImplementedError("codes come from positions, not from vectors")
+
+    def at(self, positions: Int[Tensor, "B N"], heads: int, *, query: bool) -> Int[Tensor, "tables B H N"]:
+        """The codes of `heads` heads at these positions, on the query or the key side."""
+        device = positions.device
+        table = torch.arange(self.tables, device=device)[:, None, None, None]
+        head = torch.arange(heads, device=device)[None, None, :, None]
+        stream = ((self.seed * 2 + int(query)) * self.tables + table) * heads + head
+        mixed = splitmix(splitmix(stream) ^ positions[None, :, None, :])
+        return mixed & (2**self.bits - 1)
+
+
+def splitmix(x: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    """SplitMix64's output for a counter: 64 well-mixed bits, as int64 with wrap-around."""
+    x = x * -7046029254386353131 - 7046029254386353131
+    x = (x ^ _shift(x, 30)) * -4658895280553007687
+    x = (x ^ _shift(x, 27)) * -7723592293110705685
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Int[Tensor, "*shape"], by: int) -> Int[Tensor, "*shape"]:
+    """Logical right shift; int64's own is arithmetic."""
+    return (x >> by) & ((1 << (64 - by)) - 1)
+
+
+def bits_for(max_len: int, bucket: int) -> int:
+    """Bits that leave about `bucket` keys to each code at `max_len` keys."""
+    return max(0, round(math.log2(max_len / bucket)))

@@ -1,0 +1,67 @@
+"""The layer around an attention: projections, rotary positions and output, as in a decoder of today."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from attentions.base import Attention, require
+
+
+def rotate(x: Float[Tensor, "B H N D"], base: float = 10_000.0) -> Float[Tensor, "B H N D"]:
+    """Rotary position embedding, halves paired as in GPT-NeoX; an odd last dimension stays as it is.
+
+    Su et al. 2021, RoFormer, https://arxiv.org/abs/2104.09864, equation 34. Scores depend on the
+    difference of positions alone, so left padding changes none.
+    """
+    half = x.shape[-1] // 2
+    frequency = base ** (-torch.arange(half, device=x.device, dtype=torch.float64) / max(half, 1))
+    angle = torch.arange(x.shape[2], device=x.device, dtype=torch.float64)[:, None] * frequency
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1)
+
+
+class AttentionLayer(nn.Module):
+    """q, k, v projections without bias, rotary positions, the attention, and an output projection.
+
+    Weights are drawn from the attention's seed, so that two layers of one configuration are equal.
+    """
+
+    def __init__(self, model_dim: int, attention: Attention) -> None:
+        super().__init__()
+        require(model_dim >= 1, "model_dim", model_dim, "an integer of at least 1")
+        self.attention = attention
+        a = attention
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(a.seed)
+            self.to_q = nn.Linear(model_dim, a.heads * a.head_dim, bias=False)
+            self.to_k = nn.Linear(model_dim, a.kv_heads * a.head_dim, bias=False)
+            self.to_v = nn.Linear(model_dim, a.kv_heads * a.value_dim, bias=False)
+            self.to_out = nn.Linear(a.heads * a.value_dim, model_dim, bias=False)
+
+    def project(
+        self, x: Float[Tensor, "B N C"]
+    ) -> tuple[Float[Tensor, "B H N D"], Float[Tensor, "B G N D"], Float[Tensor, "B G N E"]]:
+        """What the attention sees: rotated queries and keys, and values."""
+        q = rearrange(self.to_q(x), "b n (h d) -> b h n d", h=self.attention.heads)
+        k = rearrange(self.to_k(x), "b n (g d) -> b g n d", g=self.attention.kv_heads)
+        v = rearrange(self.to_v(x), "b n (g e) -> b g n e", g=self.attention.kv_heads)
+        return rotate(q), rotate(k), v
+
+    def forward(self, x: Float[Tensor, "B N C"], *, first: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B N C"]:
+        """One attention layer, x (B, N, model_dim) to the same shape; `first` as in `Attention.forward`."""
+        return self.to_out(rearrange(self.attention(*self.project(x), first=first), "b h n e -> b n (h e)"))
+
+    def naive(
+        self,
+        x: Float[Tensor, "B N C"],
+        *,
+        first: Int[Tensor, " B"] | None = None,
+        rows: Int[Tensor, " R"] | None = None,
+    ) -> Float[Tensor, "B R C"]:
+        """The same layer with the attention's definition, its last steps in float64."""
+        out = self.attention.naive(*self.project(x), first=first, rows=rows)
+        return rearrange(out, "b h r e -> b r (h e)") @ self.to_out.weight.double().T

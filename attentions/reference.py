@@ -1,0 +1,61 @@
+"""Softmax attention by its definition, in float64: what every naive twin is made of."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def query_positions(queries: int, keys: int, rows: Int[Tensor, " R"] | None, device: torch.device) -> Int[Tensor, " R"]:
+    """Positions of all query rows, or of those named; queries are the last of the keys' positions."""
+    chosen = torch.arange(queries, device=device) if rows is None else rows.to(device)
+    return chosen + keys - queries
+
+
+def causal_pairs(
+    queries: int,
+    keys: int,
+    *,
+    causal: bool,
+    first: Int[Tensor, " B"] | None,
+    rows: Int[Tensor, " R"] | None,
+    device: torch.device,
+) -> Bool[Tensor, "B 1 R M"]:
+    """Which keys each query row may attend to: those at or before it, and none of the padding."""
+    at = query_positions(queries, keys, rows, device)
+    key = torch.arange(keys, device=device)
+    pairs = (key <= at[:, None]) if causal else torch.ones(len(at), keys, dtype=torch.bool, device=device)
+    if first is None:
+        return pairs[None, None]
+    real = first.to(device)[:, None]
+    return (pairs & (key >= real)[:, None] & (at >= real)[:, :, None])[:, None]
+
+
+def softmax_attention(
+    q: Float[Tensor, "B H N D"],
+    k: Float[Tensor, "B G M D"],
+    v: Float[Tensor, "B G M E"],
+    pairs: Bool[Tensor, "#B #H R M"],
+    scale: float,
+    *,
+    rows: Int[Tensor, " R"] | None = None,
+    log_weight: Float[Tensor, "#B #H R M"] | None = None,
+) -> Float[Tensor, "B H R E"]:
+    """Softmax over the allowed pairs in float64, head by head; a row without any pair gives zeros.
+
+    `log_weight` is added to the scores (multiplicities, sampling weights). The first two axes of
+    `pairs` and `log_weight` may be one.
+    """
+    chosen = q if rows is None else q[:, :, rows.to(q.device)]
+    group = q.shape[1] // k.shape[1]
+    heads = []
+    for head in range(q.shape[1]):
+        kept = pairs[:, min(head, pairs.shape[1] - 1)]
+        scores = chosen[:, head].double() @ k[:, head // group].double().transpose(1, 2) * scale
+        if log_weight is not None:
+            scores = scores + log_weight[:, min(head, log_weight.shape[1] - 1)].double()
+        empty = ~kept.any(-1, keepdim=True)  # kept finite below, so that no gradient becomes NaN
+        weights = torch.softmax(scores.masked_fill(~kept & ~empty, -torch.inf), dim=-1)
+        heads.append(weights.masked_fill(empty, 0.0) @ v[:, head // group].double())
+    return torch.stack(heads, dim=1)

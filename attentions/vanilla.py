@@ -1,0 +1,53 @@
+"""Softmax attention with the score matrix in memory: the definition that the field compares with.
+
+Vaswani et al. 2017, "Attention Is All You Need", https://arxiv.org/abs/1706.03762, equation 1.
+Memory beyond inputs and output: the scores and their softmax, 2·B·H·N·M values, and a mask of N·M bytes.
+float16 is computed in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attentions.base import Attention, Stream
+from attentions.cache import CachedStream
+from attentions.reference import causal_pairs
+
+
+class Vanilla(Attention):
+    """Softmax attention that materialises its scores."""
+
+    paper = "https://arxiv.org/abs/1706.03762"
+    exact = True
+    claimed_time = "n^2"
+
+    def forward(
+        self,
+        q: Float[Tensor, "B H N D"],
+        k: Float[Tensor, "B G M D"],
+        v: Float[Tensor, "B G M E"],
+        *,
+        first: Int[Tensor, " B"] | None = None,
+    ) -> Float[Tensor, "B H N E"]:
+        N, M = q.shape[2], k.shape[2]
+        if q.dtype == torch.float16:  # scores of large activations are beyond float16's 65,504
+            return self.forward(q.float(), k.float(), v.float(), first=first).half()
+        # A group of query heads shares its keys; unflattened, the product broadcasts them without a copy.
+        grouped = (q * self.scale).unflatten(1, (self.kv_heads, -1)).flatten(2, 3)
+        scores = (grouped @ k.transpose(2, 3)).unflatten(2, (-1, N))
+        if self.causal or first is not None:
+            pairs = causal_pairs(N, M, causal=self.causal, first=first, rows=None, device=q.device)
+            scores.masked_fill_(~pairs.unsqueeze(1), torch.finfo(q.dtype).min)
+        out = (torch.softmax(scores, dim=-1).flatten(2, 3) @ v).unflatten(2, (-1, N)).flatten(1, 2)
+        return out if first is None else zero_padding(out, first, M)
+
+    def stream(self, batch: int) -> Stream | None:
+        return CachedStream(self) if self.causal else None
+
+
+def zero_padding(out: Float[Tensor, "B H N E"], first: Int[Tensor, " B"], keys: int) -> Float[Tensor, "B H N E"]:
+    """Zeros for the queries that stand before the first real position of their row."""
+    at = torch.arange(out.shape[2], device=out.device) + keys - out.shape[2]
+    return out.masked_fill((at < first.to(out.device)[:, None])[:, None, :, None], 0.0)

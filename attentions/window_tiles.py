@@ -1,0 +1,141 @@
+"""The bucket-window kernel in plain torch: slabs of dense tiles, online softmax, backward by recomputing.
+
+Sorted queries are cut into blocks; the sorted keys that a block's windows span are cut into tiles; a slab is
+as many (block, tile) pairs as fit a core's cache. The spans of all blocks together hold at most
+N·window + block·M pairs, however buckets are filled, and nothing of their size is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from attentions.buckets import Windows
+
+BLOCK = 64  # sorted queries a block
+SLAB_BYTES = 1 << 20  # scores of one slab, about half a core's second-level cache
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A slab of S (block, tile) pairs: queries (S, block) and keys (S, K) as rows of the flattened tensors, and
+    which of their pairs count (S, block, K). No query stands in a slab twice.
+    """
+
+    query: Tensor
+    key: Tensor
+    pairs: Tensor
+
+
+def forward(
+    q: Float[Tensor, "X Q D"],
+    k: Float[Tensor, "X M D"],
+    v: Float[Tensor, "X M E"],
+    tables: list[Windows],
+    scale: float,
+    *,
+    once: bool,
+) -> tuple[Float[Tensor, "X Q E"], Float[Tensor, "X Q"]]:
+    """Output and log-sum-exp; zeros and minus infinity for a query without any key."""
+    wide = _wide(q.dtype)
+    top = torch.full((q.shape[0] * q.shape[1],), -torch.inf, dtype=wide, device=q.device)
+    total = torch.zeros_like(top)
+    out = torch.zeros(len(top), v.shape[2], dtype=wide, device=q.device)
+    rows = [x.flatten(0, 1) for x in (q, k, v)]
+    for tile in _tiles(tables, q.shape[1], k.shape[1], once=once):
+        at = tile.query.flatten()
+        queries, keys, values = _gather(tile, rows, wide)
+        scores = _scores(queries, keys, tile, scale)
+        old = top[at].view(tile.query.shape)
+        highest = torch.maximum(old, scores.amax(-1))
+        anchor = highest.clamp(min=torch.finfo(wide).min)  # a block whose pairs are all masked stays at -inf
+        weights = scores.sub_(anchor.unsqueeze(-1)).exp_()
+        shrink = torch.exp(old - anchor).flatten()
+        total[at] = total[at] * shrink + weights.sum(-1).flatten()
+        out[at] = out[at] * shrink.unsqueeze(-1) + (weights @ values).flatten(0, 1)
+        top[at] = highest.flatten()
+    empty = total == 0
+    out = (out / total.masked_fill(empty, 1.0).unsqueeze(-1)).view(*q.shape[:2], -1)
+    return out, (top + total.log()).view(q.shape[:2])
+
+
+def backward(
+    grad: Float[Tensor, "X Q E"],
+    q: Float[Tensor, "X Q D"],
+    k: Float[Tensor, "X M D"],
+    v: Float[Tensor, "X M E"],
+    out: Float[Tensor, "X Q E"],
+    lse: Float[Tensor, "X Q"],
+    tables: list[Windows],
+    scale: float,
+    *,
+    once: bool,
+) -> tuple[Float[Tensor, "X Q D"], Float[Tensor, "X M D"], Float[Tensor, "X M E"]]:
+    """Gradients of q, k and v, from the scores computed anew."""
+    wide = _wide(q.dtype)
+    rows = [x.flatten(0, 1) for x in (q, k, v)]
+    dq, dk, dv = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in rows)
+    grad, inner = grad.flatten(0, 1).to(wide), (grad.to(wide) * out).sum(-1).flatten()
+    lse = lse.flatten().masked_fill(lse.flatten() == -torch.inf, 0.0)  # no pairs: weights are exp(-inf - 0) = 0
+    for tile in _tiles(tables, q.shape[1], k.shape[1], once=once):
+        at = tile.query.flatten()
+        queries, keys, values = _gather(tile, rows, wide)
+        tile_grad = grad.index_select(0, at).view(*tile.query.shape, -1)
+        weights = (_scores(queries, keys, tile, scale) - lse[tile.query].unsqueeze(-1)).exp_()
+        flow = (tile_grad @ values.mT).sub_(inner[tile.query].unsqueeze(-1)).mul_(weights).mul_(scale)
+        dq.index_add_(0, at, (flow @ keys).flatten(0, 1))
+        dk.index_add_(0, tile.key.flatten(), (flow.mT @ queries).flatten(0, 1))
+        dv.index_add_(0, tile.key.flatten(), (weights.mT @ tile_grad).flatten(0, 1))
+    return dq.view_as(q).to(q.dtype), dk.view_as(k).to(k.dtype), dv.view_as(v).to(v.dtype)
+
+
+def _gather(tile: Tile, rows: list[Tensor], wide: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries (S, block, D), keys (S, K, D) and values (S, K, E) of a slab."""
+    places = (tile.query, tile.key, tile.key)
+    found = [x.index_select(0, at.flatten()).to(wide).view(*at.shape, -1) for x, at in zip(rows, places, strict=True)]
+    return found[0], found[1], found[2]
+
+
+def _scores(queries: Tensor, keys: Tensor, tile: Tile, scale: float) -> Tensor:
+    return ((queries * scale) @ keys.mT).masked_fill_(~tile.pairs, -torch.inf)
+
+
+def _tiles(tables: list[Windows], Q: int, M: int, *, once: bool) -> Iterator[Tile]:
+    whole = Q - Q % BLOCK
+    for index, table in enumerate(tables):
+        earlier = tables[:index] if once else []
+        for part, block in ((slice(0, whole), BLOCK), (slice(whole, Q), Q - whole)):
+            if part.stop > part.start:
+                yield from _tiles_of(table, earlier, table.query_order[:, part].unflatten(1, (-1, block)).long(), M)
+
+
+def _tiles_of(table: Windows, earlier: list[Windows], query: Tensor, M: int) -> Iterator[Tile]:
+    """Slabs for blocks of sorted queries (X, blocks, block): the first tile of every block, the second, ..."""
+    block, device, query_count = query.shape[2], query.device, table.start.shape[1]
+    start, end = (x.gather(1, query.flatten(1)).view_as(query).long() for x in (table.start, table.end))
+    low = start.masked_fill(end <= start, M).amin(-1)
+    span = (end.amax(-1) - low).clamp(min=0)
+    width = min(M, max(round(1.5 * span.float().mean().item()), block))
+    slab = max(1, SLAB_BYTES // (block * width * 4))
+    pending, offset = torch.nonzero(span > 0), 0
+    while len(pending):
+        for x, b in (part.unbind(1) for part in pending.split(slab)):
+            rank = (low[x, b] + offset)[:, None] + torch.arange(width, device=device)
+            pairs = (rank[:, None] >= start[x, b][..., None]) & (rank[:, None] < end[x, b][..., None])
+            row = x[:, None]
+            key = table.key_order[row, rank.clamp(max=M - 1)].long()
+            for other in earlier:
+                place = other.key_rank[row, key][:, None]
+                begin, stop = (bound[row, query[x, b]][..., None] for bound in (other.start, other.end))
+                pairs &= (place < begin) | (place >= stop)
+            yield Tile(query[x, b] + row * query_count, key + row * M, pairs)
+        offset += width
+        pending = pending[span[pending[:, 0], pending[:, 1]] > offset]
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32

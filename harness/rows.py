@@ -1,0 +1,90 @@
+"""One measurement is one flat row; everything the project reports is a pure function of rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA = 1
+
+Status = Literal["ok", "unsupported", "skipped", "oom", "timeout", "crash", "wrong"]
+Mode = Literal["forward", "train", "decode"]
+
+
+class Case(BaseModel):
+    """What is to be measured: the identity of a row, apart from its round.
+
+    `backend` is a name in `attentions.BACKENDS` or `package.module:Class`; `label` names the series in
+    reports (unique for backend and settings); `settings` go to the backend's constructor. `subject` is
+    "attention", "accuracy" or `package.module:Class`. `n` counts keys, in tokens; in decode mode one
+    token is produced after n.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    subject: str
+    backend: str
+    label: str
+    settings: dict[str, Any]
+    control: bool = False
+    level: Literal["kernel", "layer"]
+    mode: Mode
+    inputs: str
+    n: int
+    batch: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    dtype: Literal["float64", "float32", "bfloat16", "float16"]
+    device: str
+    threads: int
+    causal: bool
+    seed: int
+
+    def digest(self, *parts: str) -> str:
+        """Short stable hash of this identity and of whatever else decides what is measured."""
+        text = json.dumps([self.model_dump(mode="json"), *parts], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Row(Case):
+    """A case's outcome in one round. Bytes, seconds and counts are raw; None where not measured.
+
+    `key` identifies case, environment and source, so that resuming knows what is there already.
+    `kernel` says which implementation ran. `samples_s` are all timed samples, `time_s` their median.
+    `peak_bytes` is the resident high-water mark of one call beyond its inputs, output included;
+    `allocator_bytes` the same from torch's allocator trace; `comparisons_bound` the bound of `cost()`.
+    """
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    run: str
+    key: str
+    round: int
+    status: Status
+    reason: str = ""
+    kernel: str = ""
+    samples_s: list[float] | None = None
+    time_s: float | None = None
+    tokens_per_s: float | None = None
+    prepare_s: float | None = None
+    peak_bytes: float | None = None
+    allocator_bytes: float | None = None
+    output_bytes: float | None = None
+    state_bytes: float | None = None
+    flops: float | None = None
+    comparisons: float | None = None
+    comparisons_bound: float | None = None
+    flops_per_s: float | None = None
+    roofline_share: float | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    @property
+    def case(self) -> Case:
+        """The identity alone."""
+        return Case(**{name: getattr(self, name) for name in Case.model_fields})

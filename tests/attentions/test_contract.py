@@ -1,0 +1,77 @@
+"""The contract over every backend, and over backends that break it on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from attentions import BACKENDS
+from attentions.base import Attention
+from attentions.contract import CHECKS, Candidate, NotApplicable, main, nan_from_values
+from attentions.controls import RandomSupport
+from tests.attentions import broken
+
+# Settings small enough that windows truncate and buckets differ; a backend without an entry runs on its defaults.
+SETTINGS: dict[str, list[dict[str, Any]]] = {
+    "bit_sampling": [
+        {"bits": 2, "tables": 3, "window": 7, "local": 2},
+        {"bits": 1, "tables": 2, "window": 5, "local": 1, "duplicates": "allow", "balanced": True},
+        {"bits": 0, "window": 16, "local": 4},
+        {},
+    ],
+}
+CLASSES: dict[str, type[Attention]] = {**BACKENDS, "random_support": RandomSupport}
+CANDIDATES = {
+    f"{name}-{index}-{'causal' if causal else 'full'}": Candidate(backend, {**settings, "causal": causal})
+    for name, backend in CLASSES.items()
+    for index, settings in enumerate(SETTINGS.get(name, [{}]))
+    for causal in (True, False)
+}
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("candidate", CANDIDATES.values(), ids=CANDIDATES)
+def test_backend_keeps_the_contract(candidate: Candidate, check: Callable[[Candidate], None]) -> None:
+    try:
+        check(candidate)
+    except NotApplicable as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize(("backend", "caught_by"), broken.CASES.items(), ids=lambda x: getattr(x, "__name__", ""))
+def test_broken_backend_fails_the_check_that_should_see_it(backend: type[Attention], caught_by: set[str]) -> None:
+    failed = set()
+    for check in CHECKS:
+        try:
+            check(Candidate(backend))
+        except AssertionError:
+            failed.add(check.__name__)
+        except NotApplicable:
+            pass
+    assert caught_by <= failed
+
+
+def test_every_check_catches_some_broken_backend() -> None:
+    assert {check.__name__ for check in CHECKS} == set().union(*broken.CASES.values())
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_share_of_rows_reached_by_a_future_nan_value_is_a_share(
+    name: str, record_property: Callable[..., None]
+) -> None:
+    share = nan_from_values(Candidate(CLASSES[name]))
+    record_property("nan_from_values", share)
+    print(f"{name}: a NaN value reaches {share:.0%} of the rows before it")
+    assert 0 <= share <= 1
+
+
+def test_command_line_reports_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tests.attentions.broken:Offset"]) == 1
+    assert "agrees_with_naive                  FAILS: 1 queries of 1 keys: relative error" in capsys.readouterr().out
+
+
+def test_command_line_offers_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["flsh"]) == 2
+    assert "did you mean flash" in capsys.readouterr().err
