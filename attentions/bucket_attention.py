@@ -9,17 +9,17 @@ each side.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from attentions.base import Cost, Problem, Stream, require
-from attentions.buckets import Windows, bucket_windows, count_pairs
+from attentions.buckets import Windows
 from attentions.reference import query_positions
 from attentions.support import SupportAttention
-from attentions.window_attention import window_attention
+from attentions.window_attention import sorted_windows, window_attention, window_pairs
 from attentions.window_tiles import BLOCK
 
 
@@ -41,7 +41,7 @@ class BucketAttention(SupportAttention):
         tables: int = 1,
         window: int = 128,
         local: int = 64,
-        duplicates: Literal["once", "allow"] = "once",
+        duplicates: str = "once",
         **shape: Any,
     ) -> None:
         super().__init__(heads, head_dim, **shape)
@@ -77,13 +77,18 @@ class BucketAttention(SupportAttention):
         first: Int[Tensor, " B"] | None = None,
     ) -> list[Windows]:
         """The local window and one of each table, for sequences and key/value heads as rows of X = B·G."""
-        query_codes, key_codes, at = self._codes(q, k, first)
+        query_codes, key_codes = self._codes(q, k, first)
         real = None if first is None else first.to(q.device).repeat_interleave(self.kv_heads)
-        sizes = [self.local, *[self.window] * self.tables]
+        heads = self.heads // self.kv_heads
         return [
-            bucket_windows(of_q, of_k, at, size, causal=self.causal, real=real)
-            for of_q, of_k, size in zip(query_codes, key_codes, sizes, strict=True)
+            sorted_windows(of_q, of_k, heads, codes, size, causal=self.causal, real=real)
+            for of_q, of_k, (codes, size) in zip(query_codes, key_codes, self.rings, strict=True)
         ]
+
+    @property
+    def rings(self) -> list[tuple[int, int]]:
+        """Codes and window of the local table, whose code is always zero, and of each hash table."""
+        return [(1, self.local), *[(self.codes_count, self.window)] * self.tables]
 
     def multiplicity(
         self,
@@ -98,10 +103,10 @@ class BucketAttention(SupportAttention):
         key = torch.arange(M, device=q.device)
         real = torch.zeros(q.shape[0], dtype=torch.long, device=q.device) if first is None else first.to(q.device)
         allowed = ((key >= real[:, None])[:, None] & (at >= real[:, None, None]))[:, None]
-        query_codes, key_codes, _ = self._codes(q, k, first)
+        query_codes, key_codes = self._codes(q, k, first)
         group = self.heads // self.kv_heads
         total = torch.zeros(q.shape[0], self.heads, len(at), M, dtype=torch.int32, device=q.device)
-        for of_q, of_k, size in zip(query_codes, key_codes, [self.local, *[self.window] * self.tables], strict=True):
+        for of_q, of_k, (_, size) in zip(query_codes, key_codes, self.rings, strict=True):
             of_q = of_q.view(q.shape[0], self.heads, N)
             of_q = of_q if rows is None else of_q[:, :, rows.to(q.device)]
             of_k = of_k.view(q.shape[0], self.kv_heads, M).repeat_interleave(group, dim=1)
@@ -113,7 +118,7 @@ class BucketAttention(SupportAttention):
         return total.clamp(max=1) if self.once else total
 
     def comparisons(self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"]) -> Int[Tensor, "B H"]:
-        pairs = count_pairs(self.windows(q, k), once=self.once)
+        pairs = window_pairs(self.windows(q, k), once=self.once)
         return pairs.unflatten(1, (-1, q.shape[2])).sum(-1).view(q.shape[0], self.heads)
 
     def cost(self, problem: Problem) -> Cost:
@@ -144,13 +149,11 @@ class BucketAttention(SupportAttention):
 
     def _codes(
         self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], first: Int[Tensor, " B"] | None
-    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Codes of the local table (all zero) and of every hash table, by X; and the queries' positions."""
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Codes of queries (X, Q) and keys (X, M) for each of `rings`."""
         B, N, M = q.shape[0], q.shape[2], k.shape[2]
         skipped = torch.zeros(B, dtype=torch.long, device=q.device) if first is None else first.to(q.device)
-        key_at = torch.arange(M, device=q.device) - skipped[:, None]
-        of_q = self.codes(q, key_at[:, M - N :], query=True).unflatten(2, (self.kv_heads, -1)).flatten(3, 4)
-        of_k = self.codes(k, key_at, query=False)
-        of_q, of_k = of_q.flatten(1, 2), of_k.flatten(1, 2)
-        at = torch.arange(M - N, M, device=q.device).repeat(self.heads // self.kv_heads).expand(of_q.shape[1], -1)
-        return [torch.zeros_like(of_q[0]), *of_q], [torch.zeros_like(of_k[0]), *of_k], at
+        at = torch.arange(M, device=q.device) - skipped[:, None]
+        of_q = self.codes(q, at[:, M - N :], query=True).unflatten(2, (self.kv_heads, -1)).flatten(3, 4).flatten(1, 2)
+        of_k = self.codes(k, at, query=False).flatten(1, 2)
+        return [torch.zeros_like(of_q[0]), *of_q], [torch.zeros_like(of_k[0]), *of_k]

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from attentions.base import Stream
 from attentions.bucket_attention import BucketAttention
-from attentions.buckets import bucket_windows
-from attentions.window_attention import window_attention
+from attentions.window_attention import sorted_windows, window_attention
 
 
 class BucketStream(Stream):
@@ -22,7 +21,7 @@ class BucketStream(Stream):
     def __init__(self, attention: BucketAttention, batch: int) -> None:
         a = self._attention = attention
         self._rows = batch * a.kv_heads
-        self._rings = [(1, a.local), *[(a.codes_count, a.window)] * a.tables]
+        self._rings = a.rings
         self._length = 0
         self._keys: Tensor | None = None  # X, slots, D; made when dtype and device are known
 
@@ -137,10 +136,10 @@ class BucketStream(Stream):
         old = torch.stack(codes, dim=2).flatten(1, 2)
         keys, values = torch.cat((old_k, k), dim=1), torch.cat((self._values[row, slot], v), dim=1)
         real = most - keep.sum(1)
-        positions = torch.arange(most, most + T, device=q.device).repeat(q.shape[1] // T).expand(len(q), -1)
+        heads = q.shape[1] // T
         tables = []
-        for index, (_, size) in enumerate(self._rings):
+        for index, (n, size) in enumerate(self._rings):
             past = torch.zeros_like(old_at) if index == 0 else old[index - 1]
             both = torch.cat((past, of_k[index]), dim=1)
-            tables.append(bucket_windows(of_q[index], both, positions, size, causal=True, real=real))
+            tables.append(sorted_windows(of_q[index], both, heads, n, size, causal=True, real=real))
         return window_attention(q, keys, values, tables, self._attention.scale, once=self._attention.once)[0]

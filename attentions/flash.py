@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,9 +36,7 @@ class Flash(Attention):
     exact = True
     claimed_time = "n^2"
 
-    def __init__(
-        self, heads: int, head_dim: int, *, impl: Literal["auto", "torch", "flash-attn"] = "auto", **shape: Any
-    ) -> None:
+    def __init__(self, heads: int, head_dim: int, *, impl: str = "auto", **shape: Any) -> None:
         super().__init__(heads, head_dim, **shape)
         require(impl in IMPLEMENTATIONS, "impl", impl, f"one of {', '.join(IMPLEMENTATIONS)}")
         self.impl = impl

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from attentions import window_tiles
-from attentions.buckets import Windows
+from attentions.buckets import Windows, bucket_windows, count_pairs
+from attentions.native import bucket_window
 
 
 def window_attention(
@@ -26,22 +28,53 @@ def window_attention(
     A key that several tables find counts once, or as often as it is found if not `once`. A query without
     keys gets zeros. Selection is not differentiated; nothing of the size of the support is stored.
     """
-    out = _WindowAttention.apply(q, k, v, tables, scale, once)
-    return out, "torch tiles"  # type: ignore[return-value]
+    kernel = bucket_window if bucket_window.available(q.device) else window_tiles
+    out = _WindowAttention.apply(q, k, v, tables, scale, once, kernel)
+    return out, "native" if kernel is bucket_window else "torch fallback"  # type: ignore[return-value]
+
+
+def sorted_windows(
+    query_codes: Int[Tensor, "X Q"],
+    key_codes: Int[Tensor, "X M"],
+    heads: int,
+    codes: int,
+    window: int,
+    *,
+    causal: bool,
+    real: Int[Tensor, " X"] | None = None,
+) -> Windows:
+    """`bucket_windows` for the queries of `heads` heads, which stand last among the keys; codes lie below `codes`.
+
+    Counting sort where it is native and its counters are no larger than the sequence's own arrays.
+    """
+    if bucket_window.available(query_codes.device) and codes <= 4 * key_codes.shape[1] + 4096:
+        return bucket_window.windows(query_codes, key_codes, heads, codes, window, causal=causal, real=real)
+    each, M = query_codes.shape[1] // heads, key_codes.shape[1]
+    at = torch.arange(M - each, M, device=query_codes.device).repeat(heads).expand_as(query_codes)
+    return bucket_windows(query_codes, key_codes, at, window, causal=causal, real=real)
+
+
+def window_pairs(tables: list[Windows], *, once: bool = True) -> Int[Tensor, "X Q"]:
+    """Keys that enter each query's output, over all tables."""
+    if bucket_window.available(tables[0].start.device):
+        return bucket_window.count(tables, once=once)
+    return count_pairs(tables, once=once)
 
 
 class _WindowAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, tables: list[Windows], scale: float, once: bool) -> Tensor:
-        out, lse = window_tiles.forward(q, k, v, tables, scale, once=once)
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, tables: list[Windows], scale: float, once: bool, kernel: ModuleType
+    ) -> Tensor:
+        out, lse = kernel.forward(q, k, v, tables, scale, once=once)
         if any(ctx.needs_input_grad[:3]):
             ctx.save_for_backward(q, k, v, out, lse)
-            ctx.rest = tables, scale, once
+            ctx.rest = tables, scale, once, kernel
         return out.to(q.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
-        tables, scale, once = ctx.rest
-        dq, dk, dv = window_tiles.backward(grads[0], q, k, v, out, lse, tables, scale, once=once)
-        return dq, dk, dv, None, None, None
+        tables, scale, once, kernel = ctx.rest
+        dq, dk, dv = kernel.backward(grads[0], q, k, v, out, lse, tables, scale, once=once)
+        return dq, dk, dv, None, None, None, None

@@ -1,0 +1,531 @@
+// Softmax attention over bucket windows, forward and backward, for CPUs. No library beyond the C++ standard's.
+//
+// What it computes is described in attentions/buckets.py and window_tiles.py; the results are the same up to
+// rounding. Sorted queries go in blocks of 32. Scores lie transposed, a key a row and a query a lane, so that
+// masks, maxima, exponentials and sums run over lanes without shuffles, and key and value rows are read where
+// they lie, never gathered. A group of four queries multiplies only the values inside its own windows.
+//
+// Register blocking: 24 accumulators of 64 bytes with AVX-512, 12 of 32 bytes otherwise.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <thread>
+#include <vector>
+
+namespace {
+
+#ifdef __AVX512F__
+constexpr int kVectorBytes = 64, kAccumulators = 24;
+#else
+constexpr int kVectorBytes = 32, kAccumulators = 12;
+#endif
+constexpr int kBlock = 32;   // sorted queries a block, and lanes of a row of scores
+constexpr int kTile = 192;   // keys a tile: a window of 128 and a block fit, and the scores fit the L1 cache
+constexpr int kGroup = 4;    // queries that share one pass over the values
+constexpr int kChunk = 64;   // blocks that one thread takes at a time
+
+template <typename T>
+struct Vector {
+  typedef T type __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
+  static constexpr int lanes = kVectorBytes / static_cast<int>(sizeof(T));
+};
+
+struct Table {
+  const int32_t *key_order, *key_rank, *query_order, *start, *end;
+};
+
+template <typename T>
+struct Problem {
+  const T *q, *k, *v;
+  int64_t rows, queries, keys, dim, value_dim;
+  std::vector<Table> tables;
+  T scale;
+  bool once;
+  int threads;
+
+  int64_t blocks() const { return (queries + kBlock - 1) / kBlock; }
+};
+
+// Runs work(item, scratch) for every item on a few threads, chunk by chunk; each thread makes its own scratch.
+template <typename Scratch, typename Work>
+void parallel(int threads, int64_t items, int64_t chunk, const Scratch &make, const Work &work) {
+  std::atomic<int64_t> next{0};
+  auto run = [&] {
+    auto scratch = make();
+    for (int64_t begin; (begin = next.fetch_add(chunk)) < items;)
+      for (int64_t item = begin; item < std::min(begin + chunk, items); ++item) work(item, scratch);
+  };
+  std::vector<std::thread> pool;
+  const int64_t useful = std::min<int64_t>(threads, (items + chunk - 1) / chunk);
+  for (int64_t i = 1; i < useful; ++i) pool.emplace_back(run);
+  run();
+  for (auto &thread : pool) thread.join();
+}
+
+// exp for x <= 0 or so: 2^n · p(r) with Cephes' polynomial, relative error 2e-7; zero below the smallest normal.
+inline float exponential(float x) {
+  const float kept = std::max(x, -87.0f);
+  const float n = std::nearbyint(kept * 1.44269504f);
+  const float r = (kept - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  return x < -87.0f ? 0.0f : p * power;
+}
+inline double exponential(double x) { return std::exp(x); }
+
+// One block of sorted queries: who they are, their windows, and the key ranks that these span.
+struct Block {
+  int count = 0;
+  int64_t row = 0;
+  int32_t query[kBlock], low = 0, high = 0;
+  alignas(64) int32_t start[kBlock], end[kBlock];
+  std::vector<int32_t> earlier;  // start and end lanes of every earlier table
+
+  template <typename T>
+  void load(const Problem<T> &p, size_t table, int64_t item) {
+    row = item / p.blocks();
+    const int64_t first = item % p.blocks() * kBlock;
+    count = static_cast<int>(std::min<int64_t>(kBlock, p.queries - first));
+    const Table &t = p.tables[table];
+    low = std::numeric_limits<int32_t>::max(), high = 0;
+    for (int i = 0; i < kBlock; ++i) {
+      query[i] = t.query_order[row * p.queries + first + std::min(i, count - 1)];
+      start[i] = t.start[row * p.queries + query[i]];
+      end[i] = i < count ? t.end[row * p.queries + query[i]] : start[i];  // lanes past the end meet no key
+      if (start[i] < end[i]) low = std::min(low, start[i]), high = std::max(high, end[i]);
+    }
+    low = std::min(low, high);
+    earlier.resize(p.once ? 2 * kBlock * table : 0);
+    for (size_t e = 0; 2 * kBlock * e < earlier.size(); ++e)
+      for (int i = 0; i < kBlock; ++i) {
+        earlier[2 * kBlock * e + i] = p.tables[e].start[row * p.queries + query[i]];
+        earlier[2 * kBlock * e + kBlock + i] = p.tables[e].end[row * p.queries + query[i]];
+      }
+  }
+
+  // Which lanes the key at this rank counts for: 1 or 0 each.
+  template <typename T>
+  void mask(const Problem<T> &p, int32_t rank, int32_t key, int32_t *__restrict__ keep) const {
+    for (int i = 0; i < kBlock; ++i) keep[i] = (start[i] <= rank) & (rank < end[i]);
+    for (size_t e = 0; 2 * kBlock * e < earlier.size(); ++e) {
+      const int32_t place = p.tables[e].key_rank[row * p.keys + key];
+      const int32_t *__restrict__ from = &earlier[2 * kBlock * e], *__restrict__ to = from + kBlock;
+      for (int i = 0; i < kBlock; ++i) keep[i] &= (place < from[i]) | (to[i] <= place);
+    }
+  }
+
+  // The part of [rank, rank + count) that the windows of a group of queries touch, relative to rank.
+  std::pair<int, int> touched(int group, int32_t rank, int count_) const {
+    int32_t from = std::numeric_limits<int32_t>::max(), to = 0;
+    for (int i = group; i < group + kGroup; ++i)
+      if (start[i] < end[i]) from = std::min(from, start[i]), to = std::max(to, end[i]);
+    from = std::max(from, rank), to = std::min(to, rank + count_);
+    return from < to ? std::pair<int, int>{from - rank, to - rank} : std::pair<int, int>{0, 0};
+  }
+};
+
+// scores[j][lane] = sum over d of rows[j][d] · packed[d][lane], for Rows keys at once.
+template <typename T, int Rows>
+void score_rows(const T *const *rows, const T *packed, int64_t dim, T *scores) {
+  using V = typename Vector<T>::type;
+  constexpr int parts = kBlock / Vector<T>::lanes;
+  V sum[Rows][parts] = {};
+  for (int64_t d = 0; d < dim; ++d) {
+    const V *lane = reinterpret_cast<const V *>(packed + d * kBlock);
+    V x[parts];
+    for (int s = 0; s < parts; ++s) x[s] = lane[s];
+    for (int r = 0; r < Rows; ++r)
+      for (int s = 0; s < parts; ++s) sum[r][s] += rows[r][d] * x[s];
+  }
+  for (int r = 0; r < Rows; ++r)
+    for (int s = 0; s < parts; ++s) reinterpret_cast<V *>(scores + r * kBlock)[s] = sum[r][s];
+}
+
+// Scores of `count` keys. `rows` and `scores` have room for a few more, which repeat the last key.
+template <typename T>
+void score(const T **rows, int count, const T *packed, int64_t dim, T *scores) {
+  constexpr int step = kAccumulators / (kBlock / Vector<T>::lanes);
+  for (int j = count; j < count + step; ++j) rows[j] = rows[count - 1];
+  for (int j = 0; j < count; j += step) score_rows<T, step>(rows + j, packed, dim, scores + j * kBlock);
+}
+
+// out[g][:] += sum over j of weight(g, j) · rows[j][:] for kGroup outputs and Parts vectors of their width.
+template <typename T, int Parts>
+void add_part(T *const *out, const T *weight, int64_t group_step, int64_t row_step, const T *const *rows, int from,
+              int to, int64_t offset) {
+  using V = typename Vector<T>::type;
+  V sum[kGroup][Parts];
+  for (int g = 0; g < kGroup; ++g)
+    for (int s = 0; s < Parts; ++s) sum[g][s] = reinterpret_cast<const V *>(out[g] + offset)[s];
+  for (int j = from; j < to; ++j) {
+    const V *row = reinterpret_cast<const V *>(rows[j] + offset);
+    V x[Parts];
+    for (int s = 0; s < Parts; ++s) x[s] = row[s];
+    for (int g = 0; g < kGroup; ++g)
+      for (int s = 0; s < Parts; ++s) sum[g][s] += weight[g * group_step + j * row_step] * x[s];
+  }
+  for (int g = 0; g < kGroup; ++g)
+    for (int s = 0; s < Parts; ++s) reinterpret_cast<V *>(out[g] + offset)[s] = sum[g][s];
+}
+
+template <typename T>
+void add(T *const *out, const T *weight, int64_t group_step, int64_t row_step, const T *const *rows, int from, int to,
+         int64_t width) {
+  constexpr int lanes = Vector<T>::lanes;
+  constexpr int parts = kAccumulators / (kGroup + 2);
+  int64_t offset = 0;
+  for (; offset + parts * lanes <= width; offset += parts * lanes)
+    add_part<T, parts>(out, weight, group_step, row_step, rows, from, to, offset);
+  for (; offset + lanes <= width; offset += lanes)
+    add_part<T, 1>(out, weight, group_step, row_step, rows, from, to, offset);
+}
+
+int64_t padded(int64_t width, int64_t lanes) { return (width + lanes - 1) / lanes * lanes; }
+
+// Rows of a matrix by index: pointers into it, or into a padded copy where its width is no whole vector.
+template <typename T>
+struct Rows {
+  int64_t width, wide;
+  std::vector<T> copy;
+  std::vector<const T *> at;
+
+  Rows(int64_t width_, int capacity)
+      : width(width_), wide(padded(width_, Vector<T>::lanes)), at(capacity + kAccumulators) {
+    if (wide != width) copy.assign(capacity * wide, T(0));
+  }
+  void set(int j, const T *row) {
+    if (copy.empty()) {
+      at[j] = row;
+    } else {
+      std::copy(row, row + width, &copy[j * wide]);
+      at[j] = &copy[j * wide];
+    }
+  }
+};
+
+// Rows of the block's queries, transposed and scaled: packed[d][lane].
+template <typename T>
+void pack(const Block &b, const T *base, int64_t queries, int64_t dim, T scale, T *packed) {
+  for (int i = 0; i < kBlock; ++i) {
+    const T *row = base + (b.row * queries + b.query[i]) * dim;
+    for (int64_t d = 0; d < dim; ++d) packed[d * kBlock + i] = row[d] * scale;
+  }
+}
+
+template <typename T>
+struct Forward {
+  Block block;
+  Rows<T> keys, values;
+  std::vector<T> packed, scores, sum;
+  T *out[kBlock];
+
+  explicit Forward(const Problem<T> &p)
+      : keys(p.dim, kTile), values(p.value_dim, kTile), packed(p.dim * kBlock),
+        scores((kTile + kAccumulators) * kBlock), sum(kBlock * values.wide) {
+    for (int i = 0; i < kBlock; ++i) out[i] = &sum[i * values.wide];
+  }
+
+  void run(const Problem<T> &p, size_t table, int64_t item, T *result, T *top, T *total) {
+    block.load(p, table, item);
+    if (block.low == block.high) return;
+    alignas(64) T most[kBlock], weight[kBlock];
+    alignas(64) int32_t keep[kBlock];
+    for (int i = 0; i < kBlock; ++i) {
+      const int64_t at = block.row * p.queries + block.query[i];
+      most[i] = top[at], weight[i] = total[at];
+      std::copy(result + at * p.value_dim, result + (at + 1) * p.value_dim, out[i]);
+    }
+    pack(block, p.q, p.queries, p.dim, p.scale, packed.data());
+    const int32_t *order = p.tables[table].key_order + block.row * p.keys;
+    for (int32_t rank = block.low; rank < block.high; rank += kTile) {
+      const int count = std::min<int32_t>(kTile, block.high - rank);
+      for (int j = 0; j < count; ++j) {
+        const int64_t key = block.row * p.keys + order[rank + j];
+        keys.set(j, p.k + key * p.dim);
+        values.set(j, p.v + key * p.value_dim);
+      }
+      score(keys.at.data(), count, packed.data(), p.dim, scores.data());
+      alignas(64) T higher[kBlock];
+      std::copy(most, most + kBlock, higher);
+      for (int j = 0; j < count; ++j) {
+        T *__restrict__ s = &scores[j * kBlock];
+        block.mask(p, rank + j, order[rank + j], keep);
+        for (int i = 0; i < kBlock; ++i) {
+          s[i] = keep[i] ? s[i] : -std::numeric_limits<T>::infinity();
+          higher[i] = std::max(higher[i], s[i]);
+        }
+      }
+      for (int i = 0; i < kBlock; ++i) {
+        const T anchor = std::max(higher[i], std::numeric_limits<T>::lowest());
+        const T shrink = exponential(most[i] - anchor);
+        weight[i] *= shrink;
+        if (shrink != T(1))
+          for (int64_t e = 0; e < p.value_dim; ++e) out[i][e] *= shrink;
+        most[i] = higher[i], higher[i] = anchor;
+      }
+      for (int j = 0; j < count; ++j) {
+        T *__restrict__ s = &scores[j * kBlock];
+        for (int i = 0; i < kBlock; ++i) s[i] = exponential(s[i] - higher[i]);
+        for (int i = 0; i < kBlock; ++i) weight[i] += s[i];
+      }
+      for (int g = 0; g < kBlock; g += kGroup) {
+        const auto [from, to] = block.touched(g, rank, count);
+        if (from < to) add(out + g, &scores[g], 1, kBlock, values.at.data(), from, to, values.wide);
+      }
+    }
+    for (int i = 0; i < block.count; ++i) {
+      const int64_t at = block.row * p.queries + block.query[i];
+      top[at] = most[i], total[at] = weight[i];
+      std::copy(out[i], out[i] + p.value_dim, result + at * p.value_dim);
+    }
+  }
+};
+
+template <typename T>
+void forward(const Problem<T> &p, T *out, T *lse) {
+  const int64_t n = p.rows * p.queries;
+  std::vector<T> top(n, -std::numeric_limits<T>::infinity()), total(n, T(0));
+  std::fill(out, out + n * p.value_dim, T(0));
+  for (size_t t = 0; t < p.tables.size(); ++t)
+    parallel(p.threads, p.rows * p.blocks(), kChunk, [&] { return Forward<T>(p); },
+             [&](int64_t item, Forward<T> &f) { f.run(p, t, item, out, top.data(), total.data()); });
+  parallel(p.threads, n, 4096, [] { return 0; }, [&](int64_t at, int) {
+    const T by = total[at] > 0 ? 1 / total[at] : T(0);
+    for (int64_t e = 0; e < p.value_dim; ++e) out[at * p.value_dim + e] *= by;
+    lse[at] = top[at] + std::log(total[at]);
+  });
+}
+
+// A run of blocks of one row and table, with the gradients of the key ranks that they span.
+template <typename T>
+struct Run {
+  int32_t low = 0, high = 0;
+  std::vector<T> dk, dv;
+};
+
+template <typename T>
+struct Backward {
+  Block block;
+  Rows<T> keys, values, queries, grads;
+  std::vector<T> packed_q, packed_g, scores, flow, dq, spare;
+  T *dq_at[kBlock];
+  alignas(64) T log_sum[kBlock], inner[kBlock];
+
+  explicit Backward(const Problem<T> &p)
+      : keys(p.dim, kTile), values(p.value_dim, kTile), queries(p.dim, kBlock), grads(p.value_dim, kBlock),
+        packed_q(p.dim * kBlock), packed_g(p.value_dim * kBlock), scores((kTile + kAccumulators) * kBlock),
+        flow((kTile + kAccumulators) * kBlock), dq(kBlock * keys.wide),
+        spare(kGroup * std::max(keys.wide, values.wide)) {
+    for (int i = 0; i < kBlock; ++i) dq_at[i] = &dq[i * keys.wide];
+  }
+
+  void run(const Problem<T> &p, size_t table, int64_t item, const T *grad, const T *lse, const T *delta, T *dq_out,
+           Run<T> &into) {
+    block.load(p, table, item);
+    if (block.low == block.high) return;
+    alignas(64) int32_t keep[kBlock];
+    for (int i = 0; i < kBlock; ++i) {
+      const int64_t at = block.row * p.queries + block.query[i];
+      const bool any = lse[at] > -std::numeric_limits<T>::infinity();
+      log_sum[i] = any ? lse[at] : T(0), inner[i] = delta[at];
+      queries.set(i, p.q + at * p.dim), grads.set(i, grad + at * p.value_dim);
+    }
+    std::fill(dq.begin(), dq.end(), T(0));
+    pack(block, p.q, p.queries, p.dim, p.scale, packed_q.data());
+    pack(block, grad, p.queries, p.value_dim, T(1), packed_g.data());
+    const int32_t *order = p.tables[table].key_order + block.row * p.keys;
+    for (int32_t rank = block.low; rank < block.high; rank += kTile) {
+      const int count = std::min<int32_t>(kTile, block.high - rank);
+      for (int j = 0; j < count; ++j) {
+        const int64_t key = block.row * p.keys + order[rank + j];
+        keys.set(j, p.k + key * p.dim), values.set(j, p.v + key * p.value_dim);
+      }
+      score(keys.at.data(), count, packed_q.data(), p.dim, scores.data());
+      score(values.at.data(), count, packed_g.data(), p.value_dim, flow.data());
+      for (int j = 0; j < count; ++j) {
+        T *__restrict__ s = &scores[j * kBlock], *__restrict__ f = &flow[j * kBlock];
+        block.mask(p, rank + j, order[rank + j], keep);
+        for (int i = 0; i < kBlock; ++i) {
+          s[i] = keep[i] ? exponential(s[i] - log_sum[i]) : T(0);
+          f[i] = keep[i] ? s[i] * (f[i] - inner[i]) * p.scale : T(0);
+        }
+      }
+      for (int g = 0; g < kBlock; g += kGroup) {
+        const auto [from, to] = block.touched(g, rank, count);
+        if (from < to) add(dq_at + g, &flow[g], 1, kBlock, keys.at.data(), from, to, keys.wide);
+      }
+      for (int j = 0; j < count; j += kGroup) {
+        spread(into.dk.data(), into.low, rank + j, count - j, &flow[j * kBlock], queries);
+        spread(into.dv.data(), into.low, rank + j, count - j, &scores[j * kBlock], grads);
+      }
+    }
+    for (int i = 0; i < block.count; ++i) {
+      T *to = dq_out + (block.row * p.queries + block.query[i]) * p.dim;
+      for (int64_t d = 0; d < p.dim; ++d) to[d] += dq_at[i][d];
+    }
+  }
+
+  // Gradients of up to kGroup keys: the block's rows weighted by one row of scores each.
+  void spread(T *into, int32_t low, int32_t rank, int left, const T *weight, const Rows<T> &rows) {
+    T *out[kGroup];
+    for (int g = 0; g < kGroup; ++g)
+      out[g] = g < left ? into + (rank + g - low) * rows.wide : &spare[g * rows.wide];
+    add(out, weight, kBlock, 1, rows.at.data(), 0, kBlock, rows.wide);
+  }
+};
+
+template <typename T>
+void backward_of_row(const Problem<T> &p, size_t table, int64_t row, const T *grad, const T *lse, const T *delta, T *dq,
+                     T *dk, T *dv) {
+  const int64_t runs = (p.blocks() + kChunk - 1) / kChunk;
+  const int64_t wide_k = padded(p.dim, Vector<T>::lanes), wide_v = padded(p.value_dim, Vector<T>::lanes);
+  std::vector<Run<T>> done(runs);
+  parallel(p.threads, runs, 1, [&] { return Backward<T>(p); }, [&](int64_t r, Backward<T> &b) {
+    const int64_t first = row * p.blocks() + r * kChunk;
+    const int64_t last = std::min(row * p.blocks() + p.blocks(), first + kChunk);
+    Run<T> &run = done[r];
+    run.low = std::numeric_limits<int32_t>::max();
+    for (int64_t item = first; item < last; ++item) {
+      b.block.load(p, table, item);
+      if (b.block.low < b.block.high)
+        run.low = std::min(run.low, b.block.low), run.high = std::max(run.high, b.block.high);
+    }
+    if (run.low >= run.high) return;
+    run.dk.assign((run.high - run.low) * wide_k, T(0));
+    run.dv.assign((run.high - run.low) * wide_v, T(0));
+    for (int64_t item = first; item < last; ++item) b.run(p, table, item, grad, lse, delta, dq, run);
+  });
+  // In order, so that the sums do not depend on which thread was first.
+  const int32_t *order = p.tables[table].key_order + row * p.keys;
+  for (const Run<T> &run : done)
+    for (int32_t rank = run.low; rank < run.high; ++rank) {
+      const int64_t key = row * p.keys + order[rank];
+      const T *from_k = &run.dk[(rank - run.low) * wide_k], *from_v = &run.dv[(rank - run.low) * wide_v];
+      for (int64_t d = 0; d < p.dim; ++d) dk[key * p.dim + d] += from_k[d];
+      for (int64_t e = 0; e < p.value_dim; ++e) dv[key * p.value_dim + e] += from_v[e];
+    }
+}
+
+template <typename T>
+void backward(const Problem<T> &p, const T *grad, const T *out, const T *lse, T *dq, T *dk, T *dv) {
+  std::vector<T> delta(p.rows * p.queries, T(0));
+  parallel(p.threads, p.rows * p.queries, 4096, [] { return 0; }, [&](int64_t at, int) {
+    for (int64_t e = 0; e < p.value_dim; ++e) delta[at] += grad[at * p.value_dim + e] * out[at * p.value_dim + e];
+  });
+  for (size_t t = 0; t < p.tables.size(); ++t)
+    for (int64_t row = 0; row < p.rows; ++row)
+      backward_of_row(p, t, row, grad, lse, delta.data(), dq, dk, dv);
+}
+
+// Keys that count for each query, over all tables.
+template <typename T>
+void count(const Problem<T> &p, int64_t *found) {
+  std::fill(found, found + p.rows * p.queries, 0);
+  for (size_t t = 0; t < p.tables.size(); ++t)
+    parallel(p.threads, p.rows * p.blocks(), kChunk, [] { return Block(); }, [&](int64_t item, Block &b) {
+      b.load(p, t, item);
+      alignas(64) int32_t keep[kBlock], sum[kBlock] = {};
+      const int32_t *order = p.tables[t].key_order + b.row * p.keys;
+      for (int32_t rank = b.low; rank < b.high; ++rank) {
+        b.mask(p, rank, order[rank], keep);
+        for (int i = 0; i < kBlock; ++i) sum[i] += keep[i];
+      }
+      for (int i = 0; i < b.count; ++i) found[b.row * p.queries + b.query[i]] += sum[i];
+    });
+}
+
+// The windows of one row by counting sort: see bucket_windows in attentions/buckets.py. `real` is the first key that
+// is no padding; queries of a group of heads lie one head after the other, each in the order of positions.
+void sort_row(const int32_t *query_codes, const int32_t *key_codes, int64_t queries, int64_t keys, int64_t heads,
+              int64_t codes, int64_t window, bool causal, int64_t real, int32_t *key_order, int32_t *key_rank,
+              int32_t *query_order, int32_t *start, int32_t *end) {
+  const int64_t each = queries / heads, past = keys - each, hidden = std::min(keys, std::max<int64_t>(real, 0));
+  std::vector<int32_t> bucket(codes + 1, 0), sorted(codes + 1, 0);
+  for (int64_t j = hidden; j < keys; ++j) ++bucket[key_codes[j] + 1];
+  bucket[0] = static_cast<int32_t>(hidden);  // padding lies in front, in no bucket
+  for (int64_t c = 0; c < codes; ++c) bucket[c + 1] += bucket[c];
+  std::vector<int32_t> next(bucket.begin(), bucket.end() - 1);
+  for (int64_t j = 0; j < keys; ++j) {
+    const int32_t rank = j < hidden ? static_cast<int32_t>(j) : next[key_codes[j]]++;
+    key_order[rank] = static_cast<int32_t>(j), key_rank[j] = rank;
+  }
+  const int64_t padded = std::clamp<int64_t>(hidden - past, 0, each);
+  int32_t front = 0;
+  for (int64_t i = 0; i < padded; ++i)
+    for (int64_t h = 0; h < heads; ++h) {
+      const int64_t at = h * each + i;
+      query_order[front++] = static_cast<int32_t>(at), start[at] = end[at] = 0;
+    }
+  for (int64_t h = 0; h < heads; ++h)
+    for (int64_t i = padded; i < each; ++i) ++sorted[query_codes[h * each + i] + 1];
+  sorted[0] = front;
+  for (int64_t c = 0; c < codes; ++c) sorted[c + 1] += sorted[c];
+  for (int64_t i = padded; i < each; ++i)
+    for (int64_t h = 0; h < heads; ++h) {
+      const int64_t at = h * each + i;
+      query_order[sorted[query_codes[at]]++] = static_cast<int32_t>(at);
+    }
+  std::copy(bucket.begin(), bucket.end() - 1, next.begin());
+  for (int64_t rank = front; rank < queries; ++rank) {  // positions ascend within a code, and `next` follows them
+    const int32_t at = query_order[rank], code = query_codes[at];
+    const int64_t position = past + at % each;
+    int32_t &reached = next[code];
+    while (reached < bucket[code + 1] && key_order[reached] <= position) ++reached;
+    start[at] = std::max<int64_t>(bucket[code], reached - window);
+    end[at] = causal ? reached : std::min<int64_t>(bucket[code + 1], reached + window);
+  }
+}
+
+// `index` holds five pointers a table, as in Table; `sizes` rows, queries, keys, dim, value_dim, tables, once, threads.
+template <typename T>
+Problem<T> problem(const T *q, const T *k, const T *v, const int32_t *const *index, const int64_t *sizes, double scale) {
+  Problem<T> p{q, k, v, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], {}, static_cast<T>(scale), sizes[6] != 0,
+               static_cast<int>(sizes[7])};
+  for (int64_t t = 0; t < sizes[5]; ++t)
+    p.tables.push_back({index[5 * t], index[5 * t + 1], index[5 * t + 2], index[5 * t + 3], index[5 * t + 4]});
+  return p;
+}
+
+}  // namespace
+
+#define EXPORT(T, NAME)                                                                                               \
+  extern "C" void window_forward_##NAME(const T *q, const T *k, const T *v, const int32_t *const *index,              \
+                                        const int64_t *sizes, double scale, T *out, T *lse) {                         \
+    forward(problem(q, k, v, index, sizes, scale), out, lse);                                                         \
+  }                                                                                                                   \
+  extern "C" void window_backward_##NAME(const T *q, const T *k, const T *v, const int32_t *const *index,             \
+                                         const int64_t *sizes, double scale, const T *grad, const T *out,             \
+                                         const T *lse, T *dq, T *dk, T *dv) {                                         \
+    backward(problem(q, k, v, index, sizes, scale), grad, out, lse, dq, dk, dv);                                      \
+  }
+
+EXPORT(float, float32)
+EXPORT(double, float64)
+
+extern "C" void window_count(const int32_t *const *index, const int64_t *sizes, int64_t *found) {
+  count(problem<float>(nullptr, nullptr, nullptr, index, sizes, 1.0), found);
+}
+
+// `sizes` rows, queries, keys, heads of a group, codes, window, causal, threads; `real` a number a row.
+extern "C" void window_sort(const int32_t *query_codes, const int32_t *key_codes, const int64_t *real,
+                            const int64_t *sizes, int32_t *key_order, int32_t *key_rank, int32_t *query_order,
+                            int32_t *start, int32_t *end) {
+  const int64_t queries = sizes[1], keys = sizes[2];
+  parallel(static_cast<int>(sizes[7]), sizes[0], 1, [] { return 0; }, [&](int64_t row, int) {
+    const int64_t q = row * queries, k = row * keys;
+    sort_row(query_codes + q, key_codes + k, queries, keys, sizes[3], sizes[4], sizes[5], sizes[6] != 0, real[row],
+             key_order + k, key_rank + k, query_order + q, start + q, end + q);
+  });
+}
