@@ -1,0 +1,41 @@
+# Everything runs in .venv, which the first target that needs it sets up. `make PYTHON=python3.12 test` picks another
+# interpreter; `make VENV= PY=python3 gpu` uses an environment that is there already.
+PYTHON ?= python3
+VENV ?= .venv
+PY ?= $(VENV)/bin/python
+READY := $(if $(VENV),$(VENV)/.ready,)
+CONF ?= conf.yml
+WORKERS ?= 2
+PACKAGES := attentions harness tasks tests benchmarks
+
+.PHONY: bench test test-all lint report gpu clean
+
+bench: $(READY)  ## run the sweep of conf.yml and say where the report lies
+	$(PY) -m harness.sweep $(CONF)
+
+test: lint  ## lint, types and every test that is not slow
+	$(PY) -m pytest -n $(WORKERS)
+
+test-all: lint  ## the slow tests too
+	$(PY) -m pytest -n $(WORKERS) -m "slow or not slow"
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright
+
+report: $(READY)  ## render the newest run again: make report, or make report RUN=reports/runs/...
+	$(PY) -m harness.report $(or $(RUN),$(shell ls -dt reports/runs/*/ | head -n 1))
+
+gpu: $(READY)  ## contract suite and a bfloat16 sweep on the CUDA device
+	$(PY) -m attentions.contract --all --device cuda --quiet
+	$(PY) -m harness.sweep $(CONF) --set device=cuda --set dtype=bfloat16 --set budget.total_s=360
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) reports/runs
