@@ -14,6 +14,8 @@ from typing import Any
 from attentions.base import Attention, Cost, Problem, Stream
 from attentions.bit_sampling import BitSampling
 from attentions.flash import Flash
+from attentions.lsh_forest import LSHForest
+from attentions.simhash import SimHashAttention
 from attentions.vanilla import Vanilla
 
 __all__ = ["BACKENDS", "Attention", "Cost", "Problem", "Stream", "build", "resolve", "settings_of"]
@@ -22,6 +24,8 @@ BACKENDS: dict[str, type[Attention]] = {
     "vanilla": Vanilla,
     "flash": Flash,
     "bit_sampling": BitSampling,
+    "simhash": SimHashAttention,
+    "lsh_forest": LSHForest,
 }
 
 

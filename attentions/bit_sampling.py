@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attentions.bucket_attention import BucketAttention
-from attentions.hashing import BitSamplingHash, bits_for
+from attentions.hashing import BitSamplingHash, resolve_bits
 
 
 class BitSampling(BucketAttention):
@@ -46,16 +46,3 @@ class BitSampling(BucketAttention):
 
     def codes(self, x: Float[Tensor, "B H N D"], at: Int[Tensor, "B N"], *, query: bool) -> Int[Tensor, "tables B H N"]:
         return self.hash(x)
-
-
-def resolve_bits(bits: int | None, max_len: int | None, bucket: int) -> int:
-    """The number given, or the one that leaves about `bucket` keys to a code at `max_len` keys.
-
-    Raises ValueError where neither bits nor max_len is known: the sequence at hand may not decide, since
-    then later tokens would change earlier codes.
-    """
-    if bits is not None:
-        return bits
-    if max_len is None:
-        raise ValueError("bits=None is not allowed without max_len: bits are derived from it, never from the input")
-    return bits_for(max_len, bucket)

@@ -19,7 +19,7 @@ from attentions.base import Cost, Problem, Stream, require
 from attentions.buckets import Windows
 from attentions.reference import query_positions
 from attentions.support import SupportAttention
-from attentions.window_attention import sorted_windows, window_attention, window_pairs
+from attentions.window_attention import attend, by_key_head, sorted_windows, window_pairs
 from attentions.window_tiles import BLOCK
 
 
@@ -64,10 +64,8 @@ class BucketAttention(SupportAttention):
         *,
         first: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B H N E"]:
-        tables = self.windows(q, k, first=first)
-        flat = q.unflatten(1, (self.kv_heads, -1)).flatten(2, 3).flatten(0, 1)
-        out, self.kernel = window_attention(flat, k.flatten(0, 1), v.flatten(0, 1), tables, self.scale, once=self.once)
-        return out.unflatten(1, (-1, q.shape[2])).unflatten(0, (q.shape[0], self.kv_heads)).flatten(1, 2)
+        out, self.kernel = attend(q, k, v, self.windows(q, k, first=first), self.scale, once=self.once)
+        return out
 
     def windows(
         self,
@@ -154,6 +152,6 @@ class BucketAttention(SupportAttention):
         B, N, M = q.shape[0], q.shape[2], k.shape[2]
         skipped = torch.zeros(B, dtype=torch.long, device=q.device) if first is None else first.to(q.device)
         at = torch.arange(M, device=q.device) - skipped[:, None]
-        of_q = self.codes(q, at[:, M - N :], query=True).unflatten(2, (self.kv_heads, -1)).flatten(3, 4).flatten(1, 2)
-        of_k = self.codes(k, at, query=False).flatten(1, 2)
+        of_q = [by_key_head(x, self.kv_heads).flatten(0, 1) for x in self.codes(q, at[:, M - N :], query=True)]
+        of_k = [x.flatten(0, 1) for x in self.codes(k, at, query=False)]
         return [torch.zeros_like(of_q[0]), *of_q], [torch.zeros_like(of_k[0]), *of_k]

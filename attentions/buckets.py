@@ -15,18 +15,34 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Members:
+    """How to tell whether a key lies in a query's window without its rank, so that a union counts it once.
+
+    It does when the two codes agree above `shift` bits and the key lies from `oldest` to `newest`.
+    """
+
+    key_code: Int[Tensor, "X M"]
+    query_code: Int[Tensor, "X Q"]
+    shift: Int[Tensor, "X Q"]
+    oldest: Int[Tensor, "X Q"]
+    newest: Int[Tensor, "X Q"]
+
+
+@dataclass(frozen=True)
 class Windows:
     """The windows of one table. X counts sequence and key/value head pairs; Q queries, all heads of a group.
 
-    `key_order` sorted rank -> key; `key_rank` its inverse; `query_order` sorted rank -> query; `start`, `end`
-    the range of sorted ranks that each query (in its own order) attends to.
+    `key_order` gives the key at each sorted rank; P is M, or a multiple where keys are sorted in several ways.
+    `query_order` gives the query at each sorted rank, `start` and `end` the key ranks that each query (in its
+    own order) attends to. Keys at or after `before`, where given, are left out of the window.
     """
 
-    key_order: Int[Tensor, "X M"]
-    key_rank: Int[Tensor, "X M"]
+    key_order: Int[Tensor, "X P"]
     query_order: Int[Tensor, "X Q"]
     start: Int[Tensor, "X Q"]
     end: Int[Tensor, "X Q"]
+    members: Members | None = None
+    before: Int[Tensor, "X Q"] | None = None
 
 
 def bucket_windows(
@@ -48,7 +64,6 @@ def bucket_windows(
     if real is not None:  # padding sorts to the front, under a code that no query has
         key_codes = key_codes.masked_fill(keys < real[:, None], -1)
     key_order = torch.sort(key_codes, dim=1, stable=True).indices
-    key_rank = torch.empty_like(key_order).scatter_(1, key_order, keys.expand_as(key_order))
     place = key_codes.gather(1, key_order) * M + key_order
     bucket = query_codes * M
     end = torch.searchsorted(place, bucket + query_at, right=True)
@@ -61,36 +76,92 @@ def bucket_windows(
         start, end = start.masked_fill(padded, 0), end.masked_fill(padded, 0)
         sort_key = sort_key.masked_fill(padded, -1)
     query_order = torch.argsort(sort_key, dim=1, stable=True)
-    return Windows(*(x.int() for x in (key_order, key_rank, query_order, start, end)))
+    members = members_of(key_order, key_codes, query_codes, torch.zeros_like(start), start, end)
+    return Windows(*(x.int() for x in (key_order, query_order, start, end)), members=members)
+
+
+def forest_windows(
+    query_codes: Int[Tensor, "X Q"],
+    key_codes: Int[Tensor, "X M"],
+    heads: int,
+    codes: int,
+    window: int,
+    *,
+    causal: bool,
+    real: Int[Tensor, " X"] | None,
+    forest: tuple[int, int],
+) -> Windows:
+    """The windows of one tree of an LSH forest: of all depths, the deepest whose bucket holds enough keys.
+
+    `forest` is the number of bits and the fewest keys, at or before a causal query, that a bucket deeper than
+    the root must hold. `key_order` holds the keys sorted by the first 0, 1, ... bits, one after the other.
+    """
+    (bits, fewest), M = forest, key_codes.shape[1]
+    each = query_codes.shape[1] // heads
+    at = torch.arange(M - each, M, device=query_codes.device).repeat(heads).expand_as(query_codes)
+    order, start, end, shift = [], torch.zeros_like(at), torch.zeros_like(at), torch.full_like(at, bits)
+    for depth in range(bits + 1):
+        of_q, of_k = query_codes >> (bits - depth), key_codes >> (bits - depth)
+        bucket = bucket_windows(of_q, of_k, at, M, causal=causal, real=real)  # as wide as there are keys
+        enough = (bucket.end - bucket.start >= fewest) if depth else torch.ones_like(at, dtype=torch.bool)
+        chosen = bucket_windows(of_q, of_k, at, window, causal=causal, real=real)
+        order.append(bucket.key_order)
+        start = torch.where(enough, chosen.start + depth * M, start)
+        end = torch.where(enough, chosen.end + depth * M, end)
+        shift = shift.masked_fill(enough, bits - depth)
+    key_order = torch.cat(order, dim=1)
+    by_position = torch.argsort(at, dim=1, stable=True)
+    query_order = by_position.gather(1, torch.argsort(end.gather(1, by_position), dim=1, stable=True))
+    members = members_of(key_order, key_codes, query_codes, shift, start, end)
+    return Windows(*(x.int() for x in (key_order, query_order, start, end)), members=members)
+
+
+def members_of(
+    key_order: Int[Tensor, "X P"],
+    key_codes: Int[Tensor, "X M"],
+    query_codes: Int[Tensor, "X Q"],
+    shift: Int[Tensor, "X Q"],
+    start: Int[Tensor, "X Q"],
+    end: Int[Tensor, "X Q"],
+) -> Members:
+    """The oldest and newest key of each window; an empty one has none between them."""
+    last = key_order.shape[1] - 1
+    oldest, newest = (key_order.gather(1, rank.long().clamp(0, last)) for rank in (start, end - 1))
+    oldest = oldest.masked_fill(end <= start, key_codes.shape[1])
+    return Members(*(x.int() for x in (key_codes, query_codes, shift, oldest, newest)))
 
 
 def count_pairs(tables: list[Windows], *, once: bool, chunk: int = 1 << 22) -> Int[Tensor, "X Q"]:
     """Keys in the windows of each query, over all tables; a key that several tables find counts once if `once`."""
     total = torch.zeros_like(tables[0].start, dtype=torch.int64)
+    rows = torch.arange(len(total), device=total.device)[:, None, None]
     for index, table in enumerate(tables):
-        size = table.end - table.start
-        if not once or index == 0:
-            total += size
-            continue
-        width = max(int(size.max()), 1)
-        step = max(1, chunk // (width * size.shape[0]))
-        for begin in range(0, size.shape[1], step):
-            part = slice(begin, begin + step)
-            rank = table.start[:, part, None] + torch.arange(width, device=size.device, dtype=torch.int32)
-            valid = rank < table.end[:, part, None]
-            key = _take(table.key_order, rank.clamp(max=table.key_order.shape[1] - 1))
-            total[:, part] += (valid & ~covered(tables[:index], key, part)).sum(-1)
+        width = max(int((table.end - table.start).max()), 1)
+        step = max(1, chunk // (width * len(total)))
+        for part in torch.arange(total.shape[1], device=total.device).split(step):
+            rank = table.start[:, part, None] + torch.arange(width, device=total.device)
+            inside = rank < table.end[:, part, None]
+            key = table.key_order[rows, rank.clamp(max=table.key_order.shape[1] - 1)]
+            query = part[None, :, None]
+            total[:, part] += (inside & counts(tables, index, rows, query, key, once=once)).sum(-1)
     return total
 
 
-def covered(earlier: list[Windows], key: Int[Tensor, "X P W"], queries: slice) -> Bool[Tensor, "X P W"]:
-    """Whether an earlier table's window of the same query holds the key already."""
-    found = torch.zeros(key.shape, dtype=torch.bool, device=key.device)
-    for table in earlier:
-        rank = _take(table.key_rank, key)
-        found |= (rank >= table.start[:, queries, None]) & (rank < table.end[:, queries, None])
-    return found
+def counts(
+    tables: list[Windows], index: int, row: Int[Tensor, ...], query: Tensor, key: Tensor, *, once: bool
+) -> Bool[Tensor, ...]:
+    """Whether keys in the windows of a table count there: within `before`, and in no earlier table's if `once`.
 
-
-def _take(values: Int[Tensor, "X M"], index: Int[Tensor, "X P W"]) -> Int[Tensor, "X P W"]:
-    return values.gather(1, index.flatten(1).long()).view(index.shape)
+    `row`, `query` and `key` broadcast together; the pairs are taken to lie in the table's [start, end).
+    """
+    table = tables[index]
+    keep = torch.ones_like(key, dtype=torch.bool)
+    if table.before is not None:
+        keep = keep & (key < table.before[row, query])
+    for other in tables[:index] if once else []:
+        m = other.members
+        assert m is not None, "a union needs to know the members of its windows"
+        differ = (m.key_code[row, key] ^ m.query_code[row, query]) >> m.shift[row, query]
+        within = (m.oldest[row, query] <= key) & (key <= m.newest[row, query])
+        keep = keep & ~((differ == 0) & within)
+    return keep

@@ -2,90 +2,29 @@
 
     python -m attentions.contract my_package.my_module:MyAttention
 
-prints one line a check, with what is wrong. Each check is a function of a `Candidate` that raises
-AssertionError with the reason, or `NotApplicable`. Every axis has another prime length, so that no
-transposition passes unnoticed; agreement is measured in float64 against the candidate's own `naive`.
+prints one line a check, with what is wrong; `--all` checks every backend, `--device cuda` on a GPU. Each check
+is a function of a `Candidate` that raises AssertionError with the reason, or `NotApplicable`. Agreement is
+measured in float64 against the candidate's own `naive`.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from attentions.base import Attention, problem_of
-
-B, G, H, D, E = 2, 3, 6, 11, 7
-LENGTHS = ((1, 1), (63, 63), (500, 500), (67, 67), (1, 67), (13, 101))
-EXACTLY = 1e-12  # rounding of float64, relative
-
-
-class NotApplicable(Exception):  # noqa: N818 (it is no error)
-    """The check has nothing to say about this candidate; the message says why."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A class and the settings to try it with, `causal` among them or left at True."""
-
-    backend: type[Attention]
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def causal(self) -> bool:
-        """Whether later keys are hidden."""
-        return self.settings.get("causal", True)
-
-    def make(self, dtype: torch.dtype = torch.float64, **shape: Any) -> Attention:
-        """A fresh attention in eval mode, learnt on a calibration sample."""
-        sizes: dict[str, Any] = (
-            {"heads": H, "head_dim": D, "kv_heads": G, "value_dim": E, "max_len": 512} | dict(self.settings) | shape
-        )
-        attention = self.backend(**sizes).to(dtype)
-        q, k, v = sample(attention, 256, 256, dtype=dtype, seed=99)
-        attention.prepare(q, k, v)
-        return attention.eval()
-
-
-def sample(
-    attention: Attention,
-    queries: int,
-    keys: int,
-    *,
-    dtype: torch.dtype = torch.float64,
-    seed: int = 0,
-    grad: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gaussian q, k, v of the attention's sizes, batch B."""
-    generator = torch.Generator().manual_seed(seed)
-    a = attention
-    shapes = (
-        (B, a.heads, queries, a.head_dim),
-        (B, a.kv_heads, keys, a.head_dim),
-        (B, a.kv_heads, keys, a.value_dim),
-    )
-    q, k, v = (torch.randn(s, dtype=torch.float64, generator=generator).to(dtype).requires_grad_(grad) for s in shapes)
-    return q, k, v
-
-
-def agree(got: Tensor, want: Tensor, tolerance: float, what: str) -> None:
-    """Assert that two tensors differ by at most `tolerance` of the wanted one's norm."""
-    assert got.shape == want.shape, f"{what}: shape {tuple(got.shape)} instead of {tuple(want.shape)}"
-    assert torch.isfinite(got).all(), f"{what}: NaN or infinite values"
-    error = ((got.double() - want.double()).norm() / want.double().norm().clamp(min=1e-3)).item()
-    assert error <= tolerance, f"{what}: relative error {error:.2e} is above {tolerance:.0e}"
+from attentions.candidate import EXACTLY, LENGTHS, B, Candidate, E, G, H, NotApplicable, agree
 
 
 def same_dtype_shape_and_device(c: Candidate) -> None:
     """The output has q's dtype and device and the value dimension, in every dtype of `tolerance`."""
     for dtype, tolerance in c.backend.tolerance.items():
         a = c.make(dtype)
-        q, k, v = sample(a, 61, 61, dtype=dtype)
+        q, k, v = c.sample(a, 61, 61, dtype=dtype)
         if a.why_not(problem_of(a, q, k)):
             continue
         out = a(q, k, v)
@@ -98,7 +37,7 @@ def same_dtype_shape_and_device(c: Candidate) -> None:
 def inputs_and_state_are_untouched(c: Candidate) -> None:
     """A call in eval mode changes no input, no parameter, no buffer and no global random state."""
     a = c.make()
-    inputs = sample(a, 67, 67)
+    inputs = c.sample(a, 67, 67)
     before = [x.clone() for x in (*inputs, *a.state_dict().values())]
     random = torch.random.get_rng_state()
     a(*inputs)
@@ -110,7 +49,7 @@ def inputs_and_state_are_untouched(c: Candidate) -> None:
 def seed_decides(c: Candidate) -> None:
     """Two attentions of one seed give the same output, bit by bit."""
     one, two = c.make(seed=5), c.make(seed=5)
-    inputs = sample(one, 67, 67)
+    inputs = c.sample(one, 67, 67)
     assert torch.equal(one(*inputs), two(*inputs)), "two attentions of one seed differ"
 
 
@@ -118,7 +57,7 @@ def agrees_with_naive(c: Candidate) -> None:
     """`forward` equals `naive` at every length, with N = M and N < M, whole and by rows."""
     a = c.make()
     for queries, keys in LENGTHS:
-        q, k, v = sample(a, queries, keys)
+        q, k, v = c.sample(a, queries, keys)
         if a.why_not(problem_of(a, q, k)):
             continue
         want = a.naive(q, k, v)
@@ -131,15 +70,15 @@ def ungrouped_heads_agree(c: Candidate) -> None:
     """As many key heads as query heads, and one for all, work like groups of two."""
     for kv_heads in (1, H):
         a = c.make(kv_heads=kv_heads)
-        q, k, v = sample(a, 67, 67)
+        q, k, v = c.sample(a, 67, 67)
         agree(a(q, k, v), a.naive(q, k, v), c.backend.tolerance[torch.float64], f"{kv_heads} key heads of {H}")
 
 
 def padding_changes_nothing(c: Candidate) -> None:
     """A left-padded row equals the same row without its padding, whatever the padding holds."""
     a = c.make()
-    q, k, v = sample(a, 67, 67)
-    first = torch.tensor([0, 23])
+    q, k, v = c.sample(a, 67, 67)
+    first = torch.tensor([0, 23], device=c.device)
     out, want = a(q, k, v, first=first), a(q[1:, :, 23:], k[1:, :, 23:], v[1:, :, 23:])
     agree(out[1:, :, 23:], want, 1e-10, "padded row")
     assert not out[1, :, :23].any(), "padded queries do not give zeros"
@@ -150,8 +89,8 @@ def padding_changes_nothing(c: Candidate) -> None:
 def gradients_agree_with_naive(c: Candidate) -> None:
     """Gradients of q, k and v equal those through `naive`, with N = M, N < M and padding."""
     a = c.make()
-    for queries, keys, first in ((67, 67, None), (13, 101, None), (67, 67, torch.tensor([0, 23]))):
-        q, k, v = sample(a, queries, keys, grad=True)
+    for queries, keys, first in ((67, 67, None), (13, 101, None), (67, 67, torch.tensor([0, 23], device=c.device))):
+        q, k, v = c.sample(a, queries, keys, grad=True)
         if a.why_not(problem_of(a, q, k, backward=True)):
             continue
         want = a.naive(q, k, v, first=first)
@@ -167,7 +106,7 @@ def gradients_agree_with_naive(c: Candidate) -> None:
 def prefix_is_unchanged(c: Candidate) -> None:
     """Strict causality: `forward` on the first t tokens equals the first t rows of `forward` on all."""
     a = strict(c)
-    q, k, v = sample(a, 199, 199)
+    q, k, v = c.sample(a, 199, 199)
     whole = a(q, k, v)
     for t in (1, 64, 127, 198):
         agree(a(q[:, :, :t], k[:, :, :t], v[:, :, :t]), whole[:, :, :t], EXACTLY, f"first {t} tokens alone")
@@ -176,7 +115,7 @@ def prefix_is_unchanged(c: Candidate) -> None:
 def future_changes_nothing(c: Candidate) -> None:
     """Strict causality: other tokens from t on leave every earlier row as it is."""
     a = strict(c)
-    one, two = sample(a, 199, 199, seed=1), sample(a, 199, 199, seed=2)
+    one, two = c.sample(a, 199, 199, seed=1), c.sample(a, 199, 199, seed=2)
     for t in (1, 64, 127):
         mixed = [torch.cat((x[:, :, :t], 100 * y[:, :, t:]), dim=2) for x, y in zip(one, two, strict=True)]
         agree(a(*mixed)[:, :, :t], a(*one)[:, :, :t], EXACTLY, f"first {t} tokens with another future")
@@ -187,7 +126,7 @@ def no_gradient_from_the_future(c: Candidate) -> None:
     if not c.causal:
         raise NotApplicable("not causal")
     a = c.make()
-    inputs = sample(a, 131, 131, grad=True)
+    inputs = c.sample(a, 131, 131, grad=True)
     t = 61
     out = a(*inputs)[:, :, :t]
     grads = torch.autograd.grad(out.square().sum(), inputs, allow_unused=True, materialize_grads=True)
@@ -205,7 +144,7 @@ def extreme_inputs_stay_finite(c: Candidate) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         a = c.make(dtype)
         for name, factor in (("zero", 0.0), ("constant", None), ("huge", 1e4), ("tiny", 1e-30)):
-            inputs = [torch.ones_like(x) if factor is None else x * factor for x in sample(a, 67, 67, dtype=dtype)]
+            inputs = [torch.ones_like(x) if factor is None else x * factor for x in c.sample(a, 67, 67, dtype=dtype)]
             inputs = [x.requires_grad_() for x in inputs]
             if a.why_not(problem_of(a, inputs[0], inputs[1])):
                 continue
@@ -221,7 +160,7 @@ def future_nan_stays_there(c: Candidate) -> None:
     """NaN in a future query or key does not reach the past. (For values see `nan_from_values`.)"""
     a = strict(c)
     for which, name in enumerate("qk"):
-        clean = sample(a, 131, 131)
+        clean = c.sample(a, 131, 131)
         dirty = [x.clone() for x in clean]
         dirty[which][:, :, 61:] = torch.nan
         agree(a(*dirty)[:, :, :61], a(*clean)[:, :, :61], EXACTLY, f"rows before a NaN in {name}")
@@ -230,7 +169,7 @@ def future_nan_stays_there(c: Candidate) -> None:
 def nan_from_values(c: Candidate) -> float:
     """Share of rows before a NaN value that it reaches: measured, not forbidden, since 0·NaN is NaN."""
     a = c.make()
-    q, k, v = sample(a, 131, 131)
+    q, k, v = c.sample(a, 131, 131)
     v[:, :, 61:] = torch.nan
     return a(q, k, v)[:, :, :61].isnan().any(-1).double().mean().item()
 
@@ -239,7 +178,7 @@ def comparisons_are_counted(c: Candidate) -> None:
     """`comparisons` equals a brute count where the output is a weighted sum, and keeps within `cost()`."""
     keys = 67
     a = c.make(value_dim=keys)
-    q, k, _ = sample(a, keys, keys)
+    q, k, _ = c.sample(a, keys, keys)
     q = q * 0.1  # no weight underflows to zero
     count = a.comparisons(q, k)
     bound = a.cost(problem_of(a, q, k)).comparisons
@@ -262,14 +201,14 @@ def streams_like_forward(c: Candidate) -> None:
     a = c.make()
     if a.stream(B) is None:
         raise NotApplicable("it does not decode")
-    q, k, v = sample(a, 101, 101)
+    q, k, v = c.sample(a, 101, 101)
     want = a(q, k, v)
     for split in ([1] * 29 + [72], [101], [37, 1, 1, 62], [64, 37]):
         stream = a.stream(B)
         assert stream is not None
         pieces = [stream.extend(*x) for x in zip(*(y.split(split, dim=2) for y in (q, k, v)), strict=True)]
         agree(torch.cat(pieces, dim=2), want, 1e-10, f"stream in pieces {split[:4]}")
-    index = torch.tensor([1, 1])
+    index = torch.tensor([1, 1], device=c.device)
     stream = a.stream(B)
     assert stream is not None
     stream.extend(q[:, :, :50], k[:, :, :50], v[:, :, :50])
@@ -284,7 +223,7 @@ def says_why_not(c: Candidate) -> None:
     """What cannot run is refused by `why_not` in a sentence; all that is not refused runs."""
     a = c.make()
     for queries, keys, dtype in ((7, 3, None), (5, 5, None), (1, 9, None), (9, 9, torch.int64)):
-        q, k, v = sample(a, queries, keys)
+        q, k, v = c.sample(a, queries, keys)
         problem = problem_of(a, q, k)
         reason = a.why_not(problem if dtype is None else replace(problem, dtype=dtype))
         assert isinstance(reason, str), f"why_not gave {reason!r}"
@@ -295,7 +234,7 @@ def says_why_not(c: Candidate) -> None:
 def cost_is_positive(c: Candidate) -> None:
     """`cost` gives finite, positive numbers that do not fall with length."""
     a = c.make()
-    small, large = (a.cost(problem_of(a, *sample(a, n, n)[:2])) for n in (100, 200))
+    small, large = (a.cost(problem_of(a, *c.sample(a, n, n)[:2])) for n in (100, 200))
     for name in ("flops", "comparisons", "state_bytes"):
         assert 0 <= getattr(small, name) <= getattr(large, name) < float("inf"), f"{name} of cost()"
 
@@ -339,37 +278,51 @@ CHECKS: tuple[Callable[[Candidate], None], ...] = (
 )
 
 
-def report(c: Candidate) -> bool:
-    """Print a line a check; whether all that apply hold. An exception other than a failed check is a failure too."""
-    good = True
+def outcomes(c: Candidate) -> dict[str, str]:
+    """What each check said: "holds", "does not apply: ..." or "FAILS: ...", crashes included."""
+    found = {}
     for check in CHECKS:
         try:
             check(c)
-            outcome = "holds"
+            found[check.__name__] = "holds"
         except NotApplicable as reason:
-            outcome = f"does not apply: {reason}"
+            found[check.__name__] = f"does not apply: {reason}"
         except AssertionError as wrong:
-            good, outcome = False, f"FAILS: {wrong}"
+            found[check.__name__] = f"FAILS: {wrong}"
         except (RuntimeError, ValueError, TypeError, NotImplementedError, IndexError) as crash:
-            good, outcome = False, f"FAILS: {type(crash).__name__}: {crash}"
-        print(f"{check.__name__:34} {outcome}")
-    return good
+            found[check.__name__] = f"FAILS: {type(crash).__name__}: {crash}"
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line: exit 0 when every check holds, 1 when one fails, 2 for a class that is not there."""
-    from attentions import resolve
+    from attentions import BACKENDS, resolve
 
-    parser = argparse.ArgumentParser(description="Check an attention against the contract.")
-    parser.add_argument("backend", help="a name in BACKENDS or package.module:Class")
+    parser = argparse.ArgumentParser(description="Check attentions against the contract.")
+    parser.add_argument("backends", nargs="*", metavar="backend", help="a name in BACKENDS or package.module:Class")
+    parser.add_argument("--all", action="store_true", help="every backend in BACKENDS")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
+    parser.add_argument("--quiet", action="store_true", help="print what fails, and a count")
     chosen = parser.parse_args(arguments)
+    names = list(BACKENDS) if chosen.all else chosen.backends
+    if not names:
+        parser.error("name a backend, or --all")
     try:
-        backend = resolve(chosen.backend)
-    except ValueError as error:
+        backends, device = {name: resolve(name) for name in names}, str(torch.device(chosen.device))
+    except (ValueError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 2
-    good = [report(Candidate(backend, {"causal": causal})) for causal in (True, False)]
-    return 0 if all(good) else 1
+    failures = 0
+    for name, backend in backends.items():
+        for causal in (True, False):
+            found = outcomes(Candidate(backend, {"causal": causal}, device))
+            failed = [outcome for outcome in found.values() if outcome.startswith("FAILS")]
+            failures += len(failed)
+            print(f"{name}, {'causal' if causal else 'not causal'}: {len(failed)} of {len(found)} checks fail")
+            for check, outcome in found.items():
+                if not chosen.quiet or outcome in failed:
+                    print(f"  {check:32} {outcome}")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

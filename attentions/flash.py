@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.bias import causal_lower_right
 
 from attentions.base import Attention, Problem, Stream, require
 from attentions.cache import CachedStream
@@ -116,6 +115,8 @@ def cpu_flash(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Te
 
 def cuda_flash(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Tensor:
     """torch's CUDA flash kernel, (B, H, N, D) with as many or fewer key heads."""
+    from torch.nn.attention.bias import causal_lower_right  # loads torch's compiler, two seconds
+
     bias = causal_lower_right(q.shape[2], k.shape[2]) if causal and 1 < q.shape[2] < k.shape[2] else None
     if q.shape[1] != k.shape[1]:  # the bias takes equal heads only
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))

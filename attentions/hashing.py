@@ -75,18 +75,29 @@ class BitSamplingHash(Hash):
 
 
 class SimHash(Hash):
-    """Signs of Gaussian projections (Charikar 2002): two vectors at angle θ share a bit with 1 - θ/π."""
+    """Signs of Gaussian projections (Charikar 2002): two vectors at angle θ share a bit with 1 - θ/π.
+
+    `thresholds` (kv_heads, tables·bits) are what projections are compared with, zero unless balanced.
+    """
 
     planes: Tensor
+    thresholds: Tensor
 
     def __init__(self, kv_heads: int, head_dim: int, **settings: Any) -> None:
         super().__init__(kv_heads, head_dim, **settings)
         shape = (kv_heads, head_dim, self.tables * self.bits)
         self.register_buffer("planes", torch.randn(shape, generator=self.generator), persistent=False)
+        self.register_buffer("thresholds", torch.zeros(kv_heads, self.tables * self.bits))
+
+    def balance(self, x: Float[Tensor, "B G M D"]) -> None:
+        """Move the thresholds to the medians of a calibration sample, so that buckets fill evenly."""
+        projected = x.detach().float() @ self.planes.float()
+        self.thresholds = projected.transpose(0, 1).flatten(1, 2).median(dim=1).values
 
     def signs(self, x: Float[Tensor, "B G Q D"]) -> Float[Tensor, "B G Q F"]:
         wide = x if x.dtype == torch.float64 else x.float()
-        return (wide @ self.planes.to(wide.dtype) > 0).float()
+        above = wide @ self.planes.to(wide.dtype) > self.thresholds.to(wide.dtype)[:, None]
+        return above.float()
 
 
 class PositionHash(Hash):
@@ -129,3 +140,16 @@ def _shift(x: Int[Tensor, "*shape"], by: int) -> Int[Tensor, "*shape"]:
 def bits_for(max_len: int, bucket: int) -> int:
     """Bits that leave about `bucket` keys to each code at `max_len` keys."""
     return max(0, round(math.log2(max_len / bucket)))
+
+
+def resolve_bits(bits: int | None, max_len: int | None, bucket: int) -> int:
+    """The number given, or the one that leaves about `bucket` keys to a code at `max_len` keys.
+
+    Raises ValueError where neither bits nor max_len is known: the sequence at hand may not decide, since
+    then later tokens would change earlier codes.
+    """
+    if bits is not None:
+        return bits
+    if max_len is None:
+        raise ValueError("bits=None is not allowed without max_len: bits are derived from it, never from the input")
+    return bits_for(max_len, bucket)

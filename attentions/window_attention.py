@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from attentions import window_tiles
@@ -59,6 +59,28 @@ def window_pairs(tables: list[Windows], *, once: bool = True) -> Int[Tensor, "X 
     if bucket_window.available(tables[0].start.device):
         return bucket_window.count(tables, once=once)
     return count_pairs(tables, once=once)
+
+
+def attend(
+    q: Float[Tensor, "B H N D"],
+    k: Float[Tensor, "B G M D"],
+    v: Float[Tensor, "B G M E"],
+    tables: list[Windows],
+    scale: float,
+    *,
+    once: bool = True,
+) -> tuple[Float[Tensor, "B H N E"], str]:
+    """`window_attention` in the project's layout; rows of X are sequence and key head pairs."""
+    B, G = k.shape[:2]
+    out, kernel = window_attention(
+        by_key_head(q, G).flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), tables, scale, once=once
+    )
+    return out.unflatten(1, (-1, q.shape[2])).unflatten(0, (B, G)).flatten(1, 2), kernel
+
+
+def by_key_head(x: Shaped[Tensor, "B H N *rest"], kv_heads: int) -> Shaped[Tensor, "B G Q *rest"]:
+    """Query heads of a group one after the other, so that each key head has one list of queries."""
+    return x.unflatten(1, (kv_heads, -1)).flatten(2, 3)
 
 
 class _WindowAttention(torch.autograd.Function):

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attentions.buckets import Windows
+from attentions.buckets import Windows, counts
 
 BLOCK = 64  # sorted queries a block
 SLAB_BYTES = 1 << 20  # scores of one slab, about half a core's second-level cache
@@ -107,32 +107,30 @@ def _scores(queries: Tensor, keys: Tensor, tile: Tile, scale: float) -> Tensor:
 def _tiles(tables: list[Windows], Q: int, M: int, *, once: bool) -> Iterator[Tile]:
     whole = Q - Q % BLOCK
     for index, table in enumerate(tables):
-        earlier = tables[:index] if once else []
         for part, block in ((slice(0, whole), BLOCK), (slice(whole, Q), Q - whole)):
             if part.stop > part.start:
-                yield from _tiles_of(table, earlier, table.query_order[:, part].unflatten(1, (-1, block)).long(), M)
+                query = table.query_order[:, part].unflatten(1, (-1, block)).long()
+                yield from _tiles_of(tables, index, query, Q, M, once=once)
 
 
-def _tiles_of(table: Windows, earlier: list[Windows], query: Tensor, M: int) -> Iterator[Tile]:
+def _tiles_of(tables: list[Windows], index: int, query: Tensor, Q: int, M: int, *, once: bool) -> Iterator[Tile]:
     """Slabs for blocks of sorted queries (X, blocks, block): the first tile of every block, the second, ..."""
-    block, device, query_count = query.shape[2], query.device, table.start.shape[1]
+    block, table = query.shape[2], tables[index]
+    places = table.key_order.shape[1]
     start, end = (x.gather(1, query.flatten(1)).view_as(query).long() for x in (table.start, table.end))
-    low = start.masked_fill(end <= start, M).amin(-1)
+    low = start.masked_fill(end <= start, places).amin(-1)
     span = (end.amax(-1) - low).clamp(min=0)
     width = min(M, max(round(1.5 * span.float().mean().item()), block))
     slab = max(1, SLAB_BYTES // (block * width * 4))
     pending, offset = torch.nonzero(span > 0), 0
     while len(pending):
         for x, b in (part.unbind(1) for part in pending.split(slab)):
-            rank = (low[x, b] + offset)[:, None] + torch.arange(width, device=device)
-            pairs = (rank[:, None] >= start[x, b][..., None]) & (rank[:, None] < end[x, b][..., None])
+            rank = (low[x, b] + offset)[:, None] + torch.arange(width, device=query.device)
+            inside = (rank[:, None] >= start[x, b][..., None]) & (rank[:, None] < end[x, b][..., None])
             row = x[:, None]
-            key = table.key_order[row, rank.clamp(max=M - 1)].long()
-            for other in earlier:
-                place = other.key_rank[row, key][:, None]
-                begin, stop = (bound[row, query[x, b]][..., None] for bound in (other.start, other.end))
-                pairs &= (place < begin) | (place >= stop)
-            yield Tile(query[x, b] + row * query_count, key + row * M, pairs)
+            key = table.key_order[row, rank.clamp(max=places - 1)].long()
+            pairs = inside & counts(tables, index, x[:, None, None], query[x, b][..., None], key[:, None], once=once)
+            yield Tile(query[x, b] + row * Q, key + row * M, pairs)
         offset += width
         pending = pending[span[pending[:, 0], pending[:, 1]] > offset]
 

@@ -34,9 +34,13 @@ struct Vector {
   static constexpr int lanes = kVectorBytes / static_cast<int>(sizeof(T));
 };
 
+// As `Windows` and its `Members` in attentions/buckets.py; `before` and the members may be null.
 struct Table {
-  const int32_t *key_order, *key_rank, *query_order, *start, *end;
+  const int32_t *key_order, *query_order, *start, *end, *before;
+  const int32_t *key_code, *query_code, *shift, *oldest, *newest;
+  int64_t places;  // length of a row of key_order
 };
+constexpr int kPointers = 10;
 
 template <typename T>
 struct Problem {
@@ -87,11 +91,16 @@ inline double exponential(double x) { return std::exp(x); }
 
 // One block of sorted queries: who they are, their windows, and the key ranks that these span.
 struct Block {
+  struct Earlier {  // lanes of a table that counts before this one
+    const int32_t *key_code;
+    alignas(64) int32_t code[kBlock], shift[kBlock], oldest[kBlock], newest[kBlock];
+  };
   int count = 0;
   int64_t row = 0;
   int32_t query[kBlock], low = 0, high = 0;
-  alignas(64) int32_t start[kBlock], end[kBlock];
-  std::vector<int32_t> earlier;  // start and end lanes of every earlier table
+  bool bounded = false;
+  alignas(64) int32_t start[kBlock], end[kBlock], before[kBlock];
+  std::vector<Earlier> earlier;
 
   template <typename T>
   void load(const Problem<T> &p, size_t table, int64_t item) {
@@ -99,30 +108,38 @@ struct Block {
     const int64_t first = item % p.blocks() * kBlock;
     count = static_cast<int>(std::min<int64_t>(kBlock, p.queries - first));
     const Table &t = p.tables[table];
+    bounded = t.before != nullptr;
     low = std::numeric_limits<int32_t>::max(), high = 0;
     for (int i = 0; i < kBlock; ++i) {
       query[i] = t.query_order[row * p.queries + first + std::min(i, count - 1)];
-      start[i] = t.start[row * p.queries + query[i]];
-      end[i] = i < count ? t.end[row * p.queries + query[i]] : start[i];  // lanes past the end meet no key
+      const int64_t at = row * p.queries + query[i];
+      start[i] = t.start[at];
+      end[i] = i < count ? t.end[at] : start[i];  // lanes past the end meet no key
+      before[i] = bounded ? t.before[at] : 0;
       if (start[i] < end[i]) low = std::min(low, start[i]), high = std::max(high, end[i]);
     }
     low = std::min(low, high);
-    earlier.resize(p.once ? 2 * kBlock * table : 0);
-    for (size_t e = 0; 2 * kBlock * e < earlier.size(); ++e)
+    earlier.resize(p.once ? table : 0);
+    for (size_t e = 0; e < earlier.size(); ++e) {
+      const Table &other = p.tables[e];
+      earlier[e].key_code = other.key_code + row * p.keys;
       for (int i = 0; i < kBlock; ++i) {
-        earlier[2 * kBlock * e + i] = p.tables[e].start[row * p.queries + query[i]];
-        earlier[2 * kBlock * e + kBlock + i] = p.tables[e].end[row * p.queries + query[i]];
+        const int64_t at = row * p.queries + query[i];
+        earlier[e].code[i] = other.query_code[at], earlier[e].shift[i] = other.shift[at];
+        earlier[e].oldest[i] = other.oldest[at], earlier[e].newest[i] = other.newest[at];
       }
+    }
   }
 
   // Which lanes the key at this rank counts for: 1 or 0 each.
-  template <typename T>
-  void mask(const Problem<T> &p, int32_t rank, int32_t key, int32_t *__restrict__ keep) const {
+  void mask(int32_t rank, int32_t key, int32_t *__restrict__ keep) const {
     for (int i = 0; i < kBlock; ++i) keep[i] = (start[i] <= rank) & (rank < end[i]);
-    for (size_t e = 0; 2 * kBlock * e < earlier.size(); ++e) {
-      const int32_t place = p.tables[e].key_rank[row * p.keys + key];
-      const int32_t *__restrict__ from = &earlier[2 * kBlock * e], *__restrict__ to = from + kBlock;
-      for (int i = 0; i < kBlock; ++i) keep[i] &= (place < from[i]) | (to[i] <= place);
+    if (bounded)
+      for (int i = 0; i < kBlock; ++i) keep[i] &= key < before[i];
+    for (const Earlier &e : earlier) {
+      const int32_t code = e.key_code[key];
+      for (int i = 0; i < kBlock; ++i)
+        keep[i] &= (((e.code[i] ^ code) >> e.shift[i]) != 0) | (key < e.oldest[i]) | (e.newest[i] < key);
     }
   }
 
@@ -248,7 +265,7 @@ struct Forward {
       std::copy(result + at * p.value_dim, result + (at + 1) * p.value_dim, out[i]);
     }
     pack(block, p.q, p.queries, p.dim, p.scale, packed.data());
-    const int32_t *order = p.tables[table].key_order + block.row * p.keys;
+    const int32_t *order = p.tables[table].key_order + block.row * p.tables[table].places;
     for (int32_t rank = block.low; rank < block.high; rank += kTile) {
       const int count = std::min<int32_t>(kTile, block.high - rank);
       for (int j = 0; j < count; ++j) {
@@ -261,7 +278,7 @@ struct Forward {
       std::copy(most, most + kBlock, higher);
       for (int j = 0; j < count; ++j) {
         T *__restrict__ s = &scores[j * kBlock];
-        block.mask(p, rank + j, order[rank + j], keep);
+        block.mask(rank + j, order[rank + j], keep);
         for (int i = 0; i < kBlock; ++i) {
           s[i] = keep[i] ? s[i] : -std::numeric_limits<T>::infinity();
           higher[i] = std::max(higher[i], s[i]);
@@ -345,7 +362,7 @@ struct Backward {
     std::fill(dq.begin(), dq.end(), T(0));
     pack(block, p.q, p.queries, p.dim, p.scale, packed_q.data());
     pack(block, grad, p.queries, p.value_dim, T(1), packed_g.data());
-    const int32_t *order = p.tables[table].key_order + block.row * p.keys;
+    const int32_t *order = p.tables[table].key_order + block.row * p.tables[table].places;
     for (int32_t rank = block.low; rank < block.high; rank += kTile) {
       const int count = std::min<int32_t>(kTile, block.high - rank);
       for (int j = 0; j < count; ++j) {
@@ -356,7 +373,7 @@ struct Backward {
       score(values.at.data(), count, packed_g.data(), p.value_dim, flow.data());
       for (int j = 0; j < count; ++j) {
         T *__restrict__ s = &scores[j * kBlock], *__restrict__ f = &flow[j * kBlock];
-        block.mask(p, rank + j, order[rank + j], keep);
+        block.mask(rank + j, order[rank + j], keep);
         for (int i = 0; i < kBlock; ++i) {
           s[i] = keep[i] ? exponential(s[i] - log_sum[i]) : T(0);
           f[i] = keep[i] ? s[i] * (f[i] - inner[i]) * p.scale : T(0);
@@ -408,7 +425,7 @@ void backward_of_row(const Problem<T> &p, size_t table, int64_t row, const T *gr
     for (int64_t item = first; item < last; ++item) b.run(p, table, item, grad, lse, delta, dq, run);
   });
   // In order, so that the sums do not depend on which thread was first.
-  const int32_t *order = p.tables[table].key_order + row * p.keys;
+  const int32_t *order = p.tables[table].key_order + row * p.tables[table].places;
   for (const Run<T> &run : done)
     for (int32_t rank = run.low; rank < run.high; ++rank) {
       const int64_t key = row * p.keys + order[rank];
@@ -437,64 +454,111 @@ void count(const Problem<T> &p, int64_t *found) {
     parallel(p.threads, p.rows * p.blocks(), kChunk, [] { return Block(); }, [&](int64_t item, Block &b) {
       b.load(p, t, item);
       alignas(64) int32_t keep[kBlock], sum[kBlock] = {};
-      const int32_t *order = p.tables[t].key_order + b.row * p.keys;
+      const int32_t *order = p.tables[t].key_order + b.row * p.tables[t].places;
       for (int32_t rank = b.low; rank < b.high; ++rank) {
-        b.mask(p, rank, order[rank], keep);
+        b.mask(rank, order[rank], keep);
         for (int i = 0; i < kBlock; ++i) sum[i] += keep[i];
       }
       for (int i = 0; i < b.count; ++i) found[b.row * p.queries + b.query[i]] += sum[i];
     });
 }
 
-// The windows of one row by counting sort: see bucket_windows in attentions/buckets.py. `real` is the first key that
-// is no padding; queries of a group of heads lie one head after the other, each in the order of positions.
-void sort_row(const int32_t *query_codes, const int32_t *key_codes, int64_t queries, int64_t keys, int64_t heads,
-              int64_t codes, int64_t window, bool causal, int64_t real, int32_t *key_order, int32_t *key_rank,
-              int32_t *query_order, int32_t *start, int32_t *end) {
-  const int64_t each = queries / heads, past = keys - each, hidden = std::min(keys, std::max<int64_t>(real, 0));
-  std::vector<int32_t> bucket(codes + 1, 0), sorted(codes + 1, 0);
-  for (int64_t j = hidden; j < keys; ++j) ++bucket[key_codes[j] + 1];
-  bucket[0] = static_cast<int32_t>(hidden);  // padding lies in front, in no bucket
-  for (int64_t c = 0; c < codes; ++c) bucket[c + 1] += bucket[c];
-  std::vector<int32_t> next(bucket.begin(), bucket.end() - 1);
-  for (int64_t j = 0; j < keys; ++j) {
-    const int32_t rank = j < hidden ? static_cast<int32_t>(j) : next[key_codes[j]]++;
-    key_order[rank] = static_cast<int32_t>(j), key_rank[j] = rank;
-  }
-  const int64_t padded = std::clamp<int64_t>(hidden - past, 0, each);
-  int32_t front = 0;
-  for (int64_t i = 0; i < padded; ++i)
-    for (int64_t h = 0; h < heads; ++h) {
-      const int64_t at = h * each + i;
-      query_order[front++] = static_cast<int32_t>(at), start[at] = end[at] = 0;
-    }
-  for (int64_t h = 0; h < heads; ++h)
-    for (int64_t i = padded; i < each; ++i) ++sorted[query_codes[h * each + i] + 1];
-  sorted[0] = front;
-  for (int64_t c = 0; c < codes; ++c) sorted[c + 1] += sorted[c];
-  for (int64_t i = padded; i < each; ++i)
-    for (int64_t h = 0; h < heads; ++h) {
-      const int64_t at = h * each + i;
-      query_order[sorted[query_codes[at]]++] = static_cast<int32_t>(at);
-    }
-  std::copy(bucket.begin(), bucket.end() - 1, next.begin());
-  for (int64_t rank = front; rank < queries; ++rank) {  // positions ascend within a code, and `next` follows them
-    const int32_t at = query_order[rank], code = query_codes[at];
-    const int64_t position = past + at % each;
-    int32_t &reached = next[code];
-    while (reached < bucket[code + 1] && key_order[reached] <= position) ++reached;
-    start[at] = std::max<int64_t>(bucket[code], reached - window);
-    end[at] = causal ? reached : std::min<int64_t>(bucket[code + 1], reached + window);
-  }
+// What sorting one row of one table reads and writes: see bucket_windows in attentions/buckets.py. Queries of a group
+// of heads lie one head after the other, each in the order of positions; `real` is the first key that is no padding.
+struct Sort {
+  const int32_t *query_codes, *key_codes;
+  int64_t queries, keys, heads, codes, window, real;
+  bool causal;
+  int32_t *key_order, *query_order, *start, *end, *oldest, *newest;
+};
+
+// Stable counting sort of `count` items by key(item) in [0, keys); place(rank, item) takes the result.
+template <typename Key, typename Place>
+void counting_sort(int64_t count, int64_t keys, std::vector<int32_t> &next, const Key &key, const Place &place) {
+  next.assign(keys + 1, 0);
+  for (int64_t i = 0; i < count; ++i) ++next[key(i) + 1];
+  for (int64_t c = 0; c < keys; ++c) next[c + 1] += next[c];
+  for (int64_t i = 0; i < count; ++i) place(next[key(i)]++, i);
 }
 
-// `index` holds five pointers a table, as in Table; `sizes` rows, queries, keys, dim, value_dim, tables, once, threads.
+// Sorts the keys by code >> shift into `order`, padding in front, and calls found(query, first, reached, last) for
+// every query that is no padding: its bucket is [first, last), of which [first, reached) is not after it.
+template <typename Found>
+void bucket_ranges(const Sort &s, int shift, int32_t *order, const Found &found) {
+  const int64_t each = s.queries / s.heads, past = s.keys - each, codes = ((s.codes - 1) >> shift) + 1;
+  std::vector<int32_t> next;
+  counting_sort(s.keys, codes + 1, next,
+                [&](int64_t j) { return j < s.real ? 0 : (s.key_codes[j] >> shift) + 1; },
+                [&](int32_t rank, int64_t j) { order[rank] = static_cast<int32_t>(j); });
+  // `next` now ends every bucket. Positions ascend below, so one pointer a bucket follows them.
+  std::vector<int32_t> reached(next.begin(), next.end() - 2);
+  for (int64_t i = std::max<int64_t>(0, s.real - past); i < each; ++i)
+    for (int64_t h = 0; h < s.heads; ++h) {
+      const int64_t query = h * each + i, code = s.query_codes[query] >> shift;
+      int32_t &to = reached[code];
+      while (to < next[code + 1] && order[to] <= past + i) ++to;
+      found(query, next[code], to, next[code + 1]);
+    }
+}
+
+void set_window(const Sort &s, int64_t query, const int32_t *order, int64_t offset, int32_t first, int32_t reached,
+                int32_t last) {
+  const int64_t from = std::max<int64_t>(first, reached - s.window);
+  const int64_t to = s.causal ? reached : std::min<int64_t>(last, reached + s.window);
+  s.start[query] = static_cast<int32_t>(offset + from), s.end[query] = static_cast<int32_t>(offset + to);
+  s.oldest[query] = from < to ? order[from] : static_cast<int32_t>(s.keys);
+  s.newest[query] = from < to ? order[to - 1] : -1;
+}
+
+void clear(const Sort &s) {
+  std::fill(s.start, s.start + s.queries, 0), std::fill(s.end, s.end + s.queries, 0);
+  std::fill(s.oldest, s.oldest + s.queries, static_cast<int32_t>(s.keys));
+  std::fill(s.newest, s.newest + s.queries, -1);
+}
+
+// Queries by the end of their window: both ends are monotone then, since buckets follow each other.
+void order_queries(const Sort &s, int64_t places) {
+  const int64_t each = s.queries / s.heads;
+  std::vector<int32_t> next;
+  auto query = [&](int64_t i) { return i % s.heads * each + i / s.heads; };  // positions ascend, heads within
+  counting_sort(s.queries, places + 1, next, [&](int64_t i) { return s.end[query(i)]; },
+                [&](int32_t rank, int64_t i) { s.query_order[rank] = static_cast<int32_t>(query(i)); });
+}
+
+void sort_row(const Sort &s) {
+  clear(s);
+  bucket_ranges(s, 0, s.key_order, [&](int64_t query, int32_t first, int32_t reached, int32_t last) {
+    set_window(s, query, s.key_order, 0, first, reached, last);
+  });
+  order_queries(s, s.keys);
+}
+
+// One tree of an LSH forest: the deepest prefix of the code whose bucket holds at least `fewest` candidates.
+void forest_row(const Sort &s, int bits, int64_t fewest, int32_t *shift) {
+  clear(s);
+  std::fill(shift, shift + s.queries, bits);
+  for (int depth = 0; depth <= bits; ++depth) {
+    const int64_t offset = depth * s.keys;
+    int32_t *order = s.key_order + offset;
+    bucket_ranges(s, bits - depth, order, [&](int64_t query, int32_t first, int32_t reached, int32_t last) {
+      if (depth && (s.causal ? reached : last) - first < fewest) return;
+      set_window(s, query, order, offset, first, reached, last);
+      shift[query] = bits - depth;
+    });
+  }
+  order_queries(s, (bits + 1) * s.keys);
+}
+
+// `index` holds kPointers pointers a table; `sizes` rows, queries, keys, dim, value_dim, tables, once, threads, and
+// then the places of each table.
 template <typename T>
 Problem<T> problem(const T *q, const T *k, const T *v, const int32_t *const *index, const int64_t *sizes, double scale) {
   Problem<T> p{q, k, v, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], {}, static_cast<T>(scale), sizes[6] != 0,
                static_cast<int>(sizes[7])};
-  for (int64_t t = 0; t < sizes[5]; ++t)
-    p.tables.push_back({index[5 * t], index[5 * t + 1], index[5 * t + 2], index[5 * t + 3], index[5 * t + 4]});
+  for (int64_t t = 0; t < sizes[5]; ++t) {
+    const int32_t *const *i = index + kPointers * t;
+    p.tables.push_back({i[0], i[1], i[2], i[3], i[4], i[5], i[6], i[7], i[8], i[9], sizes[8 + t]});
+  }
   return p;
 }
 
@@ -518,14 +582,19 @@ extern "C" void window_count(const int32_t *const *index, const int64_t *sizes, 
   count(problem<float>(nullptr, nullptr, nullptr, index, sizes, 1.0), found);
 }
 
-// `sizes` rows, queries, keys, heads of a group, codes, window, causal, threads; `real` a number a row.
+// `sizes` rows, queries, keys, heads of a group, codes, window, causal, threads, and for a forest bits (0 for plain
+// windows, whose `shift` is left alone) and fewest candidates; `real` a number a row.
 extern "C" void window_sort(const int32_t *query_codes, const int32_t *key_codes, const int64_t *real,
-                            const int64_t *sizes, int32_t *key_order, int32_t *key_rank, int32_t *query_order,
-                            int32_t *start, int32_t *end) {
-  const int64_t queries = sizes[1], keys = sizes[2];
+                            const int64_t *sizes, int32_t *key_order, int32_t *query_order, int32_t *start,
+                            int32_t *end, int32_t *oldest, int32_t *newest, int32_t *shift) {
+  const int64_t queries = sizes[1], keys = sizes[2], bits = sizes[8];
   parallel(static_cast<int>(sizes[7]), sizes[0], 1, [] { return 0; }, [&](int64_t row, int) {
     const int64_t q = row * queries, k = row * keys;
-    sort_row(query_codes + q, key_codes + k, queries, keys, sizes[3], sizes[4], sizes[5], sizes[6] != 0, real[row],
-             key_order + k, key_rank + k, query_order + q, start + q, end + q);
+    const Sort s{query_codes + q, key_codes + k, queries, keys, sizes[3], sizes[4], sizes[5], real[row], sizes[6] != 0,
+                 key_order + k * (bits + 1), query_order + q, start + q, end + q, oldest + q, newest + q};
+    if (bits)
+      forest_row(s, static_cast<int>(bits), sizes[9], shift + q);
+    else
+      sort_row(s);
   });
 }

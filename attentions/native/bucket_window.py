@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attentions.buckets import Windows
+from attentions.buckets import Members, Windows
 from attentions.native import library
 
 NAMES = {torch.float32: "float32", torch.float64: "float64"}
@@ -31,7 +31,7 @@ def forward(
     """Output and log-sum-exp in float32 at least; zeros and minus infinity for a query without any key."""
     q, k, v = (_contiguous(x) for x in (q, k, v))
     out, lse = q.new_empty(*q.shape[:2], v.shape[2]), q.new_empty(q.shape[:2])
-    index, sizes = _index(tables), _sizes(q.shape, k.shape, v.shape[2], len(tables), once)
+    index, sizes = _index(tables), _sizes(q.shape, k.shape, v.shape[2], tables, once)
     _call(f"window_forward_{NAMES[q.dtype]}", q, k, v, index, sizes, scale, out, lse)
     return out, lse
 
@@ -52,7 +52,7 @@ def backward(
     dtypes = [x.dtype for x in (q, k, v)]
     q, k, v, grad = (_contiguous(x) for x in (q, k, v, grad))
     grads = [torch.zeros_like(x) for x in (q, k, v)]
-    index, sizes = _index(tables), _sizes(q.shape, k.shape, v.shape[2], len(tables), once)
+    index, sizes = _index(tables), _sizes(q.shape, k.shape, v.shape[2], tables, once)
     _call(f"window_backward_{NAMES[q.dtype]}", q, k, v, index, sizes, scale, grad, out, lse, *grads)
     dq, dk, dv = (x.to(dtype) for x, dtype in zip(grads, dtypes, strict=True))
     return dq, dk, dv
@@ -67,23 +67,32 @@ def windows(
     *,
     causal: bool,
     real: Int[Tensor, " X"] | None = None,
+    forest: tuple[int, int] = (0, 0),
 ) -> Windows:
-    """`bucket_windows` by counting sort, for the queries of `heads` heads that stand last among the keys."""
+    """`bucket_windows` by counting sort, for the queries of `heads` heads that stand last among the keys.
+
+    `forest` is the bits and the fewest candidates of an LSH forest's tree, or zeros.
+    """
     rows, queries = query_codes.shape
-    keys = key_codes.shape[1]
-    index = [torch.empty(rows, n, dtype=torch.int32) for n in (keys, keys, queries, queries, queries)]
-    sizes = torch.tensor([rows, queries, keys, heads, codes, window, causal, torch.get_num_threads()])
+    keys, (bits, fewest) = key_codes.shape[1], forest
+    places = keys * (bits + 1)
+    key_order, *rest = (torch.empty(rows, n, dtype=torch.int32) for n in (places, *[queries] * 5))
+    shift = torch.zeros(rows, queries, dtype=torch.int32)
+    threads = torch.get_num_threads()
+    sizes = torch.tensor([rows, queries, keys, heads, codes, window, causal, threads, bits, fewest])
     real = torch.zeros(rows, dtype=torch.int64) if real is None else real.to(torch.int64).contiguous()
-    _call("window_sort", *(x.int().contiguous() for x in (query_codes, key_codes)), real, sizes, *index)
-    return Windows(*index)
+    query_codes, key_codes = (x.int().contiguous() for x in (query_codes, key_codes))
+    _call("window_sort", query_codes, key_codes, real, sizes, key_order, *rest, shift)
+    query_order, start, end, oldest, newest = rest
+    return Windows(key_order, query_order, start, end, Members(key_codes, query_codes, shift, oldest, newest))
 
 
 def count(tables: list[Windows], *, once: bool) -> Int[Tensor, "X Q"]:
-    """Keys in the windows of each query, over all tables."""
+    """Keys that enter each query's output, over all tables."""
     rows, queries = tables[0].start.shape
     found = torch.empty(rows, queries, dtype=torch.int64)
-    keys = tables[0].key_order.shape
-    _call("window_count", _index(tables), _sizes((rows, queries, 0), keys, 0, len(tables), once), found)
+    keys = tables[0].key_order.shape[1] if tables[0].members is None else tables[0].members.key_code.shape[1]
+    _call("window_count", _index(tables), _sizes((rows, queries, 0), (rows, keys), 0, tables, once), found)
     return found
 
 
@@ -91,19 +100,23 @@ def _contiguous(x: Tensor) -> Tensor:
     return x.detach().to(x.dtype if x.dtype in NAMES else torch.float32).contiguous()
 
 
-def _index(tables: list[Windows]) -> list[Tensor]:
-    return [
-        x.contiguous()
-        for table in tables
-        for x in (table.key_order, table.key_rank, table.query_order, table.start, table.end)
-    ]
+def _index(tables: list[Windows]) -> list[Tensor | None]:
+    found: list[Tensor | None] = []
+    for table in tables:
+        m = table.members
+        members = (None,) * 5 if m is None else (m.key_code, m.query_code, m.shift, m.oldest, m.newest)
+        parts = (table.key_order, table.query_order, table.start, table.end, table.before, *members)
+        found += [None if x is None else x.contiguous() for x in parts]
+    return found
 
 
-def _sizes(q: tuple[int, ...], k: tuple[int, ...], value_dim: int, tables: int, once: bool) -> Tensor:
-    return torch.tensor([q[0], q[1], k[1], q[2], value_dim, tables, once, torch.get_num_threads()])
+def _sizes(q: tuple[int, ...], k: tuple[int, ...], value_dim: int, tables: list[Windows], once: bool) -> Tensor:
+    assert not once or all(table.members for table in tables[:-1]), "a union needs to know its windows' members"
+    places = [table.key_order.shape[1] for table in tables]
+    return torch.tensor([q[0], q[1], k[1], q[2], value_dim, len(tables), once, torch.get_num_threads(), *places])
 
 
-def _call(name: str, *arguments: Tensor | list[Tensor] | float) -> None:
+def _call(name: str, *arguments: Tensor | list[Tensor | None] | float) -> None:
     """Call a function of the library; tensors go as pointers, a list of them as an array of pointers."""
     kernel = library("bucket_window")
     assert kernel is not None, "ask available() first"
@@ -112,9 +125,9 @@ def _call(name: str, *arguments: Tensor | list[Tensor] | float) -> None:
     function(*(_pointer(x) for x in arguments))
 
 
-def _pointer(x: Tensor | list[Tensor] | float) -> object:
+def _pointer(x: Tensor | list[Tensor | None] | float) -> object:
     if isinstance(x, float | int):
         return ctypes.c_double(x)
     if isinstance(x, Tensor):
         return ctypes.c_void_p(x.data_ptr())
-    return (ctypes.c_void_p * len(x))(*[y.data_ptr() for y in x])
+    return (ctypes.c_void_p * len(x))(*[None if y is None else y.data_ptr() for y in x])

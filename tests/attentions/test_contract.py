@@ -9,7 +9,8 @@ import pytest
 
 from attentions import BACKENDS
 from attentions.base import Attention
-from attentions.contract import CHECKS, Candidate, NotApplicable, main, nan_from_values
+from attentions.candidate import Candidate, NotApplicable
+from attentions.contract import CHECKS, main, nan_from_values
 from attentions.controls import RandomSupport
 from tests.attentions import broken
 
@@ -21,6 +22,8 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"bits": 0, "window": 16, "local": 4},
         {},
     ],
+    "simhash": [{"bits": 2, "tables": 3, "window": 7, "local": 2, "balanced": True}, {}],
+    "lsh_forest": [{"trees": 3, "bits": 6, "min_candidates": 5, "max_candidates": 17, "local": 2}, {}],
 }
 CLASSES: dict[str, type[Attention]] = {**BACKENDS, "random_support": RandomSupport}
 CANDIDATES = {
@@ -69,7 +72,7 @@ def test_share_of_rows_reached_by_a_future_nan_value_is_a_share(
 
 def test_command_line_reports_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tests.attentions.broken:Offset"]) == 1
-    assert "agrees_with_naive                  FAILS: 1 queries of 1 keys: relative error" in capsys.readouterr().out
+    assert "agrees_with_naive                FAILS: 1 queries of 1 keys: relative error" in capsys.readouterr().out
 
 
 def test_command_line_offers_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:

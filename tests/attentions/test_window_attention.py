@@ -38,7 +38,7 @@ def explicit(q: Tensor, k: Tensor, v: Tensor, tables: list[Windows], *, once: bo
     """Softmax over the pairs that the windows name, each as often as it is found, or once."""
     count = torch.zeros(X, q.shape[1], k.shape[1], dtype=torch.float64)
     for table in tables:
-        rank = table.key_rank[:, None]
+        rank = torch.argsort(table.key_order, dim=1)[:, None]
         count += (table.start[..., None] <= rank) & (rank < table.end[..., None])
     count = count.clamp(max=1) if once else count
     scores = q @ k.mT * 0.3 + count.clamp(min=0.5).log()

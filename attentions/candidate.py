@@ -1,0 +1,76 @@
+"""What the contract examines: a class with the settings to try it with, and how two outputs are compared.
+
+Every axis has another prime length, so that no transposition passes unnoticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attentions.base import Attention
+
+B, G, H, D, E = 2, 3, 6, 11, 7
+LENGTHS = ((1, 1), (63, 63), (500, 500), (67, 67), (1, 67), (13, 101))
+EXACTLY = 1e-12  # rounding of float64, relative
+
+
+class NotApplicable(Exception):  # noqa: N818 (it is no error)
+    """The check has nothing to say about this candidate; the message says why."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A class and the settings to try it with, `causal` among them or left at True."""
+
+    backend: type[Attention]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+
+    @property
+    def causal(self) -> bool:
+        """Whether later keys are hidden."""
+        return self.settings.get("causal", True)
+
+    def make(self, dtype: torch.dtype = torch.float64, **shape: Any) -> Attention:
+        """A fresh attention in eval mode, learnt on a calibration sample."""
+        sizes: dict[str, Any] = (
+            {"heads": H, "head_dim": D, "kv_heads": G, "value_dim": E, "max_len": 512} | dict(self.settings) | shape
+        )
+        attention = self.backend(**sizes).to(self.device, dtype)
+        attention.prepare(*self.sample(attention, 256, 256, dtype=dtype, seed=99))
+        return attention.eval()
+
+    def sample(
+        self,
+        attention: Attention,
+        queries: int,
+        keys: int,
+        *,
+        dtype: torch.dtype = torch.float64,
+        seed: int = 0,
+        grad: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gaussian q, k, v of the attention's sizes, batch B, equal on every device."""
+        generator = torch.Generator().manual_seed(seed)
+        a = attention
+        shapes = (
+            (B, a.heads, queries, a.head_dim),
+            (B, a.kv_heads, keys, a.head_dim),
+            (B, a.kv_heads, keys, a.value_dim),
+        )
+        drawn = (torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes)
+        q, k, v = (x.to(self.device, dtype).requires_grad_(grad) for x in drawn)
+        return q, k, v
+
+
+def agree(got: Tensor, want: Tensor, tolerance: float, what: str) -> None:
+    """Assert that two tensors differ by at most `tolerance` of the wanted one's norm."""
+    assert got.shape == want.shape, f"{what}: shape {tuple(got.shape)} instead of {tuple(want.shape)}"
+    assert torch.isfinite(got).all(), f"{what}: NaN or infinite values"
+    error = ((got.double() - want.double()).norm() / want.double().norm().clamp(min=1e-3)).item()
+    assert error <= tolerance, f"{what}: relative error {error:.2e} is above {tolerance:.0e}"

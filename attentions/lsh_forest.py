@@ -1,0 +1,146 @@
+"""LSH-forest attention: each query takes its bucket as deep in a tree of codes as enough keys remain.
+
+Bawa, Condie and Ganesan 2005, "LSH forest: self-tuning indexes for similarity search",
+https://doi.org/10.1145/1060745.1060840. A tree is a long SimHash code read as a path of bits. In each tree a
+query attends to the `max_candidates / trees` most recent keys of the deepest prefix that at least
+`min_candidates` keys before it share; a prefix of no bits always does. So no number of buckets has to be
+chosen: the depth follows each query's own neighbourhood and the length so far. Queries that are alone in a
+deep bucket move up, instead of attending to nobody.
+
+Left out of the paper: descending all trees at once for the exact m nearest; here each tree gives its share.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attentions.base import Cost, Problem, require
+from attentions.buckets import Windows, forest_windows
+from attentions.hashing import SimHash
+from attentions.native import bucket_window
+from attentions.reference import query_positions
+from attentions.support import SupportAttention
+from attentions.window_attention import attend, by_key_head, sorted_windows, window_pairs
+from attentions.window_tiles import BLOCK
+
+
+class LSHForest(SupportAttention):
+    """`trees` of `bits` levels; `min_candidates` decide the depth; the union holds at most `max_candidates`.
+
+    The `local` most recent keys join, and count among the `max_candidates`.
+    """
+
+    paper = "https://doi.org/10.1145/1060745.1060840"
+    claimed_time = "n log n"
+
+    def __init__(
+        self,
+        heads: int,
+        head_dim: int,
+        *,
+        trees: int = 4,
+        bits: int = 16,
+        min_candidates: int = 64,
+        max_candidates: int = 256,
+        local: int = 32,
+        **shape: Any,
+    ) -> None:
+        super().__init__(heads, head_dim, **shape)
+        for name, value in (("trees", trees), ("min_candidates", min_candidates), ("local", local)):
+            require(value >= 1, name, value, "an integer of at least 1")
+        require(1 <= bits <= 20, "bits", bits, "from 1 to 20")
+        least = trees + local
+        require(max_candidates >= least, "max_candidates", max_candidates, f"at least trees + local = {least}")
+        self.trees, self.bits, self.local = trees, bits, local
+        self.min_candidates, self.max_candidates = min_candidates, max_candidates
+        self.window = (max_candidates - local) // trees
+        self.hash = SimHash(self.kv_heads, head_dim, bits=bits, tables=trees, seed=self.seed)
+        self.kernel = ""
+
+    def forward(
+        self,
+        q: Float[Tensor, "B H N D"],
+        k: Float[Tensor, "B G M D"],
+        v: Float[Tensor, "B G M E"],
+        *,
+        first: Int[Tensor, " B"] | None = None,
+    ) -> Float[Tensor, "B H N E"]:
+        out, self.kernel = attend(q, k, v, self.windows(q, k, first=first), self.scale)
+        return out
+
+    def windows(
+        self,
+        q: Float[Tensor, "B H N D"],
+        k: Float[Tensor, "B G M D"],
+        *,
+        first: Int[Tensor, " B"] | None = None,
+    ) -> list[Windows]:
+        """The local window and one of each tree, whose keys are sorted once a depth."""
+        real = None if first is None else first.to(q.device).repeat_interleave(self.kv_heads)
+        of_q = [by_key_head(x, self.kv_heads).flatten(0, 1) for x in self.hash(q)]
+        of_k = [x.flatten(0, 1) for x in self.hash(k)]
+        heads, shared = self.heads // self.kv_heads, {"causal": self.causal, "real": real}
+        zero_q, zero_k = torch.zeros_like(of_q[0]), torch.zeros_like(of_k[0])
+        tables = [sorted_windows(zero_q, zero_k, heads, 1, self.local, **shared)]
+        forest = (self.bits, self.min_candidates)
+        build = bucket_window.windows if bucket_window.available(q.device) else forest_windows
+        for tree_q, tree_k in zip(of_q, of_k, strict=True):
+            tables.append(build(tree_q, tree_k, heads, 2**self.bits, self.window, forest=forest, **shared))
+        return tables
+
+    def multiplicity(
+        self,
+        q: Float[Tensor, "B H N D"],
+        k: Float[Tensor, "B G M D"],
+        *,
+        first: Int[Tensor, " B"] | None = None,
+        rows: Int[Tensor, " R"] | None = None,
+    ) -> Int[Tensor, "B H R M"]:
+        at = query_positions(q.shape[2], k.shape[2], rows, q.device)[:, None]
+        key = torch.arange(k.shape[2], device=q.device)
+        real = torch.zeros(len(q), dtype=torch.long, device=q.device) if first is None else first.to(q.device)
+        allowed = ((key >= real[:, None])[:, None] & (at >= real[:, None, None]))[:, None]
+        past, future = allowed & (key <= at), allowed & (key > at)
+        candidates = past if self.causal else allowed
+        found = self._nearest(past.expand(-1, self.heads, -1, -1), future, self.local)
+        for of_q, of_k in zip(self.hash(q), self.hash(k), strict=True):
+            of_q = of_q if rows is None else of_q[:, :, rows.to(q.device)]
+            of_k = of_k.repeat_interleave(self.heads // self.kv_heads, dim=1)
+            differ = of_q[..., None] ^ of_k[:, :, None]
+            same = candidates.expand_as(differ)  # depth 0: every key
+            for depth in range(1, self.bits + 1):
+                deeper = candidates & (differ >> (self.bits - depth) == 0)
+                enough = deeper.sum(-1, keepdim=True) >= self.min_candidates
+                if not enough.any():
+                    break
+                same = torch.where(enough, deeper, same)
+            found = found | self._nearest(same & past, same & future, self.window)
+        return found.int()
+
+    def _nearest(self, past: Tensor, future: Tensor, size: int) -> Tensor:
+        """The last `size` of the past keys and, without causality, the first of the future ones."""
+        kept = past & (past.flip(-1).cumsum(-1, dtype=torch.int32).flip(-1) <= size)
+        return kept if self.causal else kept | future & (future.cumsum(-1, dtype=torch.int32) <= size)
+
+    def comparisons(self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"]) -> Int[Tensor, "B H"]:
+        pairs = window_pairs(self.windows(q, k))
+        return pairs.unflatten(1, (-1, q.shape[2])).sum(-1).view(q.shape[0], self.heads)
+
+    def cost(self, problem: Problem) -> Cost:
+        """Each query meets at most max_candidates keys (twice that without causality); tiles add a block each.
+
+        Hashing is not counted. It does not decode by a bounded state, so the state is the whole cache.
+        """
+        p, sides = problem, 1 if problem.causal else 2
+        width = p.head_dim + p.value_dim
+        tiles = self.trees * min(p.keys, sides * self.window + BLOCK) + min(p.keys, sides * self.local + BLOCK)
+        queries = p.batch * p.heads * p.queries
+        return Cost(
+            flops=2 * queries * tiles * width,
+            comparisons=queries * min(p.keys, sides * self.max_candidates),
+            state_bytes=p.batch * p.kv_heads * p.keys * width * p.dtype.itemsize,
+        )
