@@ -97,9 +97,10 @@ struct Block {
   };
   int count = 0;
   int64_t row = 0;
-  int32_t query[kBlock], low = 0, high = 0;
+  int32_t query[kBlock];
   bool bounded = false;
-  alignas(64) int32_t start[kBlock], end[kBlock], before[kBlock];
+  std::vector<int32_t> ranks;  // the key ranks in any of the windows; what lies between windows is skipped
+  alignas(64) int32_t start[kBlock], end[kBlock], before[kBlock];  // windows as places in `ranks`
   std::vector<Earlier> earlier;
 
   template <typename T>
@@ -109,16 +110,16 @@ struct Block {
     count = static_cast<int>(std::min<int64_t>(kBlock, p.queries - first));
     const Table &t = p.tables[table];
     bounded = t.before != nullptr;
-    low = std::numeric_limits<int32_t>::max(), high = 0;
+    ranks.clear();
     for (int i = 0; i < kBlock; ++i) {
       query[i] = t.query_order[row * p.queries + first + std::min(i, count - 1)];
       const int64_t at = row * p.queries + query[i];
-      start[i] = t.start[at];
-      end[i] = i < count ? t.end[at] : start[i];  // lanes past the end meet no key
+      const int32_t size = i < count ? t.end[at] - t.start[at] : 0;  // lanes past the end meet no key
+      // Both ends are monotone, so a window that is not empty ends where the union so far does.
+      if (size > 0) append(ranks, t.start[at], t.end[at]);
+      end[i] = static_cast<int32_t>(ranks.size()), start[i] = end[i] - size;
       before[i] = bounded ? t.before[at] : 0;
-      if (start[i] < end[i]) low = std::min(low, start[i]), high = std::max(high, end[i]);
     }
-    low = std::min(low, high);
     earlier.resize(p.once ? table : 0);
     for (size_t e = 0; e < earlier.size(); ++e) {
       const Table &other = p.tables[e];
@@ -131,9 +132,9 @@ struct Block {
     }
   }
 
-  // Which lanes the key at this rank counts for: 1 or 0 each.
-  void mask(int32_t rank, int32_t key, int32_t *__restrict__ keep) const {
-    for (int i = 0; i < kBlock; ++i) keep[i] = (start[i] <= rank) & (rank < end[i]);
+  // Which lanes the key at this place of `ranks` counts for: 1 or 0 each.
+  void mask(int32_t place, int32_t key, int32_t *__restrict__ keep) const {
+    for (int i = 0; i < kBlock; ++i) keep[i] = (start[i] <= place) & (place < end[i]);
     if (bounded)
       for (int i = 0; i < kBlock; ++i) keep[i] &= key < before[i];
     for (const Earlier &e : earlier) {
@@ -143,13 +144,18 @@ struct Block {
     }
   }
 
-  // The part of [rank, rank + count) that the windows of a group of queries touch, relative to rank.
-  std::pair<int, int> touched(int group, int32_t rank, int count_) const {
+  // The part of a tile of `size` places from `begin` that the windows of a group of queries touch, relative to it.
+  std::pair<int, int> touched(int group, int32_t begin, int size) const {
     int32_t from = std::numeric_limits<int32_t>::max(), to = 0;
     for (int i = group; i < group + kGroup; ++i)
       if (start[i] < end[i]) from = std::min(from, start[i]), to = std::max(to, end[i]);
-    from = std::max(from, rank), to = std::min(to, rank + count_);
-    return from < to ? std::pair<int, int>{from - rank, to - rank} : std::pair<int, int>{0, 0};
+    from = std::max(from, begin), to = std::min(to, begin + size);
+    return from < to ? std::pair<int, int>{from - begin, to - begin} : std::pair<int, int>{0, 0};
+  }
+
+  // Adds [start, end) to ascending ranks, without those already there.
+  static void append(std::vector<int32_t> &to, int32_t start, int32_t end) {
+    for (int32_t r = to.empty() ? start : std::max(start, to.back() + 1); r < end; ++r) to.push_back(r);
   }
 };
 
@@ -247,6 +253,7 @@ struct Forward {
   Rows<T> keys, values;
   std::vector<T> packed, scores, sum;
   T *out[kBlock];
+  int32_t which[kTile];
 
   explicit Forward(const Problem<T> &p)
       : keys(p.dim, kTile), values(p.value_dim, kTile), packed(p.dim * kBlock),
@@ -256,7 +263,7 @@ struct Forward {
 
   void run(const Problem<T> &p, size_t table, int64_t item, T *result, T *top, T *total) {
     block.load(p, table, item);
-    if (block.low == block.high) return;
+    if (block.ranks.empty()) return;
     alignas(64) T most[kBlock], weight[kBlock];
     alignas(64) int32_t keep[kBlock];
     for (int i = 0; i < kBlock; ++i) {
@@ -266,19 +273,20 @@ struct Forward {
     }
     pack(block, p.q, p.queries, p.dim, p.scale, packed.data());
     const int32_t *order = p.tables[table].key_order + block.row * p.tables[table].places;
-    for (int32_t rank = block.low; rank < block.high; rank += kTile) {
-      const int count = std::min<int32_t>(kTile, block.high - rank);
+    const int32_t places = static_cast<int32_t>(block.ranks.size());
+    for (int32_t begin = 0; begin < places; begin += kTile) {
+      const int count = std::min<int32_t>(kTile, places - begin);
       for (int j = 0; j < count; ++j) {
-        const int64_t key = block.row * p.keys + order[rank + j];
-        keys.set(j, p.k + key * p.dim);
-        values.set(j, p.v + key * p.value_dim);
+        which[j] = order[block.ranks[begin + j]];
+        keys.set(j, p.k + (block.row * p.keys + which[j]) * p.dim);
+        values.set(j, p.v + (block.row * p.keys + which[j]) * p.value_dim);
       }
       score(keys.at.data(), count, packed.data(), p.dim, scores.data());
       alignas(64) T higher[kBlock];
       std::copy(most, most + kBlock, higher);
       for (int j = 0; j < count; ++j) {
         T *__restrict__ s = &scores[j * kBlock];
-        block.mask(rank + j, order[rank + j], keep);
+        block.mask(begin + j, which[j], keep);
         for (int i = 0; i < kBlock; ++i) {
           s[i] = keep[i] ? s[i] : -std::numeric_limits<T>::infinity();
           higher[i] = std::max(higher[i], s[i]);
@@ -298,7 +306,7 @@ struct Forward {
         for (int i = 0; i < kBlock; ++i) weight[i] += s[i];
       }
       for (int g = 0; g < kBlock; g += kGroup) {
-        const auto [from, to] = block.touched(g, rank, count);
+        const auto [from, to] = block.touched(g, begin, count);
         if (from < to) add(out + g, &scores[g], 1, kBlock, values.at.data(), from, to, values.wide);
       }
     }
@@ -325,10 +333,10 @@ void forward(const Problem<T> &p, T *out, T *lse) {
   });
 }
 
-// A run of blocks of one row and table, with the gradients of the key ranks that they span.
+// A run of blocks of one row and table, with the gradients of the key ranks in their windows.
 template <typename T>
 struct Run {
-  int32_t low = 0, high = 0;
+  std::vector<int32_t> ranks;
   std::vector<T> dk, dv;
 };
 
@@ -338,6 +346,7 @@ struct Backward {
   Rows<T> keys, values, queries, grads;
   std::vector<T> packed_q, packed_g, scores, flow, dq, spare;
   T *dq_at[kBlock];
+  int32_t which[kTile];
   alignas(64) T log_sum[kBlock], inner[kBlock];
 
   explicit Backward(const Problem<T> &p)
@@ -351,8 +360,10 @@ struct Backward {
   void run(const Problem<T> &p, size_t table, int64_t item, const T *grad, const T *lse, const T *delta, T *dq_out,
            Run<T> &into) {
     block.load(p, table, item);
-    if (block.low == block.high) return;
+    if (block.ranks.empty()) return;
     alignas(64) int32_t keep[kBlock];
+    // The block's ranks are part of the run's; both ascend.
+    auto place = std::lower_bound(into.ranks.begin(), into.ranks.end(), block.ranks[0]) - into.ranks.begin();
     for (int i = 0; i < kBlock; ++i) {
       const int64_t at = block.row * p.queries + block.query[i];
       const bool any = lse[at] > -std::numeric_limits<T>::infinity();
@@ -363,29 +374,37 @@ struct Backward {
     pack(block, p.q, p.queries, p.dim, p.scale, packed_q.data());
     pack(block, grad, p.queries, p.value_dim, T(1), packed_g.data());
     const int32_t *order = p.tables[table].key_order + block.row * p.tables[table].places;
-    for (int32_t rank = block.low; rank < block.high; rank += kTile) {
-      const int count = std::min<int32_t>(kTile, block.high - rank);
+    const int32_t places = static_cast<int32_t>(block.ranks.size());
+    for (int32_t begin = 0; begin < places; begin += kTile) {
+      const int count = std::min<int32_t>(kTile, places - begin);
       for (int j = 0; j < count; ++j) {
-        const int64_t key = block.row * p.keys + order[rank + j];
-        keys.set(j, p.k + key * p.dim), values.set(j, p.v + key * p.value_dim);
+        which[j] = order[block.ranks[begin + j]];
+        keys.set(j, p.k + (block.row * p.keys + which[j]) * p.dim);
+        values.set(j, p.v + (block.row * p.keys + which[j]) * p.value_dim);
       }
       score(keys.at.data(), count, packed_q.data(), p.dim, scores.data());
       score(values.at.data(), count, packed_g.data(), p.value_dim, flow.data());
       for (int j = 0; j < count; ++j) {
         T *__restrict__ s = &scores[j * kBlock], *__restrict__ f = &flow[j * kBlock];
-        block.mask(rank + j, order[rank + j], keep);
+        block.mask(begin + j, which[j], keep);
         for (int i = 0; i < kBlock; ++i) {
           s[i] = keep[i] ? exponential(s[i] - log_sum[i]) : T(0);
           f[i] = keep[i] ? s[i] * (f[i] - inner[i]) * p.scale : T(0);
         }
       }
       for (int g = 0; g < kBlock; g += kGroup) {
-        const auto [from, to] = block.touched(g, rank, count);
+        const auto [from, to] = block.touched(g, begin, count);
         if (from < to) add(dq_at + g, &flow[g], 1, kBlock, keys.at.data(), from, to, keys.wide);
       }
       for (int j = 0; j < count; j += kGroup) {
-        spread(into.dk.data(), into.low, rank + j, count - j, &flow[j * kBlock], queries);
-        spread(into.dv.data(), into.low, rank + j, count - j, &scores[j * kBlock], grads);
+        int64_t to[kGroup];
+        const int left = std::min(kGroup, count - j);
+        for (int g = 0; g < left; ++g) {
+          while (into.ranks[place] != block.ranks[begin + j + g]) ++place;
+          to[g] = place;
+        }
+        spread(into.dk.data(), to, left, &flow[j * kBlock], queries);
+        spread(into.dv.data(), to, left, &scores[j * kBlock], grads);
       }
     }
     for (int i = 0; i < block.count; ++i) {
@@ -395,10 +414,9 @@ struct Backward {
   }
 
   // Gradients of up to kGroup keys: the block's rows weighted by one row of scores each.
-  void spread(T *into, int32_t low, int32_t rank, int left, const T *weight, const Rows<T> &rows) {
+  void spread(T *into, const int64_t *to, int left, const T *weight, const Rows<T> &rows) {
     T *out[kGroup];
-    for (int g = 0; g < kGroup; ++g)
-      out[g] = g < left ? into + (rank + g - low) * rows.wide : &spare[g * rows.wide];
+    for (int g = 0; g < kGroup; ++g) out[g] = g < left ? into + to[g] * rows.wide : &spare[g * rows.wide];
     add(out, weight, kBlock, 1, rows.at.data(), 0, kBlock, rows.wide);
   }
 };
@@ -413,23 +431,21 @@ void backward_of_row(const Problem<T> &p, size_t table, int64_t row, const T *gr
     const int64_t first = row * p.blocks() + r * kChunk;
     const int64_t last = std::min(row * p.blocks() + p.blocks(), first + kChunk);
     Run<T> &run = done[r];
-    run.low = std::numeric_limits<int32_t>::max();
     for (int64_t item = first; item < last; ++item) {
       b.block.load(p, table, item);
-      if (b.block.low < b.block.high)
-        run.low = std::min(run.low, b.block.low), run.high = std::max(run.high, b.block.high);
+      for (int32_t rank : b.block.ranks)
+        if (run.ranks.empty() || rank > run.ranks.back()) run.ranks.push_back(rank);
     }
-    if (run.low >= run.high) return;
-    run.dk.assign((run.high - run.low) * wide_k, T(0));
-    run.dv.assign((run.high - run.low) * wide_v, T(0));
+    run.dk.assign(run.ranks.size() * wide_k, T(0));
+    run.dv.assign(run.ranks.size() * wide_v, T(0));
     for (int64_t item = first; item < last; ++item) b.run(p, table, item, grad, lse, delta, dq, run);
   });
   // In order, so that the sums do not depend on which thread was first.
   const int32_t *order = p.tables[table].key_order + row * p.tables[table].places;
   for (const Run<T> &run : done)
-    for (int32_t rank = run.low; rank < run.high; ++rank) {
-      const int64_t key = row * p.keys + order[rank];
-      const T *from_k = &run.dk[(rank - run.low) * wide_k], *from_v = &run.dv[(rank - run.low) * wide_v];
+    for (size_t i = 0; i < run.ranks.size(); ++i) {
+      const int64_t key = row * p.keys + order[run.ranks[i]];
+      const T *from_k = &run.dk[i * wide_k], *from_v = &run.dv[i * wide_v];
       for (int64_t d = 0; d < p.dim; ++d) dk[key * p.dim + d] += from_k[d];
       for (int64_t e = 0; e < p.value_dim; ++e) dv[key * p.value_dim + e] += from_v[e];
     }
@@ -455,8 +471,8 @@ void count(const Problem<T> &p, int64_t *found) {
       b.load(p, t, item);
       alignas(64) int32_t keep[kBlock], sum[kBlock] = {};
       const int32_t *order = p.tables[t].key_order + b.row * p.tables[t].places;
-      for (int32_t rank = b.low; rank < b.high; ++rank) {
-        b.mask(rank, order[rank], keep);
+      for (size_t place = 0; place < b.ranks.size(); ++place) {
+        b.mask(static_cast<int32_t>(place), order[b.ranks[place]], keep);
         for (int i = 0; i < kBlock; ++i) sum[i] += keep[i];
       }
       for (int i = 0; i < b.count; ++i) found[b.row * p.queries + b.query[i]] += sum[i];
