@@ -15,6 +15,7 @@ from attentions.base import Attention, Cost, Problem, Stream
 from attentions.bit_sampling import BitSampling
 from attentions.flash import Flash
 from attentions.lsh_forest import LSHForest
+from attentions.reformer import Reformer
 from attentions.simhash import SimHashAttention
 from attentions.vanilla import Vanilla
 
@@ -26,6 +27,7 @@ BACKENDS: dict[str, type[Attention]] = {
     "bit_sampling": BitSampling,
     "simhash": SimHashAttention,
     "lsh_forest": LSHForest,
+    "reformer": Reformer,
 }
 
 

@@ -152,6 +152,18 @@ class Attention(nn.Module, ABC):
         rows: Int[Tensor, " R"] | None = None,
     ) -> Float[Tensor, "B H R E"]:
         """The definition of this method in float64, slow and short, for all query rows or those named."""
+        return self.target(q, k, v, first=first, rows=rows)
+
+    def target(
+        self,
+        q: Float[Tensor, "B H N D"],
+        k: Float[Tensor, "B G M D"],
+        v: Float[Tensor, "B G M E"],
+        *,
+        first: Int[Tensor, " B"] | None = None,
+        rows: Int[Tensor, " R"] | None = None,
+    ) -> Float[Tensor, "B H R E"]:
+        """What this method approximates, in float64: softmax attention unless `approximates` says otherwise."""
         pairs = causal_pairs(q.shape[2], k.shape[2], causal=self.causal, first=first, rows=rows, device=q.device)
         return softmax_attention(q, k, v, pairs, self.scale, rows=rows)
 

@@ -64,7 +64,7 @@ class BucketAttention(SupportAttention):
         *,
         first: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B H N E"]:
-        out, self.kernel = attend(q, k, v, self.windows(q, k, first=first), self.scale, once=self.once)
+        out, _, self.kernel = attend(q, k, v, self.windows(q, k, first=first), self.scale, once=self.once)
         return out
 
     def windows(

@@ -34,7 +34,7 @@ class Windows:
 
     `key_order` gives the key at each sorted rank; P is M, or a multiple where keys are sorted in several ways.
     `query_order` gives the query at each sorted rank, `start` and `end` the key ranks that each query (in its
-    own order) attends to. Keys at or after `before`, where given, are left out of the window.
+    own order) attends to. Keys at or after `before` and the key `skip`, where given, are left out of the window.
     """
 
     key_order: Int[Tensor, "X P"]
@@ -43,6 +43,7 @@ class Windows:
     end: Int[Tensor, "X Q"]
     members: Members | None = None
     before: Int[Tensor, "X Q"] | None = None
+    skip: Int[Tensor, "X Q"] | None = None
 
 
 def bucket_windows(
@@ -150,7 +151,7 @@ def count_pairs(tables: list[Windows], *, once: bool, chunk: int = 1 << 22) -> I
 def counts(
     tables: list[Windows], index: int, row: Int[Tensor, ...], query: Tensor, key: Tensor, *, once: bool
 ) -> Bool[Tensor, ...]:
-    """Whether keys in the windows of a table count there: within `before`, and in no earlier table's if `once`.
+    """Whether keys in the windows of a table count there: not left out, and in no earlier table's if `once`.
 
     `row`, `query` and `key` broadcast together; the pairs are taken to lie in the table's [start, end).
     """
@@ -158,6 +159,8 @@ def counts(
     keep = torch.ones_like(key, dtype=torch.bool)
     if table.before is not None:
         keep = keep & (key < table.before[row, query])
+    if table.skip is not None:
+        keep = keep & (key != table.skip[row, query])
     for other in tables[:index] if once else []:
         m = other.members
         assert m is not None, "a union needs to know the members of its windows"

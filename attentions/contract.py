@@ -18,6 +18,7 @@ import torch
 
 from attentions.base import Attention, problem_of
 from attentions.candidate import EXACTLY, LENGTHS, B, Candidate, E, G, H, NotApplicable, agree
+from attentions.support import SupportAttention
 
 
 def same_dtype_shape_and_device(c: Candidate) -> None:
@@ -183,17 +184,13 @@ def comparisons_are_counted(c: Candidate) -> None:
     count = a.comparisons(q, k)
     bound = a.cost(problem_of(a, q, k)).comparisons
     assert count.sum() <= bound, f"{count.sum()} comparisons are more than the {bound} that cost() allows"
-    if c.backend.approximates is None or not counts_pairs(a):
+    if isinstance(a, SupportAttention):
+        assert torch.equal(count, a.multiplicity(q, k).sum((2, 3))), "comparisons() differs from the support's size"
+    elif not a.exact:
         raise NotApplicable("scores are not between queries and keys; the bound holds")
-    weights = a(q, k, torch.eye(keys, dtype=q.dtype).expand(B, G, keys, keys))  # values as units show the weights
-    assert torch.equal(count, (weights != 0).sum((2, 3))), "comparisons() differs from the number of weights"
-
-
-def counts_pairs(attention: Attention) -> bool:
-    """Whether the method's scores are between queries and keys themselves."""
-    from attentions.support import SupportAttention
-
-    return attention.exact or (isinstance(attention, SupportAttention) and getattr(attention, "once", True))
+    if not isinstance(a, SupportAttention) or a.once:
+        weights = a(q, k, torch.eye(keys, dtype=q.dtype, device=q.device).expand(B, G, keys, keys))
+        assert torch.equal(count, (weights != 0).sum((2, 3))), "comparisons() differs from the number of weights"
 
 
 def streams_like_forward(c: Candidate) -> None:

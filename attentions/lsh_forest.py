@@ -69,7 +69,7 @@ class LSHForest(SupportAttention):
         *,
         first: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B H N E"]:
-        out, self.kernel = attend(q, k, v, self.windows(q, k, first=first), self.scale)
+        out, _, self.kernel = attend(q, k, v, self.windows(q, k, first=first), self.scale)
         return out
 
     def windows(

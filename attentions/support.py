@@ -17,7 +17,12 @@ from attentions.reference import causal_pairs, softmax_attention
 
 
 class SupportAttention(Attention):
-    """An attention whose meaning is a support set; subclasses add `multiplicity` to `forward`."""
+    """An attention whose meaning is a support set; subclasses add `multiplicity` to `forward`.
+
+    `once` says that no key ever counts more than once.
+    """
+
+    once: bool = True
 
     @abstractmethod
     def multiplicity(

@@ -22,15 +22,16 @@ def window_attention(
     scale: float,
     *,
     once: bool = True,
-) -> tuple[Float[Tensor, "X Q E"], str]:
-    """Attention of each query to the keys in its windows, and the name of the kernel that ran.
+) -> tuple[Float[Tensor, "X Q E"], Float[Tensor, "X Q"], str]:
+    """Attention of each query to the keys in its windows, its log-sum-exp, and the name of the kernel that ran.
 
     A key that several tables find counts once, or as often as it is found if not `once`. A query without
-    keys gets zeros. Selection is not differentiated; nothing of the size of the support is stored.
+    keys gets zeros and minus infinity. Neither the selection nor the log-sum-exp is differentiated; nothing of
+    the size of the support is stored.
     """
     kernel = bucket_window if bucket_window.available(q.device) else window_tiles
-    out = _WindowAttention.apply(q, k, v, tables, scale, once, kernel)
-    return out, "native" if kernel is bucket_window else "torch fallback"  # type: ignore[return-value]
+    out, lse = _WindowAttention.apply(q, k, v, tables, scale, once, kernel)  # type: ignore[misc]
+    return out, lse, "native" if kernel is bucket_window else "torch fallback"
 
 
 def sorted_windows(
@@ -69,13 +70,14 @@ def attend(
     scale: float,
     *,
     once: bool = True,
-) -> tuple[Float[Tensor, "B H N E"], str]:
+) -> tuple[Float[Tensor, "B H N E"], Float[Tensor, "B H N"], str]:
     """`window_attention` in the project's layout; rows of X are sequence and key head pairs."""
     B, G = k.shape[:2]
-    out, kernel = window_attention(
+    out, lse, kernel = window_attention(
         by_key_head(q, G).flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), tables, scale, once=once
     )
-    return out.unflatten(1, (-1, q.shape[2])).unflatten(0, (B, G)).flatten(1, 2), kernel
+    out, lse = (x.unflatten(1, (-1, q.shape[2])).unflatten(0, (B, G)).flatten(1, 2) for x in (out, lse))
+    return out, lse, kernel
 
 
 def by_key_head(x: Shaped[Tensor, "B H N *rest"], kv_heads: int) -> Shaped[Tensor, "B G Q *rest"]:
@@ -87,12 +89,13 @@ class _WindowAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, tables: list[Windows], scale: float, once: bool, kernel: ModuleType
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         out, lse = kernel.forward(q, k, v, tables, scale, once=once)
         if any(ctx.needs_input_grad[:3]):
             ctx.save_for_backward(q, k, v, out, lse)
             ctx.rest = tables, scale, once, kernel
-        return out.to(q.dtype)
+        ctx.mark_non_differentiable(lse)
+        return out.to(q.dtype), lse
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

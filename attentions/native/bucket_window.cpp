@@ -34,13 +34,13 @@ struct Vector {
   static constexpr int lanes = kVectorBytes / static_cast<int>(sizeof(T));
 };
 
-// As `Windows` and its `Members` in attentions/buckets.py; `before` and the members may be null.
+// As `Windows` and its `Members` in attentions/buckets.py; `before`, `skip` and the members may be null.
 struct Table {
-  const int32_t *key_order, *query_order, *start, *end, *before;
+  const int32_t *key_order, *query_order, *start, *end, *before, *skip;
   const int32_t *key_code, *query_code, *shift, *oldest, *newest;
   int64_t places;  // length of a row of key_order
 };
-constexpr int kPointers = 10;
+constexpr int kPointers = 11;
 
 template <typename T>
 struct Problem {
@@ -98,9 +98,9 @@ struct Block {
   int count = 0;
   int64_t row = 0;
   int32_t query[kBlock];
-  bool bounded = false;
+  bool bounded = false, skips = false;
   std::vector<int32_t> ranks;  // the key ranks in any of the windows; what lies between windows is skipped
-  alignas(64) int32_t start[kBlock], end[kBlock], before[kBlock];  // windows as places in `ranks`
+  alignas(64) int32_t start[kBlock], end[kBlock], before[kBlock], skip[kBlock];  // windows as places in `ranks`
   std::vector<Earlier> earlier;
 
   template <typename T>
@@ -109,7 +109,7 @@ struct Block {
     const int64_t first = item % p.blocks() * kBlock;
     count = static_cast<int>(std::min<int64_t>(kBlock, p.queries - first));
     const Table &t = p.tables[table];
-    bounded = t.before != nullptr;
+    bounded = t.before != nullptr, skips = t.skip != nullptr;
     ranks.clear();
     for (int i = 0; i < kBlock; ++i) {
       query[i] = t.query_order[row * p.queries + first + std::min(i, count - 1)];
@@ -119,6 +119,7 @@ struct Block {
       if (size > 0) append(ranks, t.start[at], t.end[at]);
       end[i] = static_cast<int32_t>(ranks.size()), start[i] = end[i] - size;
       before[i] = bounded ? t.before[at] : 0;
+      skip[i] = skips ? t.skip[at] : -1;
     }
     earlier.resize(p.once ? table : 0);
     for (size_t e = 0; e < earlier.size(); ++e) {
@@ -137,6 +138,8 @@ struct Block {
     for (int i = 0; i < kBlock; ++i) keep[i] = (start[i] <= place) & (place < end[i]);
     if (bounded)
       for (int i = 0; i < kBlock; ++i) keep[i] &= key < before[i];
+    if (skips)
+      for (int i = 0; i < kBlock; ++i) keep[i] &= key != skip[i];
     for (const Earlier &e : earlier) {
       const int32_t code = e.key_code[key];
       for (int i = 0; i < kBlock; ++i)
@@ -573,7 +576,7 @@ Problem<T> problem(const T *q, const T *k, const T *v, const int32_t *const *ind
                static_cast<int>(sizes[7])};
   for (int64_t t = 0; t < sizes[5]; ++t) {
     const int32_t *const *i = index + kPointers * t;
-    p.tables.push_back({i[0], i[1], i[2], i[3], i[4], i[5], i[6], i[7], i[8], i[9], sizes[8 + t]});
+    p.tables.push_back({i[0], i[1], i[2], i[3], i[4], i[5], i[6], i[7], i[8], i[9], i[10], sizes[8 + t]});
   }
   return p;
 }

@@ -105,7 +105,7 @@ def _index(tables: list[Windows]) -> list[Tensor | None]:
     for table in tables:
         m = table.members
         members = (None,) * 5 if m is None else (m.key_code, m.query_code, m.shift, m.oldest, m.newest)
-        parts = (table.key_order, table.query_order, table.start, table.end, table.before, *members)
+        parts = (table.key_order, table.query_order, table.start, table.end, table.before, table.skip, *members)
         found += [None if x is None else x.contiguous() for x in parts]
     return found
 

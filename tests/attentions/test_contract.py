@@ -24,6 +24,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     ],
     "simhash": [{"bits": 2, "tables": 3, "window": 7, "local": 2, "balanced": True}, {}],
     "lsh_forest": [{"trees": 3, "bits": 6, "min_candidates": 5, "max_candidates": 17, "local": 2}, {}],
+    "reformer": [{"hashes": 3, "chunk": 5, "buckets": 6}, {"hashes": 1, "chunk": 16, "buckets": 200}],
 }
 CLASSES: dict[str, type[Attention]] = {**BACKENDS, "random_support": RandomSupport}
 CANDIDATES = {

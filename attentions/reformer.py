@@ -1,0 +1,194 @@
+"""Reformer's LSH attention: the literature's baseline of hashed attention.
+
+Kitaev, Kaiser and Levskaya 2020, "Reformer: the efficient transformer", https://arxiv.org/abs/2001.04451.
+Queries and keys are one: k_j = q_j / |q_j|, and the k given is ignored. A round hashes by
+argmax[xR; -xR], sorts by (bucket, position), cuts the sorted sequence into chunks, and lets each chunk attend
+to itself and the one before. Rounds are merged by their log-sum-exp, so a key found twice counts twice.
+A position attends to itself only where it has nothing else.
+
+The logit scale is that of this project, head_dim**-0.5 on top of unit keys, as in lucidrains'
+reformer-pytorch; Trax leaves it out. As in Trax, chunks may cross buckets, and more than 128 buckets are
+hashed in two factors. Not taken over: the wrap-around of the first chunk to the last.
+
+Later tokens change how earlier ones are sorted and cut: causality is "selection".
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attentions.base import Cost, Problem, require
+from attentions.buckets import Windows
+from attentions.reference import causal_pairs, query_positions, softmax_attention
+from attentions.support import SupportAttention
+from attentions.window_attention import attend, window_pairs
+
+FACTORED_ABOVE = 128  # buckets
+
+
+class Reformer(SupportAttention):
+    """`hashes` rounds of chunks of `chunk` positions; `buckets` a round, None for `max_len / chunk` as in the paper."""
+
+    paper = "https://arxiv.org/abs/2001.04451"
+    approximates = "shared-qk softmax"
+    claimed_time = "n log n"
+    causality = "selection"
+    once = False
+    rotations: Tensor
+
+    def __init__(
+        self,
+        heads: int,
+        head_dim: int,
+        *,
+        hashes: int = 4,
+        chunk: int = 64,
+        buckets: int | None = None,
+        **shape: Any,
+    ) -> None:
+        super().__init__(heads, head_dim, **shape)
+        require(hashes >= 1, "hashes", hashes, "an integer of at least 1")
+        require(chunk >= 1, "chunk", chunk, "an integer of at least 1")
+        require(buckets is None or buckets >= 2, "buckets", buckets, "None or an integer of at least 2")
+        self.hashes, self.chunk = hashes, chunk
+        wanted = buckets or (self.max_len or 4096) / chunk
+        # An argmax over [xR; -xR] has an even number of values; two factors of it when there are many.
+        sizes = [wanted] if wanted <= FACTORED_ABOVE else [2 ** round(math.log2(wanted) / 2)]
+        sizes += [wanted / sizes[0]] if wanted > FACTORED_ABOVE else []
+        self.factors = [max(2, 2 * math.ceil(size / 2)) for size in sizes]
+        generator = torch.Generator().manual_seed(self.seed)
+        shape_of = (heads, head_dim, hashes * sum(self.factors) // 2)
+        self.register_buffer("rotations", torch.randn(shape_of, generator=generator), persistent=False)
+        self.kernel = ""
+
+    def forward(
+        self,
+        q: Float[Tensor, "B H N D"],
+        k: Float[Tensor, "B G M D"],
+        v: Float[Tensor, "B G M E"],
+        *,
+        first: Int[Tensor, " B"] | None = None,
+    ) -> Float[Tensor, "B H N E"]:
+        v = self._every_head(v)
+        keys = unit(q)
+        out, lse, self.kernel = attend(q, keys, v, self.windows(q, first=first), self.scale, once=False)
+        alone = lse == -torch.inf
+        if first is not None:
+            alone &= (torch.arange(q.shape[2], device=q.device) >= first.to(q.device)[:, None])[:, None]
+        return torch.where(alone[..., None], v, out)
+
+    def windows(self, q: Float[Tensor, "B H N D"], *, first: Int[Tensor, " B"] | None = None) -> list[Windows]:
+        """One table a round; every query head is a row of X, for it is its own key head."""
+        B, H, N, _ = q.shape
+        position = torch.arange(N, device=q.device).expand(B * H, -1)
+        real = torch.zeros(B, dtype=torch.long, device=q.device) if first is None else first.to(q.device)
+        real = real.repeat_interleave(H)[:, None]
+        tables = []
+        for codes in self.codes(q):
+            code = codes.flatten(0, 1).masked_fill(position < real, -1)
+            order = torch.sort(code, dim=1, stable=True).indices
+            chunk = (position - real).div(self.chunk, rounding_mode="floor")  # of each sorted rank
+            start = real + (chunk - 1).clamp(min=0) * self.chunk
+            end = torch.minimum(real + (chunk + 1) * self.chunk, torch.tensor(N, device=q.device))
+            start, end = (x.masked_fill(position < real, 0) for x in (start, end))
+            start, end = (torch.empty_like(order).scatter_(1, order, x) for x in (start, end))
+            order, start, end, at = (x.int() for x in (order, start, end, position))
+            tables.append(Windows(order, order, start, end, before=at if self.causal else None, skip=at))
+        return tables
+
+    def codes(self, q: Float[Tensor, "B H N D"]) -> Int[Tensor, "hashes B H N"]:
+        """argmax[xR; -xR] of each round, factor by factor."""
+        x = q.detach() if q.dtype == torch.float64 else q.detach().float()
+        turned = (x @ self.rotations.to(x.dtype)).unflatten(-1, (self.hashes, -1))
+        code = torch.zeros(turned.shape[:-1], dtype=torch.int64, device=q.device)
+        for size, part in zip(self.factors, turned.split([f // 2 for f in self.factors], dim=-1), strict=True):
+            code = code * size + torch.cat((part, -part), dim=-1).argmax(-1)
+        return code.movedim(-1, 0)
+
+    def multiplicity(
+        self,
+        q: Float[Tensor, "B H N D"],
+        k: Float[Tensor, "B G M D"],
+        *,
+        first: Int[Tensor, " B"] | None = None,
+        rows: Int[Tensor, " R"] | None = None,
+    ) -> Int[Tensor, "B H R M"]:
+        chosen = query_positions(q.shape[2], k.shape[2], rows, q.device)
+        pairs = causal_pairs(q.shape[2], k.shape[2], causal=self.causal, first=first, rows=rows, device=q.device)
+        own = chosen[:, None] == torch.arange(k.shape[2], device=q.device)
+        real = torch.zeros(len(q), dtype=torch.long, device=q.device) if first is None else first.to(q.device)
+        total = torch.zeros(*q.shape[:2], len(chosen), k.shape[2], dtype=torch.int32, device=q.device)
+        for code in self.codes(q):
+            code = code.masked_fill((torch.arange(k.shape[2], device=q.device) < real[:, None])[:, None], -1)
+            rank = torch.argsort(torch.argsort(code, dim=-1, stable=True), dim=-1)
+            chunk = (rank - real[:, None, None]).div(self.chunk, rounding_mode="floor")
+            back = chunk[:, :, chosen, None] - chunk[:, :, None]
+            total += pairs & ~own & ((back == 0) | (back == 1))
+        alone = (total == 0).all(-1, keepdim=True)
+        return total + (alone & own & pairs).int()
+
+    def naive(
+        self,
+        q: Float[Tensor, "B H N D"],
+        k: Float[Tensor, "B G M D"],
+        v: Float[Tensor, "B G M E"],
+        *,
+        first: Int[Tensor, " B"] | None = None,
+        rows: Int[Tensor, " R"] | None = None,
+    ) -> Float[Tensor, "B H R E"]:
+        count = self.multiplicity(q, k, first=first, rows=rows)
+        weight = count.clamp(min=1).double().log()
+        keys = unit(q.double())
+        return softmax_attention(q, keys, self._every_head(v), count > 0, self.scale, rows=rows, log_weight=weight)
+
+    def target(
+        self,
+        q: Float[Tensor, "B H N D"],
+        k: Float[Tensor, "B G M D"],
+        v: Float[Tensor, "B G M E"],
+        *,
+        first: Int[Tensor, " B"] | None = None,
+        rows: Int[Tensor, " R"] | None = None,
+    ) -> Float[Tensor, "B H R E"]:
+        """Shared-QK attention over every key: softmax of q·q̂ with a position itself only where it is alone."""
+        pairs = causal_pairs(q.shape[2], k.shape[2], causal=self.causal, first=first, rows=rows, device=q.device)
+        chosen = query_positions(q.shape[2], k.shape[2], rows, q.device)
+        own = chosen[:, None] == torch.arange(k.shape[2], device=q.device)
+        others = pairs & ~own
+        others = others | (pairs & own & ~others.any(-1, keepdim=True))
+        return softmax_attention(q, unit(q.double()), self._every_head(v), others, self.scale, rows=rows)
+
+    def comparisons(self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"]) -> Int[Tensor, "B H"]:
+        pairs = window_pairs(self.windows(q), once=False)
+        return pairs.clamp(min=1).sum(-1).view(q.shape[:2])
+
+    def why_not(self, problem: Problem) -> str:
+        if problem.queries != problem.keys:
+            return "queries and keys are one in Reformer, so there must be as many of each"
+        return super().why_not(problem)
+
+    def cost(self, problem: Problem) -> Cost:
+        """Each of `hashes` rounds scores two chunks for every query; hashing adds one product with the rotations."""
+        p = problem
+        queries = p.batch * p.heads * p.queries
+        scores = queries * self.hashes * min(p.keys, 2 * self.chunk)
+        hashing = 2 * queries * p.head_dim * self.rotations.shape[-1]
+        return Cost(
+            flops=2 * scores * (p.head_dim + p.value_dim) + hashing,
+            comparisons=scores,
+            state_bytes=p.batch * p.kv_heads * p.keys * (p.head_dim + p.value_dim) * p.dtype.itemsize,
+        )
+
+    def _every_head(self, v: Float[Tensor, "B G M E"]) -> Float[Tensor, "B H M E"]:
+        return v.repeat_interleave(self.heads // self.kv_heads, dim=1)
+
+
+def unit(q: Float[Tensor, "B H N D"]) -> Float[Tensor, "B H N D"]:
+    """Queries as keys: scaled to length one; a zero vector stays zero."""
+    return F.normalize(q, dim=-1, eps=torch.finfo(q.dtype).tiny)
