@@ -1,0 +1,35 @@
+"""Methods timed in turns in one process, so that their ratio holds on a machine whose speed drifts."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+
+def medians(methods: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:
+    """Median seconds of each method over rounds that run each once; one round before, not counted, warms up."""
+    samples: dict[str, list[float]] = {name: [] for name in methods}
+    for turn in range(rounds + 1):
+        for name, method in methods.items():
+            start = time.perf_counter()
+            method()
+            if turn:
+                samples[name].append(time.perf_counter() - start)
+    return {name: statistics.median(found) for name, found in samples.items()}
+
+
+def gaussian(n: int, *, heads: int = 4, head_dim: int = 64, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v of batch 1 in float32."""
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(1, heads, n, head_dim, generator=generator) for _ in range(3))
+    return q, k, v
+
+
+def forward_and_backward(attention: torch.nn.Module, inputs: tuple[Tensor, ...]) -> Callable[[], object]:
+    """A call that runs the attention and the gradients of the sum of its output."""
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    return lambda: torch.autograd.grad(attention(*leaves).sum(), leaves, allow_unused=True)
