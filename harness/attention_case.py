@@ -1,0 +1,85 @@
+"""From a case to an attention that is ready to be called."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from attentions import Attention, Problem, build
+from attentions.layer import AttentionLayer
+from harness.references import CALIBRATION, Store
+from harness.rows import Case
+from harness.subjects import Unsupported
+
+PRIME_TOKENS = 16
+
+
+def build_attention(case: Case) -> Attention:
+    """The attention that a case names, with its sizes, in eval mode on the case's device."""
+    attention = build(
+        case.backend,
+        heads=case.heads,
+        head_dim=case.head_dim,
+        kv_heads=case.kv_heads,
+        value_dim=case.value_dim,
+        causal=case.causal,
+        max_len=case.n,
+        seed=case.seed,
+        **case.settings,
+    )
+    return attention.to(case.device).eval()
+
+
+def problem_of_case(case: Case) -> Problem:
+    """The problem that one timed call of a case poses."""
+    decode = case.mode == "decode"
+    return Problem(
+        batch=case.batch,
+        heads=case.heads,
+        kv_heads=case.kv_heads,
+        queries=1 if decode else case.n,
+        keys=case.n + decode,
+        head_dim=case.head_dim,
+        value_dim=case.value_dim,
+        dtype=getattr(torch, case.dtype),
+        device=torch.device(case.device),
+        causal=case.causal,
+        backward=case.mode == "train",
+    )
+
+
+def prime(*, case: dict[str, Any]) -> dict[str, Any]:
+    """Run a case's attention on a few tokens, in a child, for what its first use leaves behind. The answer is empty."""
+    this = Case(**case)
+    attention, dtype = build_attention(this), getattr(torch, this.dtype)
+    heads = ((this.heads, this.head_dim), (this.kv_heads, this.head_dim), (this.kv_heads, this.value_dim))
+    attention(*(torch.ones(1, count, PRIME_TOKENS, width, dtype=dtype, device=this.device) for count, width in heads))
+    return {}
+
+
+def needs_calibration(backend: type[Attention]) -> bool:
+    """Whether a class learns from a calibration sample."""
+    return backend.prepare is not Attention.prepare
+
+
+def module_of(attention: Attention, case: Case) -> nn.Module:
+    """What a case calls: the attention itself, or the layer around it."""
+    if case.level == "kernel":
+        return attention
+    return attention.block(case.heads * case.head_dim).to(case.device, getattr(torch, case.dtype)).eval()
+
+
+def calibrate(attention: Attention, module: nn.Module, case: Case, store: Store) -> float:
+    """Show an attention its calibration sample; returns the seconds it took."""
+    sample = tuple(tensor.to(case.device) for tensor in store.inputs(case, CALIBRATION))
+    with torch.no_grad():
+        if isinstance(module, AttentionLayer):
+            sample = module.project(*sample)
+        elif case.level == "layer":
+            raise Unsupported("its layer does not say what queries and keys the attention would learn from")
+        started = time.perf_counter()
+        attention.prepare(*sample)
+        return time.perf_counter() - started

@@ -1,0 +1,104 @@
+"""From entries of `backends` to series: one class with fixed settings and a label that nothing else has."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from attentions import Attention, resolve
+from harness.config_grid import Backend
+from harness.config_source import show
+from harness.names import nearest
+
+
+@dataclass(frozen=True)
+class Series:
+    """One backend with fixed settings. `path` is where the configuration names it."""
+
+    backend: str
+    label: str
+    settings: dict[str, Any]
+    control: bool
+    path: str
+
+
+def series_of(entries: Sequence[Backend], path: str) -> list[Series]:
+    """All series of a list of entries, a list among the settings being an axis; `path` is the list's own."""
+    return [
+        Series(entry.name, label_of(entry, settings), settings, entry.control, f"{path}.{index}")
+        for index, entry in enumerate(entries)
+        for settings in _combinations(entry.settings)
+    ]
+
+
+def label_of(entry: Backend, settings: dict[str, Any]) -> str:
+    """The entry's label and the settings that vary; without a label, the class's name and all settings given."""
+    varying = [name for name, value in entry.settings.items() if isinstance(value, list) and len(value) > 1]
+    shown = settings if entry.label is None else varying
+    base = entry.label or entry.name.rpartition(":")[2]
+    return " ".join([base, *(f"{name}={show(settings[name]).strip(chr(39))}" for name in shown)])
+
+
+def entry_mistakes(entry: Backend, path: str) -> list[str]:
+    """What is wrong with an entry's class and with its settings one by one, each with the path to its key."""
+    try:
+        known = settings_of(resolve(entry.name))
+    except ValueError as error:
+        return [f"{path}: {error}"]
+    mistakes = []
+    for name, value in entry.settings.items():
+        if name in inspect.signature(Attention).parameters and name not in known:
+            mistakes.append(f"{path}.{name}: this is no setting of a backend; the grid's own keys decide it")
+        elif name not in known:
+            hint = nearest(name, known)
+            mistakes.append(f"{path}.{name}: this setting is unknown; {hint}{entry.name} has {', '.join(known)}")
+        elif not _plain(value) or value == []:
+            mistakes.append(f"{path}.{name}: {show(value)} is not allowed; it must be plain finite data, no empty axis")
+    return mistakes
+
+
+def settings_of(backend: type[Attention]) -> list[str]:
+    """Names of a class's own settings, its bases' included, and `scale`."""
+    names: list[str] = []
+    for base in backend.__mro__:
+        if base is Attention:
+            break
+        if "__init__" in vars(base):
+            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+            names += [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    shape = set(inspect.signature(Attention).parameters) - {"scale"}
+    return [name for name in dict.fromkeys([*names, "scale"]) if name not in shape]
+
+
+def label_clashes(series: Sequence[Series]) -> list[str]:
+    """Labels that stand for two different series."""
+    owners: dict[str, Series] = {}
+    mistakes = []
+    for one in series:
+        owner = owners.setdefault(one.label, one)
+        if (owner.backend, owner.settings, owner.control) != (one.backend, one.settings, one.control):
+            mistakes.append(
+                f"{one.path}.label: {show(one.label)} is not allowed; {owner.path} has it already, "
+                "and a label must name one series"
+            )
+    return mistakes
+
+
+def _combinations(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Each choice of one value from every list; a list within a list is a value."""
+    axes = [value if isinstance(value, list) else [value] for value in settings.values()]
+    for values in itertools.product(*axes):
+        yield dict(zip(settings, values, strict=True))
+
+
+def _plain(value: object) -> bool:
+    """Whether a value is what JSON can hold."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _plain(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(map(_plain, value))
+    return isinstance(value, str | int | None) or (isinstance(value, float) and math.isfinite(value))

@@ -1,0 +1,118 @@
+"""How the times of two measurements of one series differ: in level and in growth.
+
+Both come from the ratios new/old at the sizes that both have. What is odd about a machine (a cache that ends at
+some n) is odd in both and cancels, so the ratios say far more than the difference of two fitted exponents. With
+s(n) the share of the time that is not floor, an exponent higher by D and work higher by a factor e^L give
+    ln(new / old) = F·(1 - s) + L·s + D·s·ln n
+where F is the change of the floor; s comes from a fit to both together. The bootstrap resamples the rounds of
+either side, widened by the Birge ratio of this line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+
+from harness.curves import fit_power
+from harness.points import FloatArray, Points, measure_points, resample
+from harness.scaling import ENOUGH_SIZES, LACK_OF_FIT, floor_dominates
+
+RoundTimes = Mapping[int, Sequence[float]]
+
+EXPONENT_MARGIN = 0.05
+LEVEL_MARGIN = 0.10
+DRAWS = 1000
+
+
+@dataclass(frozen=True)
+class Change:
+    """An estimated change, its 95 % interval, the margin it may not exceed, and p of "it does not exceed it".
+
+    The level's change is a relative one, 0.2 for a fifth slower; the exponent's is a difference.
+    """
+
+    name: Literal["exponent", "level"]
+    estimate: float
+    interval: tuple[float, float]
+    margin: float
+    p_value: float
+
+    @property
+    def within(self) -> bool:
+        """Whether the whole interval lies below the margin."""
+        return self.interval[1] < self.margin
+
+
+def time_changes(old: RoundTimes, new: RoundTimes, *, seed: int = 0) -> list[Change]:
+    """Change of the level and, where growth is identified, of the exponent; nothing without a shared size.
+
+    `old` and `new` are n -> seconds of each round. The level is the geometric mean over the shared sizes.
+    """
+    shared = sorted(old.keys() & new.keys())
+    if not shared:
+        return []
+    before, after = (
+        measure_points({n: [[time] for time in times[n]] for n in shared}, exact=False) for times in (old, new)
+    )
+    weights = 1 / (before.error**2 + after.error**2 + LACK_OF_FIT**2)
+    middle = _middle(before, after)
+    power = fit_power(middle.sizes, np.exp(middle.log_values)[None], weights / weights.mean())
+    grows = len(shared) >= ENOUGH_SIZES and not floor_dominates(middle, power)
+    work = 1 - power.coefficients[0, 0] / power.at(middle.sizes)[0]
+    slope, widen, spare = _line(_design(middle.sizes, work, grows=grows), weights, before, after)
+    rng = np.random.default_rng(seed)
+    drawn = resample(after, DRAWS, rng, widen=widen) - resample(before, DRAWS, rng, widen=widen)
+    ratio = after.log_values - before.log_values
+    repeats = sum(logs.size - 1 for points in (before, after) for logs in points.rounds)
+    freedom = max(1, repeats, spare)
+    level = weights / weights.sum()
+    changes = [_level_change(float(ratio @ level), drawn @ level, freedom)]
+    if grows:
+        changes.append(_change("exponent", float(ratio @ slope), drawn @ slope, EXPONENT_MARGIN, freedom))
+    return changes
+
+
+def _middle(before: Points, after: Points) -> Points:
+    """Both measurements as one curve, which tells floor from work."""
+    logs = (before.log_values + after.log_values) / 2
+    error = np.sqrt(before.error**2 + after.error**2) / 2
+    return Points(before.sizes, logs, error, tuple(logs[:, None]), max(before.noise, after.noise), exact=False)
+
+
+def _design(sizes: FloatArray, work: FloatArray, *, grows: bool) -> FloatArray:
+    """Columns of the line above, growth last; the floor has its own only where it is most of some time."""
+    if not grows:
+        return np.ones((len(sizes), 1))
+    logs = np.log(sizes) - np.log(sizes).mean()
+    floor = [1 - work] if (1 - work).max() > 0.5 else []
+    return np.stack([*floor, work, work * logs], axis=1)
+
+
+def _line(design: FloatArray, weights: FloatArray, before: Points, after: Points) -> tuple[FloatArray, float, int]:
+    """What turns log ratios into the last coefficient, (K,), the Birge ratio of the line, and what it has to spare."""
+    root = np.sqrt(weights)
+    solver = np.linalg.pinv(design * root[:, None]) * root
+    ratio = after.log_values - before.log_values
+    missed = (ratio - design @ (solver @ ratio)) ** 2 / (before.error**2 + after.error**2)
+    spare = len(ratio) - design.shape[1]
+    return solver[-1], max(1.0, float(np.sqrt(missed.sum() / spare))) if spare > 0 else 1.0, spare
+
+
+def _level_change(log_ratio: float, drawn: FloatArray, freedom: int) -> Change:
+    change = _change("level", log_ratio, drawn, float(np.log1p(LEVEL_MARGIN)), freedom)
+    low, high = np.expm1(change.interval)
+    return Change("level", float(np.expm1(log_ratio)), (float(low), float(high)), LEVEL_MARGIN, change.p_value)
+
+
+def _change(
+    name: Literal["exponent", "level"], estimate: float, drawn: FloatArray, margin: float, freedom: int
+) -> Change:
+    """Percentiles for the interval; the p-value, needed far out in the tail, by Student's t with their spread."""
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    spread = max(float(drawn.std()), 1e-12)
+    p_value = float(stats.t.sf((estimate - margin) / spread, freedom))
+    return Change(name, estimate, (float(low), float(high)), margin, p_value)

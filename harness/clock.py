@@ -1,0 +1,140 @@
+"""Times a call: warm-up until it is steady, as many calls a sample as the clock needs, every sample kept.
+
+The two sets of inputs alternate from call to call, so that nothing can be cached. A call of more than a second
+is timed once: the checked calls before it were its warm-up, and rounds repeat it.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+LONG_S = 1.0  # a call above this is timed once a round
+SAMPLE_S = 0.01  # a sample lasts at least this long
+WARM_S = 0.3  # most time spent on becoming steady
+STEADY = 0.05  # steady: a sample that gains less than this on the fastest one so far
+TIMED_S = 0.5  # aim at so much timed work
+FEWEST, MOST = 3, 15  # samples
+
+
+class Timed(Protocol):
+    """What the clock needs: the call, and a moment between samples to restore a state."""
+
+    def call(self, variant: int) -> Any:
+        """The work on one of the two sets of inputs."""
+
+    def rewind(self) -> int:
+        """Restore what calls have changed; returns how many calls may follow."""
+        ...
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a call, one number a sample, and the last answer with the variant that gave it."""
+
+    samples_s: list[float]
+    answer: Any
+    variant: int
+
+
+def time_calls(timed: Timed, device: torch.device, first_s: float) -> Timing:
+    """Samples of a call that took about `first_s` when it was last made, if that was at most `LONG_S`."""
+    stopwatch = Stopwatch(timed, device)
+    with _no_collection():
+        calls = _calls_per_sample(stopwatch, first_s)
+        if first_s < WARM_S:
+            _settle(stopwatch, calls)
+        guess = stopwatch.sample(calls)
+        count = min(MOST, max(FEWEST, math.ceil(TIMED_S / (guess * calls))))
+        samples = [guess, *(stopwatch.sample(calls) for _ in range(count - 1))]
+    return Timing(samples, stopwatch.answer, stopwatch.variant)
+
+
+def time_once(call: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
+    """A call's answer and its seconds."""
+    synchronize(device)
+    with _no_collection():
+        started = time.perf_counter()
+        answer = call()
+        synchronize(device)
+        return answer, time.perf_counter() - started
+
+
+class Stopwatch:
+    """Takes samples of a call and keeps the last answer."""
+
+    def __init__(self, timed: Timed, device: torch.device) -> None:
+        self._timed = timed
+        self._device = device
+        self.answer: Any = None
+        self.variant = 1
+
+    def sample(self, calls: int) -> float:
+        """Seconds a call, over as many calls as asked for (fewer where the state allows no more)."""
+        calls = max(1, min(calls, self._timed.rewind()))
+        return self._seconds(calls) / calls
+
+    def _seconds(self, calls: int) -> float:
+        if self._device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize(self._device)
+            begin.record()
+            self._repeat(calls)
+            end.record()
+            torch.cuda.synchronize(self._device)
+            return begin.elapsed_time(end) / 1000
+        synchronize(self._device)
+        started = time.perf_counter()
+        self._repeat(calls)
+        synchronize(self._device)
+        return time.perf_counter() - started
+
+    def _repeat(self, calls: int) -> None:
+        for _ in range(calls):
+            self.variant = 1 - self.variant
+            self.answer = None  # freed first, so that no call has two answers to hold
+            self.answer = self._timed.call(self.variant)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what was asked of it; nothing to wait for on the CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _calls_per_sample(stopwatch: Stopwatch, first_s: float) -> int:
+    """Enough calls to last `SAMPLE_S`; even where more than one, so that both sets of inputs weigh the same."""
+    if first_s >= SAMPLE_S:
+        return 1
+    guess = stopwatch.sample(1)  # the first call was slow to start
+    return 2 * math.ceil(SAMPLE_S / max(guess, 1e-7) / 2) if guess < SAMPLE_S else 1
+
+
+def _settle(stopwatch: Stopwatch, calls: int) -> None:
+    """Take samples until two in a row are hardly faster than the best before them, or time is up."""
+    until = time.perf_counter() + WARM_S
+    fastest, steady = stopwatch.sample(calls), 0
+    while steady < 2 and time.perf_counter() < until:
+        sample = stopwatch.sample(calls)
+        steady = steady + 1 if sample > (1 - STEADY) * fastest else 0
+        fastest = min(fastest, sample)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Python's garbage collector must not run inside the clock."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

@@ -1,0 +1,102 @@
+"""A run against a baseline: all findings of all series, with the error rate shared among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from harness.baseline import Baseline, Record, portable_key, round_times_s
+from harness.changes import Change, time_changes
+from harness.findings import Finding, Verdict, count_findings, reach_findings, size_findings, time_findings
+from harness.samples import Series
+
+# Of a false "worse than the margin", one-sided, among all series of a run; level and exponent apart.
+ERROR_RATE = 0.025
+GRAVEST_FIRST: tuple[Verdict, ...] = ("fail", "ambiguous", "pass")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """All changes and findings of one series; `changes` is empty where times cannot be compared."""
+
+    series: Series
+    changes: tuple[Change, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The gravest of the findings."""
+        return gravest(finding.verdict for finding in self.findings)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    series: Series
+    record: Record | None
+    why_no_times: str
+    changes: tuple[Change, ...]
+
+
+def gravest(verdicts: Iterable[Verdict]) -> Verdict:
+    """Fail before ambiguous before pass."""
+    return min(verdicts, key=GRAVEST_FIRST.index)
+
+
+def compare(baseline: Baseline, series: Sequence[Series], machine: str) -> list[Judgement]:
+    """Judge every series of a run on `machine`. Times need the baseline's machine, counts do not."""
+    pairs = [_pair(one, baseline, machine) for one in series]
+    limits = _holm_limits([change for pair in pairs for change in pair.changes])
+    return [Judgement(pair.series, pair.changes, tuple(_findings(pair, limits))) for pair in pairs]
+
+
+def _pair(series: Series, baseline: Baseline, machine: str) -> _Pair:
+    record = _matching(series, baseline)
+    why_no_times = ""
+    if record is None:
+        return _Pair(series, None, why_no_times, ())
+    if machine != baseline.machine:
+        why_no_times = f"the baseline is of another machine, {baseline.machine}"
+    elif record.case.threads != series.case.threads:
+        why_no_times = f"the baseline is of {record.case.threads} threads, this run of {series.case.threads}"
+    changes = () if why_no_times else tuple(time_changes(record.times_s, round_times_s(series)))
+    return _Pair(series, record, why_no_times, changes)
+
+
+def _matching(series: Series, baseline: Baseline) -> Record | None:
+    if series.key in baseline.series:
+        return baseline.series[series.key]
+    portable = portable_key(series.case)
+    return next((record for record in baseline.series.values() if portable_key(record.case) == portable), None)
+
+
+def _findings(pair: _Pair, limits: Mapping[str, float]) -> list[Finding]:
+    if pair.record is None:
+        return [Finding("ambiguous", "not in the baseline", "record it with --update")]
+    comparable = not pair.why_no_times
+    same_threads = pair.record.case.threads == pair.series.case.threads
+    findings = [
+        *time_findings(pair.changes, limits),
+        *(size_findings(pair.record.times_s, round_times_s(pair.series)) if comparable else ()),
+        *reach_findings(pair.record, pair.series, same_circumstances=comparable),
+        *count_findings(pair.record, pair.series, same_threads=same_threads),
+    ]
+    if not findings:
+        why = pair.why_no_times or "no length was measured in both"
+        return [Finding("ambiguous", f"nothing to compare: {why}", "measure what the baseline holds, on its machine")]
+    if not comparable:
+        findings.append(Finding("pass", f"times not compared: {pair.why_no_times}"))
+    return findings
+
+
+def _holm_limits(changes: Sequence[Change]) -> dict[str, float]:
+    """For each kind of change the p-value up to which Holm's step-down procedure rejects "within the margin"."""
+    limits: dict[str, float] = {}
+    for name in {change.name for change in changes}:
+        p_values = sorted(change.p_value for change in changes if change.name == name)
+        limits[name] = 0.0
+        for place, p_value in enumerate(p_values):
+            bound = ERROR_RATE / (len(p_values) - place)
+            if p_value > bound:
+                break
+            limits[name] = bound
+    return limits

@@ -1,0 +1,91 @@
+"""One sweep from request to report: configuration, plan, folder, measuring, report, expectations.
+
+What takes long to import is imported when it is needed: a mistake in the configuration must show at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.config import Config, load_config
+from harness.run_folder import new_folder, old_folder
+
+if TYPE_CHECKING:
+    from harness.plan import Planned
+
+DONE, UNMET, UNUSABLE, INTERRUPTED = 0, 1, 2, 130  # exit statuses
+
+
+@dataclass(frozen=True)
+class Request:
+    """The command line, one field an argument; `conf` is empty where a resumed run's own is meant.
+
+    `command` is all of it, as text for the report.
+    """
+
+    conf: str
+    overrides: tuple[str, ...]
+    out: str | None
+    resume: str | None
+    dry_run: bool
+    command: str
+
+
+def sweep(request: Request) -> int:
+    """Do what is asked; returns the exit status. Raises ValueError, with one message, for what cannot be used."""
+    started_s = time.monotonic()
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    folder = old_folder(request.resume) if request.resume else None
+    config = load_config(Path(request.conf) if folder is None or request.conf else folder.config, request.overrides)
+    from harness.plan import expand
+
+    planned = expand(config)
+    if request.dry_run:
+        print(describe(planned))
+        return DONE
+    from harness.campaign import measure
+
+    folder = folder or new_folder(request.out or config.out)
+    complete = measure(config, planned, folder, request.command, started_s)
+    status = _report(config, folder.path)
+    return status if complete else INTERRUPTED
+
+
+def describe(planned: Sequence[Planned]) -> str:
+    """The plan in words: a line for each series with its lengths and rounds, and the number of cases."""
+    series: dict[str, list[Planned]] = {}
+    for one in planned:
+        case = one.case
+        name = f"{case.label}: {case.subject}, {case.level}, {case.mode}, {case.inputs}, {case.dtype}"
+        shape = f"B={case.batch} H={case.heads} G={case.kv_heads} D={case.head_dim} E={case.value_dim}"
+        series.setdefault(f"{name}, {shape}{', causal' if case.causal else ''}", []).append(one)
+    lines = [
+        f"{name}; n = {', '.join(str(one.case.n) for one in group)}; rounds: {max(one.rounds for one in group)}"
+        for name, group in series.items()
+    ]
+    return "\n".join([*lines, f"{len(planned)} cases; nothing was measured or written (--dry-run)"])
+
+
+def _report(config: Config, folder: Path) -> int:
+    """Write the report from the rows, say where it lies, and judge what was expected."""
+    from harness.journal import latest, read_rows
+
+    rows = latest(read_rows(folder))
+    if not rows:
+        print(f"no case was measured, so there is no report; the run is in {folder}", file=sys.stderr)
+        return DONE
+    from harness.regress import judge_expectations
+    from harness.report import write_report
+
+    html, _ = write_report(folder)
+    failures = judge_expectations(rows, config.expect)
+    for failure in failures:
+        print(f"expectation failed: {failure}", file=sys.stderr)
+    print(f"report: {html}")
+    return UNMET if failures else DONE

@@ -1,0 +1,126 @@
+"""The part of the configuration that spans cases: backends and axes.
+
+Each field's description says what is allowed, in the words of the error message. A list is an axis of the grid; one
+value is an axis of one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_serializer,
+    model_validator,
+)
+
+from harness.names import is_path, nearest
+
+SUBJECTS = ("attention", "accuracy")
+
+T = TypeVar("T")
+
+
+class Checked(BaseModel):
+    """A frozen part of the configuration that refuses unknown keys, other types and numbers that are not finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _as_axis(value: object) -> object:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def _distinct(axis: tuple[T, ...]) -> tuple[T, ...]:
+    repeated = [value for index, value in enumerate(axis) if value in axis[:index]]
+    if repeated:
+        raise ValueError(f"{repeated[0]} is there twice; once is allowed")
+    return axis
+
+
+def _known_subject(name: str) -> str:
+    if name in SUBJECTS or is_path(name):
+        return name
+    raise ValueError(f"{nearest(name, SUBJECTS)}it must be {', '.join(SUBJECTS)} or package.module:Class")
+
+
+Axis = Annotated[tuple[T, ...], BeforeValidator(_as_axis), AfterValidator(_distinct), Field(min_length=1)]
+Size = Annotated[int, Field(ge=1)]
+Line = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\r\n]+$")]
+
+
+class Backend(Checked):
+    """An entry of `backends`: in YAML a name, or a mapping of `name`, `label`, `control` and the settings beside them.
+
+    A list among the settings is an axis; a setting that is itself a list is given as a list within a list.
+    """
+
+    name: Line = Field(description="a backend's name or package.module:Class")
+    label: Line | None = Field(None, description="a line of text that names the series, or null")
+    control: bool = Field(False, description="true or false")
+    settings: dict[str, Any] = Field(default_factory=dict, description="settings of the backend's constructor")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_settings(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if not isinstance(value, dict):
+            return value
+        own = {key: value[key] for key in ("name", "label", "control") if key in value}
+        return {**own, "settings": {key: given for key, given in value.items() if key not in own}}
+
+    @model_serializer
+    def _as_yaml(self) -> dict[str, Any]:
+        return {"name": self.name, "label": self.label, "control": self.control, **self.settings}
+
+
+@dataclass(frozen=True)
+class HeadSizes:
+    """Head counts and widths of one combination, null being the size that it stands for."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+
+
+class Grid(Checked):
+    """What is measured: every combination of one value from each axis, in `rounds` rounds."""
+
+    subject: Axis[Annotated[Line, AfterValidator(_known_subject)]] = Field(
+        description=f"{', '.join(SUBJECTS)} or package.module:Class, or a list of these"
+    )
+    backends: Annotated[tuple[Backend, ...], BeforeValidator(_as_axis), Field(min_length=1)] = Field(
+        description="a list of names and of mappings {name: …, label: …, control: …, settings …}"
+    )
+    lengths: Axis[Size] = Field(description="an integer of at least 1, or a list of these")
+    batch: Axis[Size] = Field(description="an integer of at least 1, or a list of these")
+    heads: Axis[Size] = Field(description="an integer of at least 1, or a list of these")
+    kv_heads: Axis[Size | None] = Field((None,), description="null (as many as heads), a divisor of heads, or a list")
+    head_dim: Axis[Size] = Field(description="an integer of at least 1, or a list of these")
+    value_dim: Axis[Size | None] = Field(
+        (None,), description="null (as head_dim), an integer of at least 1, or a list of these"
+    )
+    causal: Axis[bool] = Field(description="true, false or a list of both")
+    level: Axis[Literal["kernel", "layer"]] = Field(description="kernel, layer or a list of both")
+    mode: Axis[Literal["forward", "train", "decode"]] = Field(description="forward, train, decode or a list of these")
+    inputs: Axis[Line] = Field(
+        description="gaussian, planted, text, a .safetensors file, package.module:function, or a list of these"
+    )
+    dtype: Axis[Literal["float64", "float32", "bfloat16", "float16"]] = Field(
+        description="float64, float32, bfloat16, float16 or a list of these"
+    )
+    rounds: Size = Field(description="an integer of at least 1")
+
+    def head_sizes(self) -> list[HeadSizes]:
+        """Distinct combinations of heads, kv_heads, head_dim and value_dim, whether or not they go together."""
+        axes = itertools.product(self.heads, self.kv_heads, self.head_dim, self.value_dim)
+        return list(dict.fromkeys(HeadSizes(h, g or h, d, e or d) for h, g, d, e in axes))

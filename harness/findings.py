@@ -1,0 +1,111 @@
+"""What a comparison with a baseline finds in one series, each finding with a verdict and its reason in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.baseline import COUNTED, Record, counts_of
+from harness.changes import Change, RoundTimes
+from harness.samples import Series
+
+Verdict = Literal["pass", "fail", "ambiguous"]
+
+COUNT_MARGIN = 1e-3
+SIZE_MARGIN = 0.25
+SIZE_ROUNDS = 3
+# Losing a length to these is the method's doing on any machine; memory and time limits are the machine's.
+BROKEN = ("wrong", "crash", "unsupported")
+MORE_ROUNDS = "measure again with more rounds (--set rounds=...)"
+LOOK = "look at what changed in this method since the baseline; if it is meant, record it with --update"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One verdict, why, and what to do next (nothing after a pass)."""
+
+    verdict: Verdict
+    reason: str
+    next_step: str = ""
+
+
+def time_findings(changes: Sequence[Change], limits: Mapping[str, float]) -> list[Finding]:
+    """A change beyond its margin up to the p-value in `limits` fails, one wholly below passes, else who knows."""
+    findings = []
+    for change in changes:
+        words = _words(change)
+        if change.p_value <= limits[change.name]:
+            findings.append(Finding("fail", f"{words}: more than {_margin(change)}", LOOK))
+        elif change.within:
+            findings.append(Finding("pass", words))
+        else:
+            findings.append(Finding("ambiguous", f"{words}: on both sides of {_margin(change)}", MORE_ROUNDS))
+    return findings
+
+
+def size_findings(old: RoundTimes, new: RoundTimes) -> list[Finding]:
+    """A jump at single lengths, which growth and level average away: every new round far above every old one."""
+    jumped = {
+        n: min(new[n]) / max(old[n])
+        for n in sorted(old.keys() & new.keys())
+        if min(len(old[n]), len(new[n])) >= SIZE_ROUNDS and min(new[n]) > (1 + SIZE_MARGIN) * max(old[n])
+    }
+    if not jumped:
+        return []
+    where = ", ".join(f"n={n} ({ratio - 1:.0%})" for n, ratio in jumped.items())
+    return [Finding("fail", f"slower in every round by more than {SIZE_MARGIN:.0%} at {where}", LOOK)]
+
+
+def reach_findings(record: Record, series: Series, *, same_circumstances: bool) -> list[Finding]:
+    """Lengths that had a time and now have none. A length that was not asked for says nothing."""
+    findings = []
+    for n, (status, reason) in sorted(series.censored().items()):
+        if n not in record.times_s or not (same_circumstances or status in BROKEN):
+            continue
+        words = f"n={n} had a time and is now {status}: {reason or 'no reason given'}"
+        if status == "skipped":
+            findings.append(Finding("ambiguous", words, "measure again with a larger budget.case_s"))
+        else:
+            findings.append(Finding("fail", words, LOOK))
+    return findings
+
+
+def count_findings(record: Record, series: Series, *, same_threads: bool) -> list[Finding]:
+    """Counts agree to a thousandth or do not; more is a failure, less may be meant or may be lost work."""
+    findings = []
+    for name in COUNTED:
+        old, new = record.counts.get(name, {}), counts_of(series, name)
+        shared = sorted(old.keys() & new.keys())
+        if not shared or (name == "allocator_bytes" and not same_threads):
+            continue
+        more = [n for n in shared if new[n] > old[n] * (1 + COUNT_MARGIN)]
+        less = [n for n in shared if new[n] < old[n] * (1 - COUNT_MARGIN)]
+        if more:
+            findings.append(Finding("fail", f"more {_title(name)} than before: {_counts(old, new, more)}", LOOK))
+        elif less:
+            findings.append(Finding("ambiguous", f"fewer {_title(name)} than before: {_counts(old, new, less)}", LOOK))
+        else:
+            findings.append(Finding("pass", f"{_title(name)} unchanged at {len(shared)} lengths"))
+    return findings
+
+
+def _words(change: Change) -> str:
+    low, high = change.interval
+    if change.name == "exponent":
+        return f"exponent {change.estimate:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return f"time {change.estimate:+.1%} [{low:+.1%}, {high:+.1%}]"
+
+
+def _margin(change: Change) -> str:
+    return f"{change.margin:+.2f}" if change.name == "exponent" else f"{change.margin:+.0%}"
+
+
+def _title(name: str) -> str:
+    return {"allocator_bytes": "allocator bytes", "flops": "FLOPs"}.get(name, name)
+
+
+def _counts(old: dict[int, float], new: dict[int, float], where: Sequence[int]) -> str:
+    n = where[-1]
+    rest = f" and at {len(where) - 1} other lengths" if len(where) > 1 else ""
+    return f"{old[n]:.6g} → {new[n]:.6g} at n={n}{rest}"

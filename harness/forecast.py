@@ -1,0 +1,127 @@
+"""What a case will cost, judging by shorter ones of its series, and whether it should be tried at all.
+
+A series is everything that shares an identity but for n, seed and inputs, on which cost hardly depends. Time and
+memory are continued from the two longest lengths measured, with the exponent between them. Nothing is predicted
+from one length.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from harness.clock import LONG_S, TIMED_S, WARM_S
+from harness.rows import Case, Row, Status
+
+CALLS = 3  # memory pass, timed call, and as much again for the checks
+START_S = 0.5  # a child, its inputs and its checks on short sequences
+STEEPEST = 3.0  # no exponent above this is believed; short calls are noisy
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one case took in its first round: seconds a call, seconds in all, peak bytes; None where not measured."""
+
+    status: Status
+    time_s: float | None
+    peak_bytes: float | None
+    wall_s: float | None
+
+
+class Forecast:
+    """Learns from rows as they come. Limits are those of one case; None for no limit."""
+
+    def __init__(self, case_s: float, memory_bytes: float | None) -> None:
+        self._case_s, self._memory_bytes = case_s, memory_bytes
+        self._series: dict[str, dict[int, Cell]] = {}
+        self._later_s: dict[str, float] = {}
+
+    def learn(self, row: Row, wall_s: float | None = None) -> None:
+        """Take note of a row; `wall_s` is what its child took from start to end, if known."""
+        if row.round > 0:
+            if wall_s is not None:
+                self._later_s[row.case.digest()] = wall_s
+            return
+        peaks = [peak for peak in (row.peak_bytes, row.allocator_bytes) if peak is not None]
+        cell = Cell(row.status, row.time_s, max(peaks, default=None), wall_s)
+        self._series.setdefault(series_key(row.case), {})[row.n] = cell
+
+    def call_s(self, case: Case) -> float | None:
+        """Seconds that one call should take; None if nothing is known."""
+        known = self._known(case)
+        return _continued({n: cell.time_s for n, cell in known.items()}, case.n)
+
+    def refusal(self, case: Case) -> str:
+        """Why a case is not worth trying, in words; empty if it is."""
+        known = self._known(case)
+        for n, cell in sorted(known.items()):
+            if n <= case.n and cell.status in ("oom", "timeout"):
+                what = "ran out of memory" if cell.status == "oom" else "ran out of time"
+                return f"not tried: this series {what} at {n} tokens already"
+        return self._too_long(case, known) or self._too_large(case, known)
+
+    def first_s(self, case: Case) -> float:
+        """Seconds that a case should take in the first round."""
+        return START_S + max(WARM_S + TIMED_S, CALLS * (self.call_s(case) or 0.0))
+
+    def later_s(self, case: Case) -> float:
+        """Seconds that a case should take in a later round: as last time, or by its time in the first."""
+        known = self._later_s.get(case.digest())
+        if known is not None:
+            return known
+        call_s = self.call_s(case) or 0.0
+        return START_S + (2 * call_s if call_s > LONG_S else max(WARM_S + TIMED_S, 5 * call_s))
+
+    def _known(self, case: Case) -> dict[int, Cell]:
+        return self._series.get(series_key(case), {})
+
+    def _too_long(self, case: Case, known: dict[int, Cell]) -> str:
+        times_s = {n: cell.time_s for n, cell in known.items()}
+        call_s = _continued(times_s, case.n)
+        if call_s is not None and CALLS * call_s > self._case_s:
+            return (
+                f"not tried: {_basis(times_s)} a call is predicted to take {call_s:.3g} s, and {CALLS} calls "
+                f"would take more than budget.case_s, {self._case_s:g} s"
+            )
+        walls_s = {n: cell.wall_s for n, cell in known.items() if cell.time_s is None}
+        whole_s = _continued(walls_s, case.n)
+        if whole_s is not None and whole_s > self._case_s:
+            return (
+                f"not tried: {_basis(walls_s)} it is predicted to take {whole_s:.3g} s, more than budget.case_s, "
+                f"{self._case_s:g} s"
+            )
+        return ""
+
+    def _too_large(self, case: Case, known: dict[int, Cell]) -> str:
+        peaks = {n: cell.peak_bytes for n, cell in known.items()}
+        peak = _continued(peaks, case.n)
+        if self._memory_bytes is None or peak is None or peak <= self._memory_bytes:
+            return ""
+        return (
+            f"not tried: {_basis(peaks)} it is predicted to need {peak / 1e9:.3g} GB, more than budget.memory_gb, "
+            f"{self._memory_bytes / 1e9:.3g} GB"
+        )
+
+
+def series_key(case: Case) -> str:
+    """What cases of one series share."""
+    return case.model_copy(update={"n": 0, "seed": 0, "inputs": ""}).digest()
+
+
+def _continued(values: dict[int, float | None], n: int) -> float | None:
+    """The value at n: as measured there, or by the power law through the two longest lengths below it."""
+    known = {m: value for m, value in values.items() if value is not None and value > 0}
+    if n in known:
+        return known[n]
+    below = sorted(m for m in known if m < n)[-2:]
+    if len(below) < 2:
+        return None
+    m1, m2 = below
+    exponent = math.log(known[m2] / known[m1]) / math.log(m2 / m1)
+    return known[m2] * (n / m2) ** min(max(exponent, 0.0), STEEPEST)
+
+
+def _basis(values: dict[int, float | None]) -> str:
+    """Which lengths a prediction rests on."""
+    m1, m2 = sorted(n for n, value in values.items() if value)[-2:]
+    return f"from {m1} and {m2} tokens"

@@ -1,0 +1,80 @@
+"""Inputs from a function of the user's own, named `package.module:function`.
+
+`function(case, variant)` returns (q, k, v) on the CPU, or x where `case.level` is "layer", for variants 0, 1 and 2.
+For variant 2, the calibration sample, it gets the case with n cut to 16,384 and mode "forward". The shared first
+half of variant 1 is copied from variant 0 here, so the function need not know of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from jaxtyping import Float
+from torch import Tensor
+
+from harness.inputs.base import CALIBRATION, InputKind, Inputs, Sizes, sizes_of
+from harness.names import import_path
+from harness.rows import Case
+
+
+@dataclass(frozen=True)
+class Custom(InputKind):
+    """Inputs from the function at `path`. Raises ValueError where it cannot be found or returns other shapes."""
+
+    path: str
+
+    def make(self, case: Case, variant: int) -> Inputs:
+        return Inputs(*self._shared_half(case, variant, layer=False), meta={"function": self.path})
+
+    def hidden(self, case: Case, variant: int) -> Float[Tensor, "B M X"]:
+        return self._shared_half(case, variant, layer=True)[0]
+
+    def why_not(self, case: Case) -> str:
+        try:
+            self._function()
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def _function(self) -> Callable[[Case, int], object]:
+        found = import_path(self.path)
+        if not callable(found):
+            raise ValueError(f"{self.path!r} is not allowed: it must be a function, not {found!r}")
+        return cast("Callable[[Case, int], object]", found)
+
+    def _shared_half(self, case: Case, variant: int, *, layer: bool) -> list[Tensor]:
+        sizes = sizes_of(case, variant)
+        drawn = self._call(case, variant, sizes, layer=layer)
+        if variant != 1:
+            return drawn
+        joined = []
+        for first, second in zip(self._call(case, 0, sizes, layer=layer), drawn, strict=True):
+            shared = max(0, sizes.shared - (sizes.positions - first.shape[-2]))
+            joined.append(second.clone())
+            joined[-1][..., :shared, :] = first[..., :shared, :]
+        return joined
+
+    def _call(self, case: Case, variant: int, sizes: Sizes, *, layer: bool) -> list[Tensor]:
+        if variant == CALIBRATION:
+            case = case.model_copy(update={"n": sizes.positions, "mode": "forward"})
+        found = self._function()(case, variant)
+        parts = [found] if layer else [found.q, found.k, found.v] if isinstance(found, Inputs) else found
+        wanted = wanted_shapes(sizes, layer=layer)
+        tensors = list(parts) if isinstance(parts, list | tuple) else [parts]
+        shapes = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in tensors]
+        if shapes != wanted:
+            raise ValueError(f"{self.path} returned {shapes}, needed are tensors of {wanted}")
+        return [part.detach().cpu().to(sizes.dtype) for part in tensors if isinstance(part, Tensor)]
+
+
+def wanted_shapes(sizes: Sizes, *, layer: bool) -> list[tuple[int, ...]]:
+    """Shapes of x alone, or of q, k and v."""
+    if layer:
+        return [(sizes.batch, sizes.positions, sizes.width)]
+    return [
+        (sizes.batch, sizes.heads, sizes.queries, sizes.head_dim),
+        (sizes.batch, sizes.kv_heads, sizes.positions, sizes.head_dim),
+        (sizes.batch, sizes.kv_heads, sizes.positions, sizes.value_dim),
+    ]

@@ -1,0 +1,64 @@
+"""From the name in a case to its inputs."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from jaxtyping import Float
+from torch import Tensor
+
+from harness.inputs.base import InputKind, Inputs
+from harness.inputs.custom import Custom
+from harness.inputs.file import File
+from harness.inputs.gaussian import Gaussian
+from harness.inputs.planted import Planted
+from harness.inputs.text import Text
+from harness.names import is_path, nearest
+from harness.rows import Case
+
+KINDS: dict[str, type[InputKind]] = {"gaussian": Gaussian, "planted": Planted, "text": Text}
+
+
+@cache
+def kind_of(name: str) -> InputKind:
+    """The source that `Case.inputs` names.
+
+    `gaussian`, `planted`, `text`, `text:<file>`, `<file>.safetensors` or `package.module:function`; the same
+    object for the same name, so that a text is read once a process. Raises ValueError for any other name.
+    """
+    if name in KINDS:
+        return KINDS[name]()
+    if name.startswith("text:"):
+        return Text(name.removeprefix("text:"))
+    if name.endswith(".safetensors"):
+        return File(name)
+    if is_path(name):
+        return Custom(name)
+    hint = nearest(name, KINDS)
+    allowed = f"{', '.join(KINDS)}, text:<file>, a .safetensors file or package.module:function"
+    raise ValueError(f"no inputs are called {name!r}; {hint}there are {allowed}")
+
+
+def make_inputs(case: Case, variant: int) -> Inputs:
+    """q (B, H, N, D), k (B, G, M, D) and v (B, G, M, E) of a case on the CPU, in the case's dtype.
+
+    Variants 0 and 1 are the two sets that alternate while timing: equal at the first M // 2 positions and different
+    after (a text's keys one position later, since they encode earlier bytes), so that running both also shows what
+    leaks from the future. Variant 2 is for calibration: at most 16,384 positions that neither of them attends to,
+    with N = M. N = M = n, but in decode mode N = 1 and M = n + 1.
+    The same case and variant give the same inputs in every process. Raises ValueError where the source cannot.
+    """
+    return kind_of(case.inputs).make(case, variant)
+
+
+def make_hidden(case: Case, variant: int) -> Float[Tensor, "B M X"]:
+    """x (B, M, heads·head_dim) of a case at layer level, under the same rules as `make_inputs`."""
+    return kind_of(case.inputs).hidden(case, variant)
+
+
+def why_not(case: Case) -> str:
+    """Empty when the inputs of a case can be made, else one plain sentence; without making them."""
+    try:
+        return kind_of(case.inputs).why_not(case)
+    except ValueError as error:
+        return str(error)

@@ -1,0 +1,198 @@
+"""What one call of an attention does in each mode, and what its definition says the answer should be.
+
+A module is an attention, called on (q, k, v), or the layer around one, called on (x,); rows stand on the last
+axis but one of its output in both.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from attentions.base import Attention, Stream
+
+WARM_TOKENS = 128
+PREFILL_SCORES = 2**26  # query-key pairs of one head while a stream is filled; bounds the memory of exact methods
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the definition gives at the checked rows: outputs, and in train mode the first input's gradient."""
+
+    rows: Tensor
+    gradient: Tensor | None = None
+
+
+class Operation(ABC):
+    """One mode of one module on two sets of inputs. `rows` are the query rows that checks look at.
+
+    `repeats`: every call on one set gives the same answer.
+    """
+
+    repeats: ClassVar[bool] = True
+
+    def __init__(self, module: nn.Module, inputs: list[tuple[Tensor, ...]], rows: Int[Tensor, " R"]) -> None:
+        self.module = module
+        self.inputs = inputs
+        self.rows = rows
+
+    @abstractmethod
+    def warm(self) -> None:
+        """One call on a few tokens."""
+
+    @abstractmethod
+    def call(self, variant: int) -> Any:
+        """What is timed."""
+
+    @abstractmethod
+    def expected(self, definition: Any, fresh: list[tuple[Tensor, ...]], variant: int) -> Expected:
+        """What the latest call should have given, by the `naive` of `definition`, on inputs that no call has touched.
+
+        `definition` is this operation's module, or its twin on the device of `fresh`.
+        """
+
+    def output(self, answer: Any) -> Tensor:
+        """All output rows of an answer."""
+        return answer
+
+    def gradient(self, answer: Any) -> Tensor | None:
+        """The first input's gradient; None where there is none."""
+        del answer
+        return None
+
+    def rewind(self) -> int:
+        """As in `Trial.rewind`."""
+        return 2**31
+
+    def checked(self, variant: int) -> Int[Tensor, " R"]:
+        """Rows at which an answer is compared with the definition.
+
+        The second set of inputs gets a quarter: its first half is compared with the first set's answer as well.
+        """
+        return self.rows if variant == 0 else self.rows[3::4] if len(self.rows) > 3 else self.rows
+
+
+class Forward(Operation):
+    """One forward call."""
+
+    def warm(self) -> None:
+        self.module(*(tensor[..., :WARM_TOKENS, :] for tensor in self.inputs[0]))
+
+    def call(self, variant: int) -> Tensor:
+        return self.module(*self.inputs[variant])
+
+    def expected(self, definition: Any, fresh: list[tuple[Tensor, ...]], variant: int) -> Expected:
+        return Expected(definition.naive(*fresh[variant], rows=self.checked(variant)))
+
+
+class Train(Operation):
+    """Forward and backward of sum(out · g), with g drawn once.
+
+    g is zero but at the sampled rows: then the gradient of every input follows from the definition at these
+    rows alone, also in methods whose queries are keys as well. No kernel gains from these zeros.
+    """
+
+    def __init__(self, module: nn.Module, inputs: list[tuple[Tensor, ...]], rows: Int[Tensor, " R"]) -> None:
+        leaves = [tuple(tensor.detach().requires_grad_() for tensor in group) for group in inputs]
+        super().__init__(module, leaves, rows)
+        self._g: Tensor | None = None
+
+    def warm(self) -> None:
+        out = self.module(*(tensor[..., :WARM_TOKENS, :] for tensor in self.inputs[0]))
+        out.backward(torch.ones_like(out))
+        full = out.new_zeros(*out.shape[:-2], self.inputs[0][0].shape[-2], out.shape[-1])
+        drawn = torch.randn(*out.shape[:-2], len(self.rows), out.shape[-1], generator=torch.Generator().manual_seed(0))
+        self._g = full.index_copy(-2, self.rows, drawn.to(full))
+
+    def call(self, variant: int) -> tuple[Tensor, Tensor | None]:
+        inputs = self.inputs[variant]
+        for tensor in inputs:
+            tensor.grad = None
+        self.module.zero_grad(set_to_none=True)
+        out = self.module(*inputs)
+        out.backward(self._g)
+        return out.detach(), inputs[0].grad
+
+    def checked(self, variant: int) -> Int[Tensor, " R"]:
+        return self.rows  # the gradient is defined by all of them
+
+    def output(self, answer: tuple[Tensor, Tensor]) -> Tensor:
+        return answer[0]
+
+    def gradient(self, answer: tuple[Tensor, Tensor]) -> Tensor:
+        return answer[1]
+
+    def expected(self, definition: Any, fresh: list[tuple[Tensor, ...]], variant: int) -> Expected:
+        assert self._g is not None, "warm comes first"
+        first = fresh[variant][0].detach().requires_grad_()
+        rows = definition.naive(first, *fresh[variant][1:], rows=self.rows)
+        rows.backward(self._g.index_select(-2, self.rows).to(rows))
+        return Expected(rows.detach(), first.grad)
+
+
+class Decode(Operation):
+    """One token appended to a stream that holds n; the two sets of inputs give the token in turn.
+
+    A few tokens more do not change the cost, so calls continue from one another until an eighth has been added.
+    """
+
+    repeats = False
+
+    def __init__(
+        self, module: Attention, inputs: list[tuple[Tensor, ...]], rows: Int[Tensor, " R"], tiny: Stream, stream: Stream
+    ) -> None:
+        super().__init__(module, inputs, rows)
+        self._tiny = tiny
+        self._length = inputs[0][1].shape[2] - 1
+        self._fill(stream, self._length)
+        self._filled = stream
+        self._restore()
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the state now."""
+        return self._stream.state_bytes
+
+    def warm(self) -> None:
+        self._fill(self._tiny, min(self._length, WARM_TOKENS))
+        self._tiny.extend(*self._token(0))
+
+    def call(self, variant: int) -> Tensor:
+        self._appended.append(variant)
+        return self._stream.extend(*self._token(variant))
+
+    def rewind(self) -> int:
+        room = max(2, self._length // 8)
+        if 2 * len(self._appended) > room:
+            self._restore()
+        return room - len(self._appended)
+
+    def expected(self, definition: Any, fresh: list[tuple[Tensor, ...]], variant: int) -> Expected:
+        q, k, v = (
+            torch.cat([fresh[0][i][:, :, : self._length], *(fresh[a][i][:, :, -1:] for a in self._appended)], dim=2)
+            if i
+            else fresh[variant][0]
+            for i in range(3)
+        )
+        return Expected(definition.naive(q, k, v, rows=self.rows))
+
+    def _token(self, variant: int) -> tuple[Tensor, ...]:
+        return tuple(tensor[:, :, -1:] for tensor in self.inputs[variant])
+
+    def _fill(self, stream: Stream, length: int) -> None:
+        """Append the first tokens in pieces. Queries have no part in the state, so the last one stands for all."""
+        q, k, v = self.inputs[0]
+        piece = max(1, min(length, PREFILL_SCORES // length))
+        for start in range(0, length, piece):
+            at = slice(start, min(start + piece, length))
+            stream.extend(q.expand(-1, -1, at.stop - at.start, -1), k[:, :, at], v[:, :, at])
+
+    def _restore(self) -> None:
+        self._stream = copy.deepcopy(self._filled, {id(self.module): self.module})
+        self._appended: list[int] = []

@@ -1,0 +1,129 @@
+"""From a configuration to the cases that it asks for, each of them known to be possible to build."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from harness.backend_series import Series, entry_mistakes, label_clashes, series_of
+from harness.config import Config, ConfigError
+from harness.config_grid import Grid
+from harness.plan_checks import build_mistakes, expectation_mistakes, grid_mistakes, input_mistakes
+from harness.rows import Case
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A case and the number of rounds in which it is measured."""
+
+    case: Case
+    rounds: int
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A grid with its series; `prefix` is the path to it."""
+
+    grid: Grid
+    series: list[Series]
+    prefix: str
+
+
+def expand(config: Config) -> list[Planned]:
+    """Every case of the main grid and of `also`; one that several grids hold is there once, with the most rounds.
+
+    Device, threads and null sizes are resolved. Raises ConfigError, one message with a line for each mistake:
+    backends, settings, subjects and inputs that do not exist or cannot be built, and labels used twice.
+    """
+    grids = [("", config), *((f"also.{index}.", grid) for index, grid in enumerate(config.also))]
+    parts = [_Part(grid, series_of(grid.backends, f"{prefix}backends"), prefix) for prefix, grid in grids]
+    _refuse(_name_mistakes(config, parts))
+    _refuse(
+        [mistake for part in parts for one in part.series for mistake in build_mistakes(one, part.grid, config.seed)]
+    )
+    planned: dict[str, Planned] = {}
+    for part in parts:
+        for case in _cases(part, config):
+            before = planned.get(case.digest())
+            planned[case.digest()] = Planned(case, max(part.grid.rounds, before.rounds if before else 0))
+    _refuse(input_mistakes([one.case for one in planned.values()], config))
+    return list(planned.values())
+
+
+def round_order(planned: Sequence[Planned], round: int, seed: int) -> list[Case]:  # noqa: A002, the word for it here
+    """The cases of a round, counted from 0, shuffled across backends and lengths; the same for the same seed."""
+    cases = [one.case for one in planned if one.rounds > round]
+    random.Random(f"{seed} {round}").shuffle(cases)
+    return cases
+
+
+def resolve_device(name: str) -> str:
+    """`auto` as the first of cuda, mps and cpu that is there; another name as it is, or "" where it is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return next(kind for kind, present in there.items() if present)
+    kind, _, index = name.partition(":")
+    if not there[kind] or (index and int(index) >= torch.cuda.device_count()):
+        return ""
+    return name
+
+
+def all_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _refuse(mistakes: Sequence[str]) -> None:
+    if mistakes:
+        raise ConfigError(mistakes)
+
+
+def _name_mistakes(config: Config, parts: Sequence[_Part]) -> list[str]:
+    series = [one for part in parts for one in part.series]
+    mistakes = (
+        []
+        if resolve_device(config.device)
+        else [f"device: '{config.device}' is not on this machine; auto takes what is"]
+    )
+    for part in parts:
+        mistakes += grid_mistakes(part.grid, part.prefix)
+        for index, entry in enumerate(part.grid.backends):
+            mistakes += entry_mistakes(entry, f"{part.prefix}backends.{index}")
+    return mistakes + label_clashes(series) + expectation_mistakes(config, series)
+
+
+def _cases(part: _Part, config: Config) -> Iterator[Case]:
+    grid, device, threads = part.grid, resolve_device(config.device), config.threads or all_cores()
+    axes = (grid.subject, grid.level, grid.mode, grid.inputs, grid.batch, grid.causal, grid.dtype)
+    for subject, level, mode, inputs, batch, causal, dtype in itertools.product(*axes):
+        for sizes, one, n in itertools.product(grid.head_sizes(), part.series, grid.lengths):
+            yield Case(
+                subject=subject,
+                backend=one.backend,
+                label=one.label,
+                settings=one.settings,
+                control=one.control,
+                level=level,
+                mode=mode,
+                inputs=_inputs_name(inputs, config),
+                n=n,
+                batch=batch,
+                heads=sizes.heads,
+                kv_heads=sizes.kv_heads,
+                head_dim=sizes.head_dim,
+                value_dim=sizes.value_dim,
+                dtype=dtype,
+                device=device,
+                threads=threads,
+                causal=causal,
+                seed=config.seed,
+            )
+
+
+def _inputs_name(inputs: str, config: Config) -> str:
+    return f"text:{config.text_file}" if inputs == "text" and config.text_file else inputs

@@ -1,0 +1,123 @@
+"""Inputs and exact answers of a run, made once for all backends, kept in files that every case maps.
+
+One file holds one variant of the inputs of (inputs, shape, n, seed): at kernel level q, k, v and, in float64,
+exact softmax attention at the sampled rows; at layer level x. Beside them lie fingerprints: the rows that a
+case gave in its first round. The folder belongs to one run and goes when the run ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from attentions.reference import causal_pairs, softmax_attention
+from harness.inputs import make_hidden, make_inputs
+from harness.rows import Case
+
+CALIBRATION = 2
+SAMPLED_ROWS = 64
+
+
+class Store:
+    """The files of one run. Reading maps them: pages are shared by all cases, and writing changes a copy."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def missing(self, case: Case, variants: Iterable[int]) -> list[int]:
+        """Variants of a case's inputs that are not there yet."""
+        return [variant for variant in variants if not self._inputs(case, variant).exists()]
+
+    def name(self, case: Case) -> str:
+        """What all cases with the same inputs have in common."""
+        return _anonymous(case).digest()
+
+    def size_bytes(self, case: Case) -> int:
+        """Bytes of a case's inputs, all variants that are there."""
+        files = (self._inputs(case, variant) for variant in (0, 1, CALIBRATION))
+        return sum(file.stat().st_size for file in files if file.exists())
+
+    def inputs(self, case: Case, variant: int) -> tuple[Tensor, ...]:
+        """(q, k, v) at kernel level, (x,) at layer level; on the CPU, each call a fresh mapping."""
+        names = ("q", "k", "v") if case.level == "kernel" else ("x",)
+        with safe_open(self._inputs(case, variant), framework="pt") as file:
+            return tuple(file.get_tensor(name) for name in names)
+
+    def exact(self, case: Case, variant: int) -> Tensor | None:
+        """Exact attention (B, H, R, E) in float64 at the sampled rows; None at layer level."""
+        with safe_open(self._inputs(case, variant), framework="pt") as file:
+            return file.get_tensor("exact") if "exact" in file.keys() else None  # noqa: SIM118
+
+    def make(self, case: Case, variants: Iterable[int]) -> None:
+        """Write the inputs of a case and their exact rows. Raises ValueError where the source cannot give them."""
+        for variant in variants:
+            if case.level == "layer":
+                tensors = {"x": make_hidden(_anonymous(case), variant).contiguous()}
+            else:
+                tensors = _kernel_inputs(_anonymous(case), variant)
+            _save(tensors, self._inputs(case, variant))
+
+    def fingerprint(self, key: str) -> dict[int, Tensor]:
+        """Variant -> sampled rows that this case gave in its first round; empty if there was none."""
+        file = self._fingerprint(key)
+        return {int(name): rows for name, rows in load_file(file).items()} if file.exists() else {}
+
+    def keep_fingerprint(self, key: str, rows: dict[int, Tensor]) -> None:
+        """Write what `fingerprint` reads."""
+        _save({str(variant): tensor.contiguous() for variant, tensor in rows.items()}, self._fingerprint(key))
+
+    def _inputs(self, case: Case, variant: int) -> Path:
+        return self._folder / f"inputs-{self.name(case)}-{variant}.safetensors"
+
+    def _fingerprint(self, key: str) -> Path:
+        return self._folder / f"rows-{key}.safetensors"
+
+
+def make_references(*, folder: str, case: dict[str, Any], variants: list[int]) -> dict[str, Any]:
+    """What a child does for the sweep: `Store.make`. The answer is empty."""
+    Store(Path(folder)).make(Case(**case), variants)
+    return {}
+
+
+def sampled_rows(queries: int, seed: int) -> Int[Tensor, " R"]:
+    """64 query rows, one at random from each of as many equal stretches; all of them where there are fewer."""
+    if queries <= SAMPLED_ROWS:
+        return torch.arange(queries)
+    draw = torch.rand(SAMPLED_ROWS, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    edges = torch.arange(SAMPLED_ROWS + 1) * queries // SAMPLED_ROWS
+    rows = edges[:-1] + (draw * edges.diff()).long()
+    rows[-1] = queries - 1  # the last row sees every key
+    return rows
+
+
+def _kernel_inputs(case: Case, variant: int) -> dict[str, Tensor]:
+    made = make_inputs(case, variant)
+    tensors = {"q": made.q.contiguous(), "k": made.k.contiguous(), "v": made.v.contiguous()}
+    if variant == CALIBRATION:
+        return tensors
+    queries, keys = made.q.shape[2], made.k.shape[2]
+    rows = sampled_rows(queries, case.seed)
+    pairs = causal_pairs(queries, keys, causal=case.causal, first=None, rows=rows, device=made.q.device)
+    tensors["exact"] = softmax_attention(made.q, made.k, made.v, pairs, case.head_dim**-0.5, rows=rows)
+    return tensors
+
+
+def _anonymous(case: Case) -> Case:
+    """The case without what its inputs and exact rows do not depend on; every backend's is the same."""
+    mode = "decode" if case.mode == "decode" else "forward"
+    nobody = {"subject": "", "backend": "", "label": "", "settings": {}, "control": False, "mode": mode}
+    return case.model_copy(update={**nobody, "device": "cpu", "threads": 1})
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a file that is there whole or not at all, even if this process is killed meanwhile."""
+    part = path.with_suffix(".part")
+    save_file(tensors, part)
+    part.replace(path)

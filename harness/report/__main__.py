@@ -1,0 +1,34 @@
+"""Write the report of a run again from its rows:
+
+python -m harness.report reports/runs/2026-01-31T12-00-00
+
+prints the paths of `report.html` and `report.md`. Exit code 2 where the folder holds no readable run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.report import write_report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the folder, write the report, print where it lies."""
+    parser = argparse.ArgumentParser(prog="python -m harness.report", description="Write report.html and report.md.")
+    parser.add_argument("folder", type=Path, help="a run's folder, with rows.jsonl and run.json")
+    folder = parser.parse_args(arguments).folder
+    try:
+        paths = write_report(folder)
+    except (ValueError, OSError) as error:
+        print(f"harness.report: {error}", file=sys.stderr)
+        return 2
+    for path in paths:
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,34 @@
+"""What forbids or discredits a method: leaks from the future and wrong answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attentions.base import ROUNDING
+from harness.report.pieces import Headline
+from harness.report.sections import Curve, Section
+from harness.report.units import lengths, percent
+
+_ROUNDING = {str(dtype).removeprefix("torch."): error for dtype, error in ROUNDING.items()}
+
+
+def leaks(curve: Curve) -> dict[int, float]:
+    """n -> leak, where a causal method's past outputs changed with the future by more than rounding."""
+    case = curve.series.case
+    worst = curve.worst("leak") if case.causal else {}
+    return {n: leak for n, leak in worst.items() if not leak <= _ROUNDING[case.dtype]}
+
+
+def warnings(sections: Sequence[Section]) -> list[Headline]:
+    """A sentence for each method that leaks or gives wrong answers in any section."""
+    found: dict[str, Headline] = {}
+    for curve in (curve for section in sections for curve in section.curves):
+        leaking = leaks(curve)
+        if leaking and curve.label not in found:
+            text = f"{curve.label} leaks the future: past outputs change by up to {percent(max(leaking.values()))}"
+            found[curve.label] = Headline(f"{text} when later tokens change.", "bad")
+        wrong = sorted(n for n, (status, _) in curve.censored.items() if status == "wrong")
+        if wrong:
+            text = f"{curve.label} gives wrong answers at {lengths(wrong)} and gets no time there."
+            found.setdefault(f"{curve.label} wrong", Headline(text, "bad"))
+    return list(found.values())

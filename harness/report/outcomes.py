@@ -1,0 +1,109 @@
+"""What was not measured and why, what ran, and where: everything a reader needs to doubt or repeat a number."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import yaml
+
+from harness.report import units
+from harness.report.facts import RunFacts
+from harness.report.measures import name_cell
+from harness.report.palette import Style
+from harness.report.pieces import NOTHING, Cell, Column, Note, Table
+from harness.report.sections import Curve, Section
+
+_BAD = {"wrong", "crash"}
+
+
+def missing_table(sections: Sequence[Section], styles: Mapping[str, Style]) -> Table | None:
+    """Every case that did not end well, by series, status and reason."""
+    several = len(sections) > 1
+    rows = []
+    for section in sections:
+        for curve in section.curves:
+            for (status, reason), words in _failures(curve).items():
+                where = [Cell(section.short, sort=section.short)] if several else []
+                cells = [
+                    Cell(status, sort=status, tone="bad" if status in _BAD else ""),
+                    Cell(words),
+                    Cell(reason, sort=reason),
+                ]
+                rows.append([name_cell(curve, styles), *where, *cells])
+    titles = ["method", *(["on"] if several else []), "status", "at", "why"]
+    return Table("Cases without a time", [Column(title, numeric=False) for title in titles], rows) if rows else None
+
+
+def _failures(curve: Curve) -> dict[tuple[str, str], str]:
+    """(status, reason) -> the lengths concerned, with the share of rounds where not all of them failed."""
+    rounds = Counter(row.n for row in curve.rows)
+    failed: dict[tuple[str, str], Counter[int]] = {}
+    for row in curve.rows:
+        if row.status != "ok":
+            failed.setdefault((row.status, row.reason), Counter())[row.n] += 1
+    return {
+        why: ", ".join(
+            units.length(n) + (f" ({count} of {rounds[n]} rounds)" if count < rounds[n] else "")
+            for n, count in sorted(counts.items())
+        )
+        for why, counts in failed.items()
+    }
+
+
+def methods_table(sections: Sequence[Section], styles: Mapping[str, Style]) -> Table:
+    """Every series: what it is, its settings, and which kernels ran."""
+    curves: dict[str, list[Curve]] = {}
+    for curve in (curve for section in sections for curve in section.curves):
+        curves.setdefault(curve.label, []).append(curve)
+    rows = [_method_cells(group, styles) for group in curves.values()]
+    titles = ("method", "backend", "settings", "approximates", "causality", "kernel that ran", "paper")
+    return Table("Methods", [Column(title, numeric=False) for title in titles], rows)
+
+
+def _method_cells(group: Sequence[Curve], styles: Mapping[str, Style]) -> list[Cell]:
+    curve, case = group[0], group[0].series.case
+    settings = ", ".join(f"{name}={value}" for name, value in case.settings.items())
+    kernels = ", ".join(sorted({row.kernel for curve in group for row in curve.rows if row.kernel}))
+    target = curve.facts.approximates
+    paper = curve.facts.paper
+    href = paper if paper.startswith(("https://", "http://")) else ""
+    texts = [case.backend, settings, f"is {target}" if curve.facts.exact else target, curve.facts.causality, kernels]
+    cells = [Cell(text, sort=text) if text else NOTHING for text in texts]
+    return [name_cell(curve, styles), *cells, Cell(paper, sort=paper, href=href) if paper else NOTHING]
+
+
+def machine_table(facts: RunFacts) -> Table:
+    """Machine, dates and versions."""
+    machine = facts.machine
+    ceilings = [f"{units.count(rate)}FLOP/s {dtype}" for dtype, rate in facts.ceilings.flops_per_s.items()]
+    if facts.ceilings.copy_bytes_per_s:
+        ceilings.append(f"{units.size(facts.ceilings.copy_bytes_per_s)}/s copied")
+    entries = {
+        "run": facts.run,
+        "started": facts.started,
+        "finished": facts.finished or "not finished",
+        "commit": (facts.commit or "unknown") + (" with uncommitted changes" if facts.dirty else ""),
+        "machine": machine.name,
+        "processor": f"{machine.cpu}, {machine.cores} cores" if machine.cores else machine.cpu,
+        "memory": units.size(machine.memory_bytes) if machine.memory_bytes else "",
+        "accelerator": machine.gpu or "none",
+        "system": machine.os,
+        "measured ceilings": ", ".join(ceilings),
+        **facts.versions,
+    }
+    rows = [[Cell(name, sort=name), Cell(value, sort=value)] for name, value in entries.items() if value]
+    return Table("Machine and versions", [Column("what", numeric=False), Column("value", numeric=False)], rows)
+
+
+def configuration(facts: RunFacts) -> Note:
+    """The configuration as it was resolved, as YAML."""
+    return Note(
+        "The configuration as resolved.", code=yaml.safe_dump(facts.config, sort_keys=False, allow_unicode=True)
+    )
+
+
+def reproduction(facts: RunFacts) -> Note:
+    """The command that measures all this again."""
+    commit = f" at commit {facts.commit}" if facts.commit else ""
+    return Note(f"The command that measures this again{commit}:", code=facts.command or "(not recorded)")

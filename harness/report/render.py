@@ -1,0 +1,98 @@
+"""Writes a run's report: one self-contained HTML page and the same tables as Markdown."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import textwrap
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from harness.journal import latest, read_rows
+from harness.report.document import build_document
+from harness.report.facts import read_facts
+from harness.report.keys import key, symbols
+from harness.report.palette import COLOURS
+from harness.report.pieces import Document
+
+_MARKDOWN_SPECIAL = "\\`*_[]<>|#~"
+
+
+def write_report(folder: Path) -> tuple[Path, Path]:
+    """Write `report.html` and `report.md` into `folder` from its `rows.jsonl` and `run.json`, and nothing else.
+
+    Returns their paths. Raises ValueError where one of the inputs is missing or unreadable.
+    """
+    facts = read_facts(folder)
+    document = build_document(latest(read_rows(folder)), facts)
+    html, markdown = folder / "report.html", folder / "report.md"
+    _replace(html, render_html(document))
+    _replace(markdown, render_markdown(document))
+    return html, markdown
+
+
+def render_html(document: Document) -> str:
+    """The document as one page without any outside reference; only its own script may run."""
+    templates = _environment(escape=True)
+    script = _source(templates, "report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return templates.get_template("report.html").render(
+        document=document,
+        colours=COLOURS,
+        style=Markup(_source(templates, "report.css")),
+        script=Markup(script),
+        script_hash=digest,
+        svg=Markup,  # made here from numbers and escaped labels
+        key=key,
+        symbols=symbols,
+    )
+
+
+def render_markdown(document: Document) -> str:
+    """The document's sentences and tables as GitHub-flavoured Markdown; figures are in the HTML only."""
+    templates = _environment(escape=False)
+    templates.filters["plain"] = _escape_markdown
+    templates.filters["indented"] = lambda text: textwrap.indent(text.rstrip(), "    ")
+    text = templates.get_template("report.md").render(document=document)
+    return text.rstrip() + "\n"
+
+
+def _environment(*, escape: bool) -> Environment:
+    return Environment(
+        loader=PackageLoader("harness.report", ""),
+        autoescape=escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def _source(templates: Environment, name: str) -> str:
+    assert templates.loader is not None
+    return templates.loader.get_source(templates, name)[0]
+
+
+def _escape_markdown(text: str) -> str:
+    """Text that Markdown shows as it is, on one line; underscores inside words need no escape."""
+    return "".join(_escaped(text, place) for place in range(len(text)))
+
+
+def _escaped(text: str, place: int) -> str:
+    letter = text[place]
+    if letter in "<>&":
+        return {"<": "&lt;", ">": "&gt;", "&": "&amp;"}[letter]
+    if letter == "_" and text[place - 1 : place].isalnum() and text[place + 1 : place + 2].isalnum():
+        return letter
+    if letter in _MARKDOWN_SPECIAL:
+        return f"\\{letter}"
+    return " " if letter in "\r\n" else letter
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write whole or not at all, so that a report that is being read is never half a page."""
+    draft = path.with_name(path.name + ".part")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)

@@ -1,0 +1,103 @@
+"""The folder of one run: rows, `run.json`, the resolved configuration, shared files while it lasts, the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness.config import Config
+from harness.journal import ROWS
+
+DEFAULT_PARENT = Path("reports/runs")
+CACHE = "cache"
+
+
+class FolderError(ValueError):
+    """A folder that cannot hold a run; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run, and its facts: what `run.json` holds of an earlier start; in a new run only its name."""
+
+    path: Path
+    facts: dict[str, Any]
+
+    @property
+    def config(self) -> Path:
+        """The configuration as resolved."""
+        return self.path / "conf.yml"
+
+    @property
+    def cache(self) -> Path:
+        """Inputs, exact rows and fingerprints; there while the run lasts."""
+        return self.path / CACHE
+
+    def clear_cache(self) -> None:
+        """Remove shared files; those of a killed run are not trusted, as the source may have changed since."""
+        shutil.rmtree(self.cache, ignore_errors=True)
+
+    def write_facts(self, facts: dict[str, Any]) -> None:
+        """Write `run.json`, whole or not at all."""
+        _replace(self.path / "run.json", json.dumps(facts, indent=1) + "\n")
+
+    def write_config(self, config: Config) -> None:
+        """Write the configuration as resolved, so that it can be run again."""
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        _replace(self.config, text)
+
+
+def new_folder(wanted: str | None) -> RunFolder:
+    """Make the folder of a new run: the one wanted, or a new one named for the time below `reports/runs`.
+
+    Raises FolderError where it cannot be made or written, or holds a run already.
+    """
+    run = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    path = Path(wanted) if wanted else DEFAULT_PARENT / run
+    if (path / ROWS).exists():
+        raise FolderError(f"out: {path} holds a run already; go on with --resume {path}, or choose another folder")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FolderError(f"out: {path} cannot be made: {error.strerror}") from error
+    _require_writable(path, "out")
+    return RunFolder(path, {"run": run})
+
+
+def old_folder(wanted: str) -> RunFolder:
+    """The folder of a run to resume. Raises FolderError where there is none, or none that can be read."""
+    path = Path(wanted)
+    if not (path / ROWS).is_file():
+        raise FolderError(f"--resume: {path} holds no run; there is no {ROWS} in it")
+    _require_writable(path, "--resume")
+    try:
+        facts = json.loads((path / "run.json").read_text())
+    except FileNotFoundError:  # killed before it was written
+        facts = {}
+    except ValueError as error:
+        raise FolderError(f"--resume: {path / 'run.json'} cannot be read: {error}") from error
+    return RunFolder(path, facts)
+
+
+def now() -> str:
+    """The time as `run.json` has it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _require_writable(path: Path, argument: str) -> None:
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise FolderError(f"{argument}: {path} cannot be written")
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)

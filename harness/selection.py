@@ -1,0 +1,89 @@
+"""Which growth law the sizes support, or that they do not decide.
+
+Laws are weighed by AICc with one observation per distinct size (repeats do not make a curve longer). A law
+with a term at zero is a simpler law under another name and leaves the contest. So do "n^a" and "n + n^2"
+where they bend a simpler law by less than `SAME_CURVE` at every size: with α = 1.003 the question "n or n^a"
+is empty, and without this rule it would be most of the doubt. Their weight goes to the law they repeat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.curves import POWER, Curves
+from harness.points import NO_NOISE, FloatArray
+
+SAME_CURVE = 0.02
+DECIDED_WEIGHT = 0.9
+DECIDED_DELTA = 2.0
+MISFIT = 0.1  # root mean square, relative
+REFINEMENTS = ("n + n^2", POWER)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The best law, the runner-up, the Akaike weights of the laws that stayed, and whether the best is decided."""
+
+    model: str
+    rival: str
+    weights: dict[str, float]
+    decided: bool
+
+
+def criterion(loss: FloatArray, parameters: int, sizes: int) -> FloatArray:
+    """AICc (B,) of weighted sums of squared relative errors; infinite where the sizes are too few.
+
+    The loss is floored at what exact numbers leave, so that of two laws without error the simpler wins.
+    """
+    spare = sizes - parameters - 1
+    if spare <= 0:
+        return np.full(loss.shape, np.inf)
+    penalty = 2 * parameters * (1 + (parameters + 1) / spare)
+    return sizes * np.log(np.maximum(loss / sizes, NO_NOISE**2)) + penalty
+
+
+def aicc(curves: Curves, sizes: int) -> FloatArray:
+    """AICc of each curve (B,)."""
+    return criterion(curves.loss, curves.parameters, sizes)
+
+
+def choose(fits: Mapping[str, Curves], sizes: FloatArray) -> Choice:
+    """Weigh the first curve of each law. A law that misses the points by more than `MISFIT` is never decided."""
+    if len(fits) == 1:
+        (only,) = fits
+        return Choice(only, only, {only: 1.0}, decided=False)
+    scores = {name: float(aicc(curves, len(sizes))[0]) for name, curves in fits.items() if not curves.degenerate}
+    best = min(scores.values())
+    weights = {name: float(np.exp((best - score) / 2)) for name, score in scores.items()}
+    total = sum(weights.values())
+    weights = {name: weight / total for name, weight in weights.items()}
+    for name in REFINEMENTS:
+        repeated = _repeated(name, fits, weights, sizes)
+        if repeated is not None:
+            weights[repeated] += weights.pop(name)
+            scores[repeated] = min(scores[repeated], scores.pop(name))
+    model, *rivals = sorted(weights, key=lambda name: -weights[name])
+    decided = (
+        weights[model] >= DECIDED_WEIGHT
+        and all(scores[rival] - scores[model] >= DECIDED_DELTA for rival in rivals)
+        and fits[model].loss[0] <= len(sizes) * MISFIT**2
+    )
+    rival = rivals[0] if rivals else POWER
+    return Choice(model, rival, {name: weights[name] for name in (model, *rivals)}, decided)
+
+
+def _repeated(name: str, fits: Mapping[str, Curves], weights: Mapping[str, float], sizes: FloatArray) -> str | None:
+    """The simpler law that this refinement bends by less than SAME_CURVE, the nearest if there are several."""
+    if name not in weights:
+        return None
+    curve = fits[name].at(sizes)[0]
+    bends = {
+        other: float(np.abs(curve / fits[other].at(sizes)[0] - 1).max())
+        for other in weights
+        if other not in REFINEMENTS
+    }
+    nearest = min(bends, key=lambda other: bends[other], default=None)
+    return nearest if nearest is not None and bends[nearest] < SAME_CURVE else None

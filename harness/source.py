@@ -1,0 +1,176 @@
+"""One hash for all source that decides what a backend computes, so that a changed backend is measured again.
+
+The hash covers the file of the backend's class and every file inside the project that it imports, directly or not,
+and the native sources that these name. Imports are read from the syntax tree, also inside functions, and nothing is
+imported. Comments, docstrings and layout do not count. A name taken from a package counts as the module that the
+package's `__init__` takes it from: otherwise each backend would depend on all that its package lists.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+NATIVE = ("*.cpp", "*.cu", "*.h", "*.hpp", "*.cuh")
+
+
+def source_hash(*modules: str) -> str:
+    """Hash of the import closure of modules, named as in `import`. Raises ValueError for one without a source file."""
+    files: set[Path] = set()
+    for module in modules:
+        files |= closure(module)
+    digest = hashlib.sha256()
+    for path in sorted(files, key=lambda path: (path.name, str(path))):
+        digest.update(f"{path.name}\0{_meaning(path)}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def closure(module: str) -> set[Path]:
+    """Files inside the module's own project that it depends on, its own included."""
+    path = _find(module)
+    if path is None:
+        raise ValueError(f"module {module!r} has no source file")
+    first = _Module(module, path)
+    seen: set[Path] = set()
+    waiting = [first]
+    while waiting:
+        current = waiting.pop()
+        if current.path in seen:
+            continue
+        seen.add(current.path)
+        seen |= _native_sources(current.path)
+        waiting += [found for found in _imports(current) if _inside(found, first)]
+    return seen
+
+
+@dataclass(frozen=True)
+class _Module:
+    name: str
+    path: Path
+
+    @property
+    def top(self) -> str:
+        return self.name.partition(".")[0]
+
+    @property
+    def root(self) -> Path:
+        """The folder that the top-level package or module lies in."""
+        return self.path.parents[self.name.count(".") + (self.path.name == "__init__.py")]
+
+    @property
+    def package(self) -> str:
+        return self.name if self.path.name == "__init__.py" else self.name.rpartition(".")[0]
+
+
+def _imports(module: _Module) -> Iterator[_Module]:
+    for node in ast.walk(_tree(module.path)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield from _module(alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            base = _absolute(node, module.package)
+            for alias in node.names:
+                yield from _origin_of(base, alias.name)
+
+
+def _absolute(node: ast.ImportFrom, package: str) -> str:
+    """The module after `from`, dots resolved."""
+    if not node.level:
+        return node.module or ""
+    parts = package.split(".")
+    parts = parts[: len(parts) - node.level + 1]
+    return ".".join([*parts, node.module] if node.module else parts)
+
+
+def _origin_of(base: str, name: str) -> Iterator[_Module]:
+    """Where `from base import name` leads: a submodule, what `base` itself imports under that name, or `base`."""
+    if submodule := list(_module(f"{base}.{name}")):
+        yield from submodule
+        return
+    for found in _module(base):
+        if found.path.name == "__init__.py" and (further := _reexported(found, name)):
+            yield from _origin_of(*further)
+        else:
+            yield found
+
+
+def _reexported(package: _Module, name: str) -> tuple[str, str] | None:
+    """The module and name that a package's top level imports `name` from, if it does."""
+    for node in _tree(package.path).body:
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return _absolute(node, package.package), alias.name
+    return None
+
+
+def _native_sources(path: Path) -> set[Path]:
+    """Native files that the module's strings name, beside it or in the folder `native` there, and what they include."""
+    tree = _tree(path)
+    words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    folders = (path.parent, path.parent / "native")
+    there = {file for folder in folders for kind in NATIVE for file in folder.glob(kind)}
+    named = {file for file in there if file.name in words or file.stem in words}
+    while added := {file for file in there - named if any(file.name in _included(other) for other in named)}:
+        named |= added
+    return named
+
+
+def _included(path: Path) -> set[str]:
+    return {Path(name).name for name in re.findall(r'#\s*include\s*"([^"]+)"', path.read_text())}
+
+
+def _meaning(path: Path) -> str:
+    """A Python file's syntax without docstrings; any other file as it is."""
+    if path.suffix != ".py":
+        return path.read_text()
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                del node.body[0]
+    return ast.dump(tree)
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), filename=str(path))
+
+
+def _module(name: str) -> Iterator[_Module]:
+    if (path := _find(name)) is not None:
+        yield _Module(name, path)
+
+
+@cache
+def _find(name: str) -> Path | None:
+    """A module's Python file, found without importing it; None for the standard library and compiled modules."""
+    if not name or name.split(".")[0] in sys.stdlib_module_names:
+        return None
+    for folder in (ROOT, *(Path(entry or ".").resolve() for entry in sys.path)):
+        base = folder.joinpath(*name.split("."))
+        for path in (base / "__init__.py", base.with_name(f"{base.name}.py")):
+            if path.is_file():
+                return path
+    return None
+
+
+def _inside(found: _Module, first: _Module) -> bool:
+    """Whether a file belongs to this project or to the first module's, and not to an installed library."""
+    if found.top == first.top:
+        return True
+    return (
+        any(found.path.is_relative_to(root) for root in (ROOT, first.root)) and "site-packages" not in found.path.parts
+    )

@@ -1,0 +1,75 @@
+"""Measure what conf.yml asks for, fit, and write a report.
+
+    python -m harness.sweep conf.yml
+    python -m harness.sweep conf.yml --set lengths=[1024,4096] --set budget.total_s=60 --out /tmp/run
+    python -m harness.sweep conf.yml --dry-run
+    python -m harness.sweep --resume reports/runs/20260131-120000-1a2b
+
+Prints one line a case, or a live bar on a terminal, and at the end where the report lies:
+
+    round 1 [3/27] flash n=4096 forward text: 0.0271 s
+    ...
+    report: reports/runs/20260131-120000-1a2b/report.html
+
+Exit status: 0 done; 1 an expectation of conf.yml failed; 2 nothing could be done, and why; 130 interrupted, with
+everything measured so far kept and reported. Each case runs in a process of its own; see `harness.measure`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import shlex
+import sys
+from collections.abc import Sequence
+
+# All else is imported once the arguments are judged. Every child of the fork server runs this module again before
+# its own work, so it must stay light.
+
+UNUSABLE, INTERRUPTED = 2, 130
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments, by default the process's own; returns the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parsed = _parse(given)
+    from harness.conduct import Request, sweep
+    from harness.config_source import ConfigError
+    from harness.journal import JournalError
+    from harness.run_folder import FolderError
+
+    command = shlex.join(["python", "-m", "harness.sweep", *given])
+    request = Request(parsed.conf or "", tuple(parsed.overrides), parsed.out, parsed.resume, parsed.dry_run, command)
+    try:
+        return sweep(request)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except (ConfigError, FolderError, JournalError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return UNUSABLE
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        print(f"error: {error.filename or 'the run folder'} cannot be written: {error.strerror}", file=sys.stderr)
+        return UNUSABLE
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m harness.sweep", description=__doc__.split("\n")[0] if __doc__ else "")
+    parser.add_argument("conf", nargs="?", help="configuration; with --resume by default the one in the folder")
+    parser.add_argument("--out", metavar="DIR", help="folder of rows and report (default: a new one in reports/runs)")
+    parser.add_argument("--resume", metavar="DIR", help="go on with the run in this folder; nothing is measured twice")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="replace a value")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be measured and write nothing")
+    parsed = parser.parse_args(arguments)
+    if parsed.conf is None and parsed.resume is None:
+        parser.error("name a configuration, such as conf.yml, or a run to --resume")
+    if parsed.out and parsed.resume:
+        parser.error("--out and --resume exclude each other: a run goes on in its own folder")
+    return parsed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

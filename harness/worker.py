@@ -1,0 +1,160 @@
+"""The main function of a child: do one job, answer with one line of JSON, and never outlive the sweep.
+
+The answer is `{"status": "ok", "reason": "", "answer": {...}}` or, for a job that failed, "oom" or "crash" with
+the reason in words. What the job prints goes to a file of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import importlib
+import json
+import math
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import threading
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from harness import memory
+
+OUT_OF_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "bad allocation")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A function `package.module:name`, its JSON-able keyword arguments, where to print, and the limits."""
+
+    function: str
+    arguments: dict[str, Any]
+    log: str
+    time_s: float
+    memory_bytes: int | None
+    file_bytes: int | None
+
+
+def main(channel: Connection, job: Job) -> None:
+    """Run a job and end the process with code 0 once the answer is written."""
+    gc.freeze()  # what the fork server loaded is here to stay; collecting it would take a fifth of a second each time
+    os.setsid()  # a group of its own, so that whatever it starts can be killed with it
+    _die_with_parent()
+    _let_go_of_all_files_but(channel.fileno(), _parent_pipe())
+    _print_to(job.log)
+    _restrict(job)
+    said = json.dumps(_attempt(job)).encode()
+    while said:
+        said = said[os.write(channel.fileno(), said) :]
+    os._exit(0)  # no clean-up of a library may hang or change the exit code
+
+
+def load(path: str) -> Any:
+    """The object that `package.module:name` names. Raises ValueError where there is none."""
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path!r} cannot be imported: {error}") from error
+
+
+def _attempt(job: Job) -> dict[str, Any]:
+    try:
+        return {"status": "ok", "reason": "", "answer": load(job.function)(**job.arguments)}
+    except BaseException as error:  # the boundary of the process: whatever happened becomes an answer
+        memory.limit(None)
+        status = "oom" if is_out_of_memory(error) else "crash"
+        reason = _in_words(error)
+        with contextlib.suppress(OSError):  # what it printed may have reached the limit of a file
+            traceback.print_exc()
+        return {"status": status, "reason": reason, "answer": {}}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, on the CPU or on a device."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY_WORDS)
+
+
+def _in_words(error: BaseException) -> str:
+    """Kind, message and place of an error, the place being the innermost frame outside installed libraries."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "site-packages" not in f.filename and f.filename != __file__]
+    place = f" ({Path(own[-1].filename).name} line {own[-1].lineno})" if own else ""
+    message = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {message}{place}" if message else f"{type(error).__name__}{place}"
+
+
+def _die_with_parent() -> None:
+    """Have this process and its group killed when the sweep dies, by whatever means.
+
+    The kernel does it when the sweep's end of a pipe closes, even while this process holds Python's lock. A
+    thread does it where the kernel cannot signal that (macOS).
+    """
+    pipe = _parent_pipe()
+    if not hasattr(fcntl, "F_SETSIG"):
+        threading.Thread(target=_watch, args=(pipe,), daemon=True).start()
+        return
+    fcntl.fcntl(pipe, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
+    if wait([pipe], 0):  # it died before
+        os.killpg(0, signal.SIGKILL)
+
+
+def _parent_pipe() -> int:
+    """The end of a pipe that becomes readable when the sweep dies."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has a parent"
+    return parent.sentinel
+
+
+def _let_go_of_all_files_but(*kept: int) -> None:
+    """Point every other inherited file at nothing: through some of them one byte would end the fork server.
+
+    Their numbers stay taken, since multiprocessing remembers them.
+    """
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for file in [int(path.name) for path in Path("/dev/fd").iterdir()]:
+        with contextlib.suppress(OSError):  # the listing's own is closed by now
+            if file > 2 and file not in (nothing, *kept) and os.fstat(file):
+                os.dup2(nothing, file)
+
+
+def _watch(pipe: int) -> None:
+    wait([pipe])
+    os.killpg(0, signal.SIGKILL)
+
+
+def _print_to(log: str) -> None:
+    file = os.open(log, os.O_WRONLY | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    os.close(file)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+
+def _restrict(job: Job) -> None:
+    """Limits on address space, processor time (in case the parent's clock fails) and the size of a file."""
+    memory.limit(job.memory_bytes)
+    _lower(resource.RLIMIT_CPU, math.ceil(job.time_s * (os.cpu_count() or 1)) + 60)
+    _lower(resource.RLIMIT_CORE, 0)
+    if job.file_bytes is not None:
+        _lower(resource.RLIMIT_FSIZE, job.file_bytes)
+    with contextlib.suppress(OSError):  # prefer this process to the sweep when the machine runs out of memory
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _lower(limit: int, value: int) -> None:
+    _, hard = resource.getrlimit(limit)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(limit, (value, hard))

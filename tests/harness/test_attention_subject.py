@@ -1,0 +1,184 @@
+"""The gate of the attention subject: right answers pass with their metrics, each wrong one is told why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from attentions.bit_sampling import BitSampling
+from harness.attention_case import needs_calibration
+from harness.attention_subject import AccuracySubject, AttentionSubject
+from harness.references import CALIBRATION, Store
+from harness.rows import Case
+from harness.subjects import Finding, Trial, Unsupported
+from tests.harness.backends import Calibrated, Right
+from tests.harness.cases import a_case
+
+pytestmark = pytest.mark.usefixtures("grad_mode")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+def case_of(backend: str, **changes: Any) -> Case:
+    return a_case(backend=f"tests.harness.backends:{backend}", label=backend, **changes)
+
+
+def trial_of(folder: Path, case: Case) -> Trial:
+    store = Store(folder)
+    store.make(case, store.missing(case, (0, 1, CALIBRATION)))
+    trial = AttentionSubject().setup(case, store, case.digest())
+    trial.warm()
+    return trial
+
+
+def both_sets(trial: Trial) -> Finding:
+    """What the gate of a first round finds, as `harness.measure` uses it."""
+    first = trial.check(0, trial.call(0))
+    if first.wrong:
+        return first
+    second = trial.check(1, trial.call(1))
+    return Finding(first.metrics | second.metrics, second.wrong)
+
+
+@pytest.mark.parametrize("mode", ["forward", "train", "decode"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_a_right_backend_passes_in_every_mode_and_dtype(folder: Path, mode: str, dtype: str) -> None:
+    found = both_sets(trial_of(folder, case_of("Right", mode=mode, dtype=dtype)))
+    assert found.wrong == ""
+    tolerance = Right.tolerance[getattr(torch, dtype)]
+    assert found.metrics["error"] <= tolerance
+    assert found.metrics["naive_error"] <= tolerance
+    assert ("leak" in found.metrics) == (mode != "decode")
+    assert ("gradient_error" in found.metrics) == (mode == "train")
+
+
+def test_an_approximation_that_meets_its_own_definition_passes_with_its_error(folder: Path) -> None:
+    found = both_sets(trial_of(folder, case_of("Inexact")))
+    assert found.wrong == ""
+    assert found.metrics["error"] == pytest.approx(0.5, abs=1e-5)
+    assert 0 < found.metrics["error_v"] < 0.5
+    assert found.metrics["naive_error"] < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("backend", "changes", "words"),
+    [
+        ("AddsOneHundredth", {}, "differs from its own definition by"),
+        ("AddsOneHundredth", {"level": "layer"}, "differs from its own definition by"),
+        ("AddsOneHundredth", {"causal": False}, "differs from its own definition by"),
+        ("NotFinite", {}, "1 of 8192 numbers are not finite"),
+        ("WrongType", {}, "torch.float64 where"),
+        ("SecondSetOnly", {}, "differs from its own definition by"),
+        ("Leaking", {}, "(relative) when only later tokens change"),
+        ("Leaking", {"mode": "train"}, "(relative) when only later tokens change"),
+        ("WrongGradient", {"mode": "train"}, "differs from its definition in the gradient by 0.5"),
+        ("StreamingWrong", {"mode": "decode"}, "differs from its own definition by"),
+    ],
+)
+def test_a_wrong_backend_is_told_why(folder: Path, backend: str, changes: dict[str, Any], words: str) -> None:
+    assert words in both_sets(trial_of(folder, case_of(backend, **changes))).wrong
+
+
+def test_a_leak_through_selection_is_recorded_and_not_wrong(folder: Path) -> None:
+    found = both_sets(trial_of(folder, case_of("LeakingBySelection")))
+    assert found.wrong == ""
+    assert found.metrics["leak"] > 0.01
+
+
+def test_without_causality_there_is_no_leak(folder: Path) -> None:
+    found = both_sets(trial_of(folder, case_of("LeakingBySelection", causal=False)))
+    assert (found.wrong, "leak" in found.metrics) == ("", False)
+
+
+def test_later_answers_are_compared_with_the_first_checked_ones(folder: Path) -> None:
+    trial = trial_of(folder, case_of("Right"))
+    assert both_sets(trial).wrong == ""
+    answer = trial.call(1)
+    assert trial.check(1, answer).wrong == ""
+    assert "its own checked answer" in trial.check(1, answer * 1.001).wrong
+
+
+def test_later_rounds_compare_with_what_was_kept(folder: Path) -> None:
+    case = case_of("Right", seed=5)
+    trial = trial_of(folder, case)
+    both_sets(trial)
+    trial.keep()
+    later = trial_of(folder, case)
+    assert later.check(0, later.call(0)) == Finding()
+    other = AttentionSubject().setup(case_of("AddsOneHundredth", seed=5), Store(folder), case.digest())
+    assert "its own checked answer" in other.check(0, other.call(0)).wrong
+
+
+def test_a_stream_is_right_at_every_length_that_timing_gives_it(folder: Path) -> None:
+    trial = trial_of(folder, case_of("Streaming", mode="decode", n=40))
+    assert both_sets(trial).wrong == ""
+    for step in range(30):
+        allowed = trial.rewind()
+        assert 1 <= allowed <= 5
+        assert trial.check(step % 2, trial.call(step % 2)).wrong == ""
+    state = trial.facts(thorough=True).state_bytes
+    assert state is not None
+    assert 41 <= state / (8 + 16) / 4 <= 46
+
+
+def test_filling_a_stream_in_pieces_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.operations.PREFILL_SCORES", 700)
+    assert both_sets(trial_of(folder, case_of("Streaming", mode="decode", n=100))).wrong == ""
+
+
+def test_what_cannot_run_says_so(folder: Path) -> None:
+    with pytest.raises(Unsupported, match="it only runs on Sundays"):
+        trial_of(folder, case_of("Cannot"))
+    with pytest.raises(Unsupported, match="a layer has no stream"):
+        trial_of(folder, case_of("Right", level="layer", mode="decode"))
+
+
+def test_only_backends_that_learn_are_shown_a_sample_and_timed_at_it(folder: Path) -> None:
+    assert needs_calibration(Calibrated)
+    assert not needs_calibration(Right)
+    trial = trial_of(folder, case_of("Calibrated"))
+    assert both_sets(trial).wrong == ""
+    assert trial.facts(thorough=False).prepare_s is not None
+    layer = trial_of(folder, case_of("Calibrated", level="layer"))
+    assert both_sets(layer).wrong == ""
+
+
+def test_a_support_method_tells_the_mass_that_it_keeps(folder: Path) -> None:
+    settings = {"bits": 2, "window": 16, "tables": 1}
+    case = a_case(backend="bit_sampling", label="bits", settings=settings, heads=2, kv_heads=2, value_dim=8)
+    found = both_sets(trial_of(folder, case))
+    assert found.wrong == ""
+    assert 0.0 < found.metrics["kept_mass"] < 1.0
+    assert found.metrics["error"] > 0.0
+    assert BitSampling.approximates == "softmax"
+
+
+def test_facts_count_what_a_call_handles(folder: Path) -> None:
+    trial = trial_of(folder, case_of("Right", n=300, batch=2))
+    trial.check(0, trial.call(0))
+    facts = trial.facts(thorough=True)
+    pairs = 2 * 2 * 300 * 301 / 2
+    assert trial.tokens == 600
+    assert facts.comparisons == facts.comparisons_bound == pairs
+    assert facts.flops == 2 * pairs * (8 + 16)
+    assert facts.output_bytes == 2 * 2 * 300 * 16 * 4
+    assert facts.state_bytes == 2 * 300 * (8 + 16) * 4
+    assert trial.facts(thorough=False).comparisons is None
+
+
+def test_training_counts_the_backward_pass_twice(folder: Path) -> None:
+    forward, train = (trial_of(folder, case_of("Right", mode=mode)) for mode in ("forward", "train"))
+    assert train.facts(thorough=False).flops == 3 * (forward.facts(thorough=False).flops or 0)
+
+
+def test_accuracy_is_the_same_without_a_clock(folder: Path) -> None:
+    case = case_of("Inexact")
+    trial = AccuracySubject().setup(case, Store(folder), case.digest())
+    assert not trial.timed
+    assert both_sets(trial).metrics["error"] == pytest.approx(0.5, abs=1e-5)

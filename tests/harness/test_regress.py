@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.baseline import load_baseline
+from harness.regress import main
+from tests.harness.planted import OCTAVES, curve_s, row, timed_rows, write_run
+
+
+def times(
+    law: str = "n", *, floor: float = 4, factor: float = 1.0, rise: float = 0.0, seed: int = 0, noise: float = 0.02
+):
+    """Seconds by size and round; `factor` slows everything, `rise` adds to the exponent and leaves the middle."""
+    rng = np.random.default_rng(seed)
+    sizes = np.array(OCTAVES, dtype=float)
+    work = curve_s(law) * (sizes / sizes[4]) ** rise
+    seconds = factor * (1e-3 * floor + work)[:, None] * np.exp(noise * rng.standard_normal((len(sizes), 3)))
+    return {n: list(map(float, rounds)) for n, rounds in zip(OCTAVES, seconds, strict=True)}
+
+
+def counted(name: str = "comparisons", factor: float = 1.0, **fields):
+    return [row(n, **{name: factor * n**2}, **fields) for n in OCTAVES]
+
+
+def compare(tmp_path: Path, before, after, *, machine: str = "box") -> int:
+    baseline = tmp_path / "baseline" / "box.json"
+    assert main([str(write_run(tmp_path / "old", before)), "--baseline", str(baseline), "--update"]) == 0
+    return main([str(write_run(tmp_path / "new", after, machine=machine)), "--baseline", str(baseline)])
+
+
+def test_the_same_speed_passes(tmp_path: Path, capsys):
+    assert compare(tmp_path, timed_rows(times(seed=1)), timed_rows(times(seed=2))) == 0
+    assert "pass: 1 pass, 0 fail, 0 ambiguous" in capsys.readouterr().out
+
+
+def test_a_faster_run_passes(tmp_path: Path):
+    assert compare(tmp_path, timed_rows(times(seed=1)), timed_rows(times(seed=2, factor=0.5))) == 0
+
+
+def test_a_slower_constant_fails_with_the_reason_and_the_next_step(tmp_path: Path, capsys):
+    assert compare(tmp_path, timed_rows(times(seed=1)), timed_rows(times(seed=2, factor=1.2))) == 1
+    printed = capsys.readouterr().out
+    assert "more than +10%" in printed
+    assert "--update" in printed
+
+
+@pytest.mark.parametrize("floor", [0, 4, 32])
+def test_a_higher_exponent_fails_even_at_the_same_level(tmp_path: Path, capsys, floor: float):
+    before, after = times(floor=floor, seed=1), times(floor=floor, seed=2, rise=0.1)
+    assert compare(tmp_path, timed_rows(before), timed_rows(after)) == 1
+    assert "exponent +0." in capsys.readouterr().out
+
+
+def test_noise_that_hides_the_margin_is_ambiguous(tmp_path: Path, capsys):
+    before, after = times(seed=1, noise=0.3), times(seed=3, noise=0.3)
+    assert compare(tmp_path, timed_rows(before), timed_rows(after)) == 3
+    assert "with more rounds" in capsys.readouterr().out
+
+
+def test_one_length_that_jumped_in_every_round_fails(tmp_path: Path, capsys):
+    after = times(seed=2)
+    after[OCTAVES[3]] = [2 * time for time in after[OCTAVES[3]]]
+    assert compare(tmp_path, timed_rows(times(seed=1)), timed_rows(after)) == 1
+    assert f"at n={OCTAVES[3]}" in capsys.readouterr().out
+
+
+def test_a_jump_in_some_rounds_is_noise(tmp_path: Path):
+    after = times(seed=2)
+    after[OCTAVES[3]][1] *= 2
+    assert compare(tmp_path, timed_rows(times(seed=1)), timed_rows(after)) == 0
+
+
+@pytest.mark.parametrize(("status", "code"), [("oom", 1), ("wrong", 1), ("crash", 1), ("timeout", 1), ("skipped", 3)])
+def test_a_length_that_is_lost_is_told_with_its_reason(tmp_path: Path, capsys, status, code: int):
+    after = timed_rows({n: rounds for n, rounds in times(seed=2).items() if n < OCTAVES[-1]})
+    lost = row(OCTAVES[-1], status=status, reason="because")
+    assert compare(tmp_path, timed_rows(times(seed=1)), [*after, lost]) == code
+    assert "because" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("status", "code"), [("oom", 0), ("timeout", 0), ("skipped", 0), ("wrong", 1), ("crash", 1)])
+def test_another_machine_excuses_what_it_is_too_small_for(tmp_path: Path, status, code: int):
+    lost = row(OCTAVES[-1], status=status, reason="because")
+    after = [*timed_rows({n: times()[n] for n in OCTAVES[:-1]}, comparisons=5), lost]
+    assert compare(tmp_path, timed_rows(times(), comparisons=5), after, machine="other") == code
+
+
+def test_single_rounds_suffice_for_a_large_change(tmp_path: Path):
+    before, after = (
+        {n: rounds[:1] for n, rounds in times(seed=seed, factor=factor).items()} for seed, factor in ((1, 1), (2, 1.15))
+    )
+    assert compare(tmp_path, timed_rows(before), timed_rows(after)) == 1
+
+
+def test_a_length_that_was_not_asked_for_is_no_loss(tmp_path: Path):
+    after = {n: rounds for n, rounds in times(seed=2).items() if n < OCTAVES[-1]}
+    assert compare(tmp_path, timed_rows(times(seed=1)), timed_rows(after)) == 0
+
+
+@pytest.mark.parametrize("name", ["comparisons", "flops", "allocator_bytes"])
+@pytest.mark.parametrize(("factor", "code"), [(1.0, 0), (1.0009, 0), (1.002, 1), (0.998, 3)])
+def test_counts_are_compared_to_a_thousandth(tmp_path: Path, name: str, factor: float, code: int):
+    assert compare(tmp_path, counted(name), counted(name, factor)) == code
+
+
+def test_counts_are_compared_on_another_machine_with_other_threads(tmp_path: Path):
+    assert compare(tmp_path, counted(), counted(threads=8), machine="other") == 0
+    assert compare(tmp_path / "2", counted(), counted(factor=2, threads=8), machine="other") == 1
+
+
+def test_allocator_bytes_depend_on_threads(tmp_path: Path):
+    before = [row(n, comparisons=n, allocator_bytes=n) for n in OCTAVES]
+    after = [row(n, comparisons=n, allocator_bytes=2 * n, threads=8) for n in OCTAVES]
+    assert compare(tmp_path, before, after, machine="other") == 0
+
+
+def test_times_are_not_compared_on_another_machine(tmp_path: Path, capsys):
+    slow = timed_rows(times(factor=9), comparisons=5)
+    assert compare(tmp_path, timed_rows(times(), comparisons=5), slow, machine="other") == 0
+    assert "times not compared: the baseline is of another machine, box" in capsys.readouterr().out
+
+
+def test_nothing_in_common_is_ambiguous(tmp_path: Path, capsys):
+    assert compare(tmp_path, timed_rows(times()), timed_rows(times()), machine="other") == 3
+    assert "nothing to compare" in capsys.readouterr().out
+
+
+def test_a_series_without_baseline_is_ambiguous(tmp_path: Path, capsys):
+    both = timed_rows(times(seed=1)) + timed_rows(times(seed=1), label="new one")
+    assert compare(tmp_path, timed_rows(times(seed=2)), both) == 3
+    assert "not in the baseline" in capsys.readouterr().out
+
+
+def test_a_baseline_series_that_was_not_run_is_named(tmp_path: Path, capsys):
+    both = timed_rows(times(seed=1)) + timed_rows(times(seed=1), label="left out")
+    assert compare(tmp_path, both, timed_rows(times(seed=2))) == 0
+    assert "in the baseline but not in this run: left out" in capsys.readouterr().out
+
+
+def test_labels_are_printed_as_they_are(tmp_path: Path, capsys):
+    rows = timed_rows(times(), label="[bold]x[/bold]")
+    compare(tmp_path, rows, rows)
+    assert "[bold]x[/bold]" in capsys.readouterr().out
+
+
+def test_a_folder_of_baselines_stands_for_the_machines_file(tmp_path: Path):
+    run = write_run(tmp_path / "run", timed_rows(times()))
+    (tmp_path / "all").mkdir()
+    assert main([str(run), "--baseline", str(tmp_path / "all"), "--update"]) == 0
+    assert load_baseline(tmp_path / "all" / "box.json").machine == "box"
+    assert main([str(run), "--baseline", str(tmp_path / "all")]) == 0
+
+
+def test_update_keeps_series_that_this_run_did_not_measure(tmp_path: Path):
+    path = tmp_path / "box.json"
+    for label, run in (("one", "first"), ("two", "second")):
+        folder = write_run(tmp_path / run, timed_rows(times(), label=label), run=run)
+        assert main([str(folder), "--baseline", str(path), "--update"]) == 0
+    kept = load_baseline(path)
+    assert {record.case.label: record.run for record in kept.series.values()} == {"one": "first", "two": "second"}
+    (one, _) = sorted(kept.series.values(), key=lambda record: record.case.label)
+    assert one.times_s == times()
+
+
+def test_update_leaves_the_baseline_of_another_machine_alone(tmp_path: Path, capsys):
+    path = tmp_path / "box.json"
+    main([str(write_run(tmp_path / "old", timed_rows(times()))), "--baseline", str(path), "--update"])
+    before = path.read_text()
+    other = write_run(tmp_path / "new", timed_rows(times()), machine="other")
+    assert main([str(other), "--baseline", str(path), "--update"]) == 2
+    assert "use another file" in capsys.readouterr().err
+    assert path.read_text() == before
+
+
+def unusable(tmp_path: Path, capsys, *, baseline: str | None = None, folder: Path | None = None) -> str:
+    path = tmp_path / "baseline.json"
+    if baseline is not None:
+        path.write_text(baseline)
+    folder = folder or write_run(tmp_path / "run", timed_rows(times()))
+    assert main([str(folder), "--baseline", str(path)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.strip().splitlines()) == 1
+    return printed.err
+
+
+def test_a_missing_baseline_says_how_to_write_one(tmp_path: Path, capsys):
+    assert "write one with --update" in unusable(tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "schema is None"),
+        ('{"schema": 9}', "schema is 9"),
+        ('{"schema": 1, "machine": "box"}', "series: Field required"),
+        ('{"schema": 1, "machine": "box", "series": {"k": {}}}', "series.k."),
+    ],
+)
+def test_a_baseline_of_another_form_is_refused(tmp_path: Path, capsys, text: str, words: str):
+    assert words in unusable(tmp_path, capsys, baseline=text)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys):
+    assert "no such folder" in unusable(tmp_path, capsys, folder=tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    assert "run.json" in unusable(tmp_path, capsys, folder=tmp_path / "empty")
+
+
+def test_a_run_without_rows_is_refused(tmp_path: Path, capsys):
+    assert "there are no rows" in unusable(tmp_path, capsys, folder=write_run(tmp_path / "none", []))
+
+
+def test_a_row_of_another_schema_is_refused(tmp_path: Path, capsys):
+    folder = write_run(tmp_path / "run", timed_rows(times()))
+    (folder / "rows.jsonl").write_text(json.dumps({"schema": 99}) + "\n")
+    assert "schema 99" in unusable(tmp_path, capsys, folder=folder)
+
+
+def test_a_run_that_measured_nothing_is_no_baseline(tmp_path: Path, capsys):
+    folder = write_run(tmp_path / "run", [row(128, status="oom")])
+    assert main([str(folder), "--baseline", str(tmp_path / "box.json"), "--update"]) == 2
+    assert "nothing to record" in capsys.readouterr().err
+    assert not (tmp_path / "box.json").exists()

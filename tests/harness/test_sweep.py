@@ -1,0 +1,232 @@
+"""The command, end to end: real children, real faults, real kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from harness.journal import ROWS, Journal, read_rows
+from harness.rows import Row
+from tests.harness.cases import a_row
+
+ROOT = Path(__file__).parents[2]
+BASE: dict[str, Any] = {
+    "backends": ["tests.harness.backends:Right"],
+    "lengths": [64],
+    "batch": 1,
+    "heads": 2,
+    "head_dim": 8,
+    "causal": True,
+    "subject": "attention",
+    "level": "kernel",
+    "mode": "forward",
+    "inputs": "gaussian",
+    "dtype": "float32",
+    "device": "cpu",
+    "threads": 1,
+    "rounds": 1,
+    "budget": {"case_s": 30, "memory_gb": 2, "total_s": 300},
+    "seed": 0,
+    "executor": "local",
+}
+
+
+def backends(*names: str) -> list[dict[str, str]]:
+    return [{"name": f"tests.harness.backends:{name}", "label": name} for name in names]
+
+
+def start(folder: Path, *arguments: str, **config: Any) -> subprocess.Popen[str]:
+    """A sweep of its own session, so that signals to it reach nobody else."""
+    conf = folder.parent / "conf.yml"
+    conf.write_text(yaml.safe_dump(BASE | config))
+    command = [sys.executable, "-m", "harness.sweep", *(arguments or (str(conf), "--out", str(folder)))]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
+
+
+def sweep(folder: Path, *arguments: str, **config: Any) -> subprocess.CompletedProcess[str]:
+    process = start(folder, *arguments, **config)
+    out, err = process.communicate(timeout=200)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.02)
+
+
+def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def by_label(folder: Path) -> dict[str, Row]:
+    return {row.label: row for row in read_rows(folder)}
+
+
+def test_each_fault_gets_one_row_with_status_and_reason_and_the_sweep_goes_on(folder: Path) -> None:
+    """Also, at its end, an expectation that is not met."""
+    faults = {
+        "Right": ("ok", ""),
+        "Inexact": ("ok", ""),
+        "AddsOneHundredth": ("wrong", "differs from its own definition"),
+        "Cannot": ("unsupported", "it only runs on Sundays"),
+        "Raising": ("crash", "ArithmeticError: two and two made <b>five</b>"),
+        "KillingItself": ("crash", "killed by SIGSEGV; its last output: these were its last words"),
+        "ExitingQuietly": ("crash", "exited with code 0 without an answer"),
+        "WritingGarbage": ("crash", "not understood"),
+        "PrintingGarbage": ("ok", ""),
+        "Hungry": ("oom", "allocate"),
+        "Hanging": ("timeout", "no answer within 6 s"),
+    }
+    budget = {"case_s": 6, "memory_gb": 2, "total_s": 300}
+    expect = {"Right": {"error": 0.1}, "Inexact": {"error": 0.1}}
+    done = sweep(folder, backends=backends(*faults), lengths=[160], budget=budget, expect=expect)
+    assert done.returncode == 1, done.stderr
+    failures = [line for line in done.stderr.splitlines() if line.startswith("expectation failed")]
+    assert [("Inexact" in line, "0.5" in line) for line in failures] == [(True, True)]
+    rows = by_label(folder)
+    assert {label: row.status for label, row in rows.items()} == {label: fault[0] for label, fault in faults.items()}
+    for label, (_, words) in faults.items():
+        assert words in rows[label].reason
+    assert {label for label, row in rows.items() if row.time_s is not None} == {"Right", "Inexact", "PrintingGarbage"}
+    assert done.stdout.splitlines()[-1] == f"report: {folder / 'report.html'}"
+    assert (folder / "report.md").exists()
+    assert {path.name for path in folder.iterdir()} == {ROWS, "run.json", "conf.yml", "report.html", "report.md"}
+    facts = json.loads((folder / "run.json").read_text())
+    assert facts["finished"]
+    assert facts["ceilings"]["flops_per_s"]["float32"] > 1e8
+    assert facts["class_facts"]["Right"]["claimed_time"] == "n^2"
+    assert {row.run for row in rows.values()} == {facts["run"]}
+
+
+def test_killing_the_parent_leaves_no_child_and_resuming_neither_loses_nor_repeats(folder: Path) -> None:
+    lengths = [64, 65, 66]
+    process = start(folder, backends=backends("Right", "Slow"), lengths=lengths, rounds=2)
+    wait_until(lambda: (folder / ROWS).exists() and len(read_rows(folder)) >= 2)
+    children = family(process)
+    process.kill()
+    process.communicate()
+    for child in children:
+        wait_until(lambda child=child: gone(child), 10.0)
+    before = read_rows(folder)
+    with (folder / ROWS).open("a") as file:
+        file.write('{"schema": 1, "run": "to')
+    done = sweep(folder, "--resume", str(folder))
+    assert done.returncode == 0, done.stderr
+    rows = read_rows(folder)
+    assert rows[: len(before)] == before
+    cells = [(row.label, row.n, row.round) for row in rows]
+    assert sorted(cells) == sorted((label, n, r) for label in ("Right", "Slow") for n in lengths for r in (0, 1))
+    assert len({row.run for row in rows}) == 1
+    assert "is torn and is skipped" in done.stderr
+
+
+def test_an_interrupted_sweep_keeps_and_reports_what_it_has(folder: Path) -> None:
+    process = start(folder, backends=backends("Right", "Slow"), lengths=[64, 65, 66, 67, 68], rounds=9)
+    wait_until(lambda: (folder / ROWS).exists() and len(read_rows(folder)) >= 2)
+    children = family(process)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "everything measured so far is kept" in err
+    assert f"report: {folder / 'report.html'}" in out
+    assert len(read_rows(folder)) >= 2
+    assert not (folder / "cache").exists()
+    for child in children:
+        wait_until(lambda child=child: gone(child), 10.0)
+
+
+def test_a_dry_run_tells_the_plan_and_writes_nothing(folder: Path) -> None:
+    conf = folder.parent / "conf.yml"
+    done = sweep(folder, str(conf), "--dry-run", "--out", str(folder), "--set", "lengths=[64, 128]")
+    assert done.returncode == 0, done.stderr
+    assert "n = 64, 128; rounds: 1" in done.stdout
+    assert "2 cases; nothing was measured" in done.stdout
+    assert list(folder.parent.iterdir()) == [conf]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{conf}", "--set", "lengths=0"], "lengths"),
+        (["{conf}", "--set", "colour=red"], "colour"),
+        (["{conf}", "--set", "backends=[flsh]"], "flash"),
+        (["{conf}", "--out", "{conf}/below"], "Not a directory"),
+        (["{conf}", "--out", "{full}"], "--resume"),
+        (["--resume", "{empty}"], "holds no run"),
+        (["{empty}/nothing.yml"], "nothing.yml"),
+        ([], "name a configuration"),
+        (["{conf}", "--out", "a", "--resume", "b"], "exclude each other"),
+    ],
+)
+def test_what_cannot_be_used_is_one_message_and_exit_status_two(folder: Path, arguments: list[str], words: str) -> None:
+    places = {"conf": folder.parent / "conf.yml", "empty": folder.parent / "empty", "full": folder.parent / "full"}
+    for place in ("empty", "full"):
+        places[place].mkdir()
+    (places["full"] / ROWS).write_text("")
+    done = sweep_command(folder, [argument.format(**places) for argument in arguments])
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {path.name for path in folder.parent.iterdir()} == {"conf.yml", "empty", "full"}
+    assert [path.name for place in ("empty", "full") for path in places[place].iterdir()] == [ROWS]
+
+
+def sweep_command(folder: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    (folder.parent / "conf.yml").write_text(yaml.safe_dump(BASE))
+    command = [sys.executable, "-m", "harness.sweep", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_rows_of_another_version_stop_a_resume_and_stay(folder: Path) -> None:
+    folder.mkdir()
+    journal = Journal(folder)
+    journal.append(a_row())
+    journal.close()
+    text = (folder / ROWS).read_text().replace('"schema":1', '"schema":2')
+    (folder / ROWS).write_text(text)
+    done = sweep(folder, str(folder.parent / "conf.yml"), "--resume", str(folder))
+    assert done.returncode == 2
+    assert "has schema 2; this version reads schema 1 only" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (folder / ROWS).read_text() == text
+
+
+LIMITED = """
+import resource, sys
+if __name__ == "__main__":
+    from harness.sweep import main
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_full_disk_is_one_message_and_keeps_the_rows(folder: Path) -> None:
+    conf = folder.parent / "conf.yml"
+    conf.write_text(yaml.safe_dump(BASE | {"backends": backends("Right", "Cannot", "Inexact")}))
+    command = [sys.executable, "-c", LIMITED, str(conf), "--out", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 2, done.stderr
+    assert "cannot be written: File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (folder / ROWS).exists()
+    for row in read_rows(folder):
+        assert row.run
