@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attentions.base import Cost, Problem, require
@@ -157,12 +157,27 @@ class Reformer(SupportAttention):
         rows: Int[Tensor, " R"] | None = None,
     ) -> Float[Tensor, "B H R E"]:
         """Shared-QK attention over every key: softmax of q·q̂ with a position itself only where it is alone."""
-        pairs = causal_pairs(q.shape[2], k.shape[2], causal=self.causal, first=first, rows=rows, device=q.device)
-        chosen = query_positions(q.shape[2], k.shape[2], rows, q.device)
-        own = chosen[:, None] == torch.arange(k.shape[2], device=q.device)
+        pairs = self.target_pairs(q.shape[2], k.shape[2], first=first, rows=rows, device=q.device)
+        return softmax_attention(q, unit(q.double()), self._every_head(v), pairs, self.scale, rows=rows)
+
+    def target_keys(
+        self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"]
+    ) -> Float[Tensor, "B heads_of_keys M D"]:
+        return unit(q.double())
+
+    def target_pairs(
+        self,
+        queries: int,
+        keys: int,
+        *,
+        first: Int[Tensor, " B"] | None,
+        rows: Int[Tensor, " R"] | None,
+        device: torch.device,
+    ) -> Bool[Tensor, "B 1 R M"]:
+        pairs = causal_pairs(queries, keys, causal=self.causal, first=first, rows=rows, device=device)
+        own = query_positions(queries, keys, rows, device)[:, None] == torch.arange(keys, device=device)
         others = pairs & ~own
-        others = others | (pairs & own & ~others.any(-1, keepdim=True))
-        return softmax_attention(q, unit(q.double()), self._every_head(v), others, self.scale, rows=rows)
+        return others | (pairs & own & ~others.any(-1, keepdim=True))
 
     def comparisons(self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"]) -> Int[Tensor, "B H"]:
         pairs = window_pairs(self.windows(q), once=False)

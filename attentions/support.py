@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attentions.base import Attention
@@ -56,15 +56,33 @@ class SupportAttention(Attention):
         first: Int[Tensor, " B"] | None = None,
         rows: Int[Tensor, " R"] | None = None,
     ) -> Float[Tensor, "B H R"]:
-        """Share of exact softmax weight that lies inside the support of each query row, from 0 to 1."""
-        pairs = causal_pairs(q.shape[2], k.shape[2], causal=self.causal, first=first, rows=rows, device=q.device)
+        """Share of the target's softmax weight that lies inside the support of each query row, from 0 to 1."""
         inside = self.multiplicity(q, k, first=first, rows=rows) > 0
-        group = self.heads // self.kv_heads
+        keys = self.target_keys(q, k)
+        pairs = self.target_pairs(q.shape[2], k.shape[2], first=first, rows=rows, device=q.device)
+        group = self.heads // keys.shape[1]
         shares = []
         for head in range(self.heads):
-            # The share is softmax attention to values that are one inside the support and zero outside.
             row = q[:, head] if rows is None else q[:, head, rows.to(q.device)]
-            scores = row.double() @ k[:, head // group].double().transpose(1, 2) * self.scale
+            scores = row.double() @ keys[:, head // group].double().transpose(1, 2) * self.scale
             weights = torch.softmax(scores.masked_fill(~pairs[:, 0], -torch.inf), dim=-1)
             shares.append((weights * inside[:, head]).sum(-1))
         return torch.stack(shares, dim=1)
+
+    def target_keys(
+        self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"]
+    ) -> Float[Tensor, "B heads_of_keys M D"]:
+        """The keys that the target scores the queries with."""
+        return k
+
+    def target_pairs(
+        self,
+        queries: int,
+        keys: int,
+        *,
+        first: Int[Tensor, " B"] | None,
+        rows: Int[Tensor, " R"] | None,
+        device: torch.device,
+    ) -> Bool[Tensor, "B 1 R M"]:
+        """The keys that the target allows each query row."""
+        return causal_pairs(queries, keys, causal=self.causal, first=first, rows=rows, device=device)

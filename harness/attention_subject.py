@@ -89,11 +89,11 @@ class AttentionTrial(Trial):
         self._output_bytes = output.numel() * output.itemsize
         if wrong := self._malformed(output):
             return Finding(wrong=wrong)
-        rows = output.index_select(-2, self._operation.rows).to(self._checker)
+        sampled = self._sampled(output, answer)
         if variant in self._known and self._operation.repeats:
-            error = gate.relative_error(rows, self._known[variant].to(self._checker))
+            error = gate.relative_error(sampled, self._known[variant].to(self._checker))
             return Finding(wrong=gate.disagrees(error, self._tolerance, "its own checked answer"))
-        self._known[variant] = rows.clone()
+        self._known[variant] = sampled
         found = [self._against_definition(variant, output, answer), self._leak(variant, output)]
         metrics = {name: value for finding in found for name, value in finding.metrics.items()}
         return Finding(metrics, next((finding.wrong for finding in found if finding.wrong), ""))
@@ -123,6 +123,11 @@ class AttentionTrial(Trial):
     def _inputs(self, device: torch.device) -> list[tuple[Tensor, ...]]:
         """Both sets, mapped afresh."""
         return [tuple(t.to(device) for t in self._store.inputs(self._case, variant)) for variant in (0, 1)]
+
+    def _sampled(self, output: Tensor, answer: Any) -> Tensor:
+        """What later answers are compared with: the sampled rows of the output, and of the gradient if there is one."""
+        parts = [part for part in (output, self._operation.gradient(answer)) if part is not None]
+        return torch.cat([part.index_select(-2, self._operation.rows) for part in parts], -1).to(self._checker)
 
     def _malformed(self, output: Tensor) -> str:
         problem, case = self._problem, self._case
@@ -156,12 +161,12 @@ class AttentionTrial(Trial):
         )
 
     def _quality(self, found: Tensor, inputs: tuple[Tensor, ...]) -> dict[str, float]:
-        """How near the answer is to exact attention; nothing where that is not what the method approximates."""
+        """How near the answer is to what the method approximates; nothing where that is not attention at all."""
         if self._case.level != "kernel":
             return {}
         q, k, v = inputs
         metrics: dict[str, float] = {}
-        if self._attention.approximates == "softmax":
+        if self._attention.approximates is not None:
             exact = self._exact(q, k, v)
             metrics["error"] = gate.relative_error(found, exact)
             metrics["error_v"] = gate.error_per_value(found, exact, v)
@@ -171,9 +176,10 @@ class AttentionTrial(Trial):
         return metrics
 
     def _exact(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        stored = self._store.exact(self._case, 0)
-        if stored is None or self._attention.scale != self._case.head_dim**-0.5:  # stored with the usual scale
-            stored = Attention.naive(self._twin, q, k, v, rows=self._operation.rows)
+        stored = self._store.exact(self._case)
+        usual = self._attention.approximates == "softmax" and self._attention.scale == self._case.head_dim**-0.5
+        if stored is None or not usual:
+            stored = self._twin.target(q, k, v, rows=self._operation.rows)
         return stored.to(self._checker)
 
     def _leak(self, variant: int, output: Tensor) -> Finding:

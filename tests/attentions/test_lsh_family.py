@@ -123,3 +123,13 @@ def test_reformer_is_judged_against_shared_attention_and_attends_to_itself_only_
     torch.testing.assert_close(attention(q, k, v), attention.target(q, k, v), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(attention(q, k, v)[:, :, 0], v[:, :, 0])
     assert attention.multiplicity(q, k)[0, 0].diagonal()[1:].sum() == 0  # type: ignore[operator]
+
+
+def test_chunk_as_long_as_the_sequence_keeps_all_of_reformers_mass() -> None:
+    q, k, _ = inputs(100)
+    attention = build("reformer", heads=2, head_dim=16, hashes=1, chunk=100, buckets=4)
+    assert isinstance(attention, SupportAttention)
+    torch.testing.assert_close(attention.kept_mass(q, k), torch.ones(1, 2, 100, dtype=torch.float64))
+    attention = build("reformer", heads=2, head_dim=16, hashes=1, chunk=10, buckets=10)
+    assert isinstance(attention, SupportAttention)
+    assert 0 < attention.kept_mass(q, k).mean() < 0.9
