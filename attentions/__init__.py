@@ -14,7 +14,10 @@ from typing import Any
 from attentions.base import Attention, Cost, Problem, Stream
 from attentions.bit_sampling import BitSampling
 from attentions.flash import Flash
+from attentions.hyper import Hyper
 from attentions.lsh_forest import LSHForest
+from attentions.mamba import Mamba
+from attentions.mamba2 import Mamba2
 from attentions.reformer import Reformer
 from attentions.simhash import SimHashAttention
 from attentions.vanilla import Vanilla
@@ -28,6 +31,9 @@ BACKENDS: dict[str, type[Attention]] = {
     "simhash": SimHashAttention,
     "lsh_forest": LSHForest,
     "reformer": Reformer,
+    "hyper": Hyper,
+    "mamba": Mamba,
+    "mamba2": Mamba2,
 }
 
 

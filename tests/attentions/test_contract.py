@@ -25,6 +25,13 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "simhash": [{"bits": 2, "tables": 3, "window": 7, "local": 2, "balanced": True}, {}],
     "lsh_forest": [{"trees": 3, "bits": 6, "min_candidates": 5, "max_candidates": 17, "local": 2}, {}],
     "reformer": [{"hashes": 3, "chunk": 5, "buckets": 6}, {"hashes": 1, "chunk": 16, "buckets": 200}],
+    "mamba": [{}, {"states": 21}],
+    "mamba2": [{}, {"chunk": 5}],
+    "hyper": [
+        {"block_size": 16, "sample_size": 8, "min_seq_len": 32},
+        {"block_size": 5, "sample_size": 24, "min_seq_len": 7, "lsh_num_projs": 3},
+        {},
+    ],
 }
 CLASSES: dict[str, type[Attention]] = {**BACKENDS, "random_support": RandomSupport}
 CANDIDATES = {

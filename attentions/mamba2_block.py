@@ -1,0 +1,159 @@
+"""The Mamba-2 block as published: one projection, short convolution, state space duality, gated norm, projection.
+
+Dao and Gu 2024, Transformers are SSMs, https://arxiv.org/abs/2405.21060, section 7; names and shapes of the weights
+are those of transformers' `Mamba2Mixer`, so state dictionaries go both ways. Not causal (our addition): the scan
+runs both ways over the same weights and the diagonal counts once; the convolution stays causal.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from attentions.base import require
+from attentions.mamba_block import causal_convolution
+from attentions.recurrence import (
+    Terms,
+    at_least_float32,
+    both_ways,
+    hide_padding,
+    naive_both_ways,
+    published_steps,
+    softplus,
+)
+from attentions.ssd import CHUNK, ssd
+
+
+class GatedNorm(nn.Module):
+    """Root mean square norm of x · SiLU(gate) over groups of channels."""
+
+    def __init__(self, size: int, groups: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.groups, self.eps = groups, eps
+
+    def forward(self, x: Float[Tensor, "B N C"], gate: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
+        """The normed product, its statistics in float32 at least."""
+        dtype = at_least_float32(x.dtype)
+        grouped = (x.to(dtype) * F.silu(gate.to(dtype))).unflatten(-1, (self.groups, -1))
+        normed = grouped * torch.rsqrt(grouped.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * normed.flatten(-2).to(x.dtype)
+
+
+class Mamba2Block(nn.Module):
+    """Mamba-2: inner width 2·model_dim in heads of `head_dim`, b and c shared by the heads of a group.
+
+    `head_dim` None is the largest divisor of the inner width up to the paper's 64. Raises ValueError for sizes that
+    do not divide each other. Weights are drawn from the seed.
+    """
+
+    def __init__(
+        self,
+        model_dim: int,
+        *,
+        inner_dim: int | None = None,
+        head_dim: int | None = None,
+        states: int = 128,
+        groups: int = 1,
+        width: int = 4,
+        bias: bool = False,
+        conv_bias: bool = True,
+        eps: float = 1e-5,
+        step_limit: tuple[float, float] = (0.0, float("inf")),
+        chunk: int = CHUNK,
+        causal: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.inner = 2 * model_dim if inner_dim is None else inner_dim
+        self.head_dim = largest_divisor(self.inner, 64) if head_dim is None else head_dim
+        self.heads, self.states, self.groups = self.inner // self.head_dim, states, groups
+        require(self.inner % self.head_dim == 0, "head_dim", head_dim, f"a divisor of {self.inner}")
+        require(self.heads % groups == 0, "groups", groups, f"a divisor of {self.heads} heads")
+        self.step_limit, self.chunk, self.causal = step_limit, chunk, causal
+        mixed = self.inner + 2 * groups * states
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.in_proj = nn.Linear(model_dim, self.inner + mixed + self.heads, bias=bias)
+            self.conv1d = nn.Conv1d(mixed, mixed, width, groups=mixed, bias=conv_bias)
+            self.dt_bias = nn.Parameter(published_steps((self.heads,)))
+            self.A_log = nn.Parameter((1 + 15 * torch.rand(self.heads)).log())
+            self.D = nn.Parameter(torch.ones(self.heads))
+            self.norm = GatedNorm(self.inner, groups, eps)
+            self.out_proj = nn.Linear(self.inner, model_dim, bias=bias)
+
+    @classmethod
+    def from_hf(cls, mixer: nn.Module) -> Mamba2Block:
+        """A block with the weights of transformers' `Mamba2Mixer`; back: mixer.load_state_dict(block.state_dict()).
+
+        Raises ValueError for a mixer whose activation is not SiLU.
+        """
+        m: Any = mixer
+        require(m.activation in ("silu", "swish"), "activation", m.activation, "silu")
+        weights = mixer.state_dict()
+        block = cls(
+            weights["in_proj.weight"].shape[1],
+            inner_dim=m.intermediate_size,
+            head_dim=m.head_dim,
+            states=m.ssm_state_size,
+            groups=m.n_groups,
+            width=weights["conv1d.weight"].shape[2],
+            bias="in_proj.bias" in weights,
+            conv_bias="conv1d.bias" in weights,
+            eps=m.norm.variance_epsilon,
+            step_limit=tuple(m.time_step_limit),
+        )
+        block.load_state_dict(weights)
+        return block
+
+    def forward(self, x: Float[Tensor, "B N C"], *, first: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B N C"]:
+        """The whole block; positions before `first` are padding and give zeros."""
+        gate, terms = self._terms(x, first)
+
+        def scan(t: Terms) -> Tensor:
+            return ssd(t.x, t.step, t.rate, t.b, t.c, chunk=self.chunk)[0]
+
+        return hide_padding(self._out(both_ways(terms, scan, causal=self.causal), terms, gate), first, dim=1)
+
+    def naive(
+        self,
+        x: Float[Tensor, "B N C"],
+        *,
+        first: Int[Tensor, " B"] | None = None,
+        rows: Int[Tensor, " R"] | None = None,
+    ) -> Float[Tensor, "B R C"]:
+        """The same block in float64 with the recurrence position by position."""
+        block = copy.deepcopy(self).double()
+        rows = torch.arange(x.shape[1], device=x.device) if rows is None else rows
+        gate, terms = block._terms(x.double(), first)
+        out = block._out(naive_both_ways(terms, causal=self.causal), terms, gate)
+        return hide_padding(out, first, dim=1)[:, rows]
+
+    def _terms(self, x: Tensor, first: Tensor | None) -> tuple[Tensor, Terms]:
+        mixed = self.groups * self.states
+        projected = hide_padding(self.in_proj(hide_padding(x, first, dim=1)), first, dim=1)
+        gate, inner, step = projected.split((self.inner, self.inner + 2 * mixed, self.heads), dim=-1)
+        inner = hide_padding(causal_convolution(inner, self.conv1d), first, dim=1)
+        dtype = at_least_float32(x.dtype)
+        x, b, c = inner.to(dtype).split((self.inner, mixed, mixed), dim=-1)
+        step = softplus(step.to(dtype) + self.dt_bias.to(dtype)).clamp(*self.step_limit)
+        shared = self.heads // self.groups
+        b, c = (repeat(y, "b n (g s) -> b (g h) n s", g=self.groups, h=shared) for y in (b, c))
+        x = rearrange(x, "b n (h e) -> b h n e", h=self.heads)
+        rate = -self.A_log.to(dtype).exp()[:, None, None]
+        return gate, Terms(c[:, :, None], b, x, rearrange(step, "b n h -> b h n 1"), rate)
+
+    def _out(self, y: Tensor, terms: Terms, gate: Tensor) -> Tensor:
+        y = y[:, :, 0] + self.D.to(y.dtype)[:, None, None] * terms.x
+        return self.out_proj(self.norm(rearrange(y, "b h n e -> b n (h e)").to(gate.dtype), gate))
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of `number` that is at most `limit`."""
+    return next(d for d in range(min(limit, number), 0, -1) if number % d == 0)

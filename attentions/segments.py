@@ -1,0 +1,54 @@
+"""A recurrence over pieces of a long sequence, whose backward runs each piece again instead of keeping it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def segmented(
+    step: Callable[..., tuple[Tensor, Tensor]], length: int, state: Tensor, rate: Tensor, *sequences: Tensor
+) -> tuple[Tensor, Tensor]:
+    """step(state, rate, *pieces) -> (out, state) over pieces of `length` along the next to last axis.
+
+    Forward keeps only the state before each piece; backward runs each piece again, so that memory beyond inputs
+    and output is that of one piece and of the states.
+    """
+    return _Segmented.apply(step, length, state, rate, *sequences)  # type: ignore[return-value]
+
+
+class _Segmented(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, step: Callable[..., tuple[Tensor, Tensor]], length: int, state: Tensor, rate: Tensor, *whole: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        starts, outs = [], []
+        for pieces in zip(*(x.split(length, dim=-2) for x in whole), strict=True):
+            starts.append(state)
+            out, state = step(state, rate, *pieces)
+            outs.append(out)
+        ctx.step, ctx.length, ctx.count = step, length, len(whole)
+        ctx.save_for_backward(rate, *whole, *(starts if any(ctx.needs_input_grad) else []))
+        return torch.cat(outs, dim=-2), state.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (rate, *rest), (of_out, of_state) = ctx.saved_tensors, grads
+        whole, starts = rest[: ctx.count], rest[ctx.count :]
+        pieces = list(zip(*(x.split(ctx.length, dim=-2) for x in (of_out, *whole)), strict=True))
+        found, of_rate = [], torch.zeros_like(rate)
+        for start, (of_piece, *inputs) in zip(reversed(starts), reversed(pieces), strict=True):
+            with torch.enable_grad():
+                leaves = [x.detach().requires_grad_() for x in (start, rate, *inputs)]
+                outputs = ctx.step(*leaves)
+            of_state, more, *of_inputs = torch.autograd.grad(
+                outputs, leaves, (of_piece, of_state), allow_unused=True, materialize_grads=True
+            )
+            of_rate += more
+            found.append(of_inputs)
+        joined = (torch.cat(x, dim=-2) for x in zip(*reversed(found), strict=True))
+        return None, None, of_state, of_rate, *joined

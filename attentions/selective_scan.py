@@ -1,0 +1,110 @@
+"""The selective scan: each channel of each state decays at a rate of its own that the input selects.
+
+    h[t] = exp(delta[t] · a) · h[t - 1] + delta[t] · u[t] · b[t]        y[t] = c[t] · h[t]
+
+Gu and Dao 2023, Mamba, https://arxiv.org/abs/2312.00752, algorithm 2 (S6). A C++ kernel runs it on the CPU; without
+a compiler, and on other devices, torch does, in chunks whose steps are joined by doubling.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from attentions.native import selective_scan as native
+from attentions.segments import segmented
+
+CHUNK = 64  # positions that the torch fallback holds at once, each with all its states
+
+
+def kernel_name(device: torch.device) -> str:
+    """Which implementation runs on a device: "native" or "torch fallback"."""
+    return "native" if native.available(device) else "torch fallback"
+
+
+def selective_scan(
+    u: Float[Tensor, "B G M E"],
+    delta: Float[Tensor, "B G M E"],
+    a: Float[Tensor, "G E S"],
+    b: Float[Tensor, "B G M S"],
+    c: Float[Tensor, "B G R N S"],
+    state: Float[Tensor, "B G E S"] | None = None,
+) -> tuple[Float[Tensor, "B G R N E"], Float[Tensor, "B G E S"]]:
+    """Output at the last N of M positions, and the state after the last; float32 or float64.
+
+    `state` is what to start from, zeros if None. The kernel gives no gradient of the states at either end.
+    """
+    if state is None:
+        state = u.new_zeros(*u.shape[:2], u.shape[3], a.shape[2])
+    run = _native if native.available(u.device) else doubling
+    return run(u, delta, a, b, c, state)
+
+
+def doubling(
+    u: Float[Tensor, "B G M E"],
+    delta: Float[Tensor, "B G M E"],
+    a: Float[Tensor, "G E S"],
+    b: Float[Tensor, "B G M S"],
+    c: Float[Tensor, "B G R N S"],
+    state: Float[Tensor, "B G E S"],
+    *,
+    chunk: int = CHUNK,
+) -> tuple[Float[Tensor, "B G R N E"], Float[Tensor, "B G E S"]]:
+    """The scan in plain torch, whose memory beyond inputs and output is that of one chunk and of the states."""
+    past = b.shape[2] - c.shape[3]
+    c = F.pad(c, (0, 0, past, 0)) if past else c
+    out, state = segmented(_doubling_chunk, chunk, state, a, u, delta, b, c)
+    return out[..., past:, :], state
+
+
+def _doubling_chunk(state: Tensor, a: Tensor, u: Tensor, delta: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """After the step of width w, h[t] holds the inputs of the last 2w positions and log their decay together.
+
+    Logarithms are sums of negative numbers, never differences: no overflow and no cancellation.
+    """
+    log = delta[..., None] * a[:, None]
+    h = (delta * u)[..., None] * b[..., None, :]
+    h = torch.cat((torch.addcmul(h[:, :, :1], log[:, :, :1].exp(), state[:, :, None]), h[:, :, 1:]), dim=2)
+    width = 1
+    while width < u.shape[2]:
+        joined = torch.addcmul(h[:, :, width:], log[:, :, width:].exp(), h[:, :, :-width])
+        h = torch.cat((h[:, :, :width], joined), dim=2)
+        log = torch.cat((log[:, :, :width], log[:, :, width:] + log[:, :, :-width]), dim=2)
+        width *= 2
+    return torch.einsum("bgrts,bgtes->bgrte", c, h), h[:, :, -1]
+
+
+def _native(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The kernel takes 16 states at a time: zeros fill them up, and the outputs of several groups add up."""
+    assert not state.requires_grad, "the kernel gives no gradient of the state it starts from"
+    size = a.shape[-1]
+    fill = -size % native.STATES
+    a, b, c, state = (F.pad(x, (0, fill)) if fill else x for x in (a, b, c, state))
+    groups = zip(*(x.split(native.STATES, dim=-1) for x in (a, b, c, state)), strict=True)
+    found = [_NativeScan.apply(u, delta, *group) for group in groups]
+    outs, states = zip(*found, strict=True)
+    out = outs[0] if len(outs) == 1 else torch.stack(outs).sum(0)
+    return out, torch.cat(states, dim=-1)[..., :size]
+
+
+class _NativeScan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        learns = any(ctx.needs_input_grad)
+        out, last, states = native.forward(u, delta, a, b, c, state, checkpoints=learns)
+        if learns:
+            ctx.save_for_backward(u, delta, a, b, c, states)
+        ctx.mark_non_differentiable(last)
+        return out, last
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        u, delta, a, b, c, states = ctx.saved_tensors
+        return *native.backward(grads[0], u, delta, a, b, c, states), None

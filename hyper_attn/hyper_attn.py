@@ -1,0 +1,205 @@
+"""HyperAttention (https://arxiv.org/abs/2310.05869): sorted blocks exactly, the rest by uniform sampling.
+
+Queries and keys are sorted by their hash codes, each apart, and cut into equally many blocks. A query attends
+to its own block exactly and to `sample_size` uniform keys of all n, each with weight n/m and none where it
+falls into the own block, which makes the normaliser unbiased. Causal attention halves the sequence and does
+so for each lower-left square.
+
+Not taken over from the authors' code: zero-padded keys that count, own-block samples that count twice,
+merge weights without gradient in half precision. Blocks of uneven length differ by one key, and the own
+block and the sample are one softmax, so nothing needs to be merged outside the causal recursion.
+
+Also left out: sampling by the norms of the values, which the paper analyses and its code does not do.
+
+Memory beyond the output: codes, the index and bias of one level's keys, 12·(1 + sample_size / block_size) bytes
+a key and head, and one slab of gathered rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from hyper_attn.angular_lsh import AngularLSH
+from hyper_attn.selection import Selection
+from hyper_attn.utils import Leaves, Level, attend, attend_backward, in_leaves, out_of_leaves, squares
+
+
+class HyperAttention(nn.Module):
+    """Attention on (B, H, N, D) with keys and values (B, G, M, D), G a divisor of H.
+
+    `lsh_num_projs` signs a code; `block_size` keys a block; `sample_size` keys drawn for each head (and each
+    square of the causal recursion); below `min_seq_len` keys attention is exact. Draws are a function of `seed`.
+    Raises ValueError for settings below one.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        lsh_num_projs: int = 7,
+        block_size: int = 256,
+        sample_size: int = 256,
+        min_seq_len: int = 4096,
+        *,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        settings = {"block_size": block_size, "sample_size": sample_size, "min_seq_len": min_seq_len}
+        for name, value in settings.items():
+            if value < 1:
+                raise ValueError(f"{name}={value!r} is not allowed: it must be an integer of at least 1")
+        self.lsh = AngularLSH(input_dim, lsh_num_projs, seed=seed)
+        self.block_size, self.sample_size, self.min_seq_len, self.seed = block_size, sample_size, min_seq_len, seed
+
+    def forward(
+        self,
+        q: Float[Tensor, "B H N D"],
+        k: Float[Tensor, "B G M D"],
+        v: Float[Tensor, "B G M E"],
+        scale: float | None = None,
+        causal: bool = False,
+        return_lse: bool = False,
+    ) -> Float[Tensor, "B H N E"] | tuple[Float[Tensor, "B H N E"], Float[Tensor, "B H N"]]:
+        """Attention output, with `return_lse` also the log of the estimated normaliser (float32 at least).
+
+        Causal queries are the last N of the M positions. Half precision is computed in float32. Raises
+        ValueError for heads that are no multiple of the key heads and for more causal queries than keys.
+        """
+        if q.shape[1] % k.shape[1]:
+            raise ValueError(f"heads={q.shape[1]} is not allowed: it must be a multiple of {k.shape[1]} key heads")
+        if causal and q.shape[2] > k.shape[2]:
+            raise ValueError(f"queries={q.shape[2]} is not allowed: causal attention needs at most {k.shape[2]}")
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        selection, leaves = self.select(q, k, causal)
+        dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+        width = max(q.shape[-1], v.shape[-1])  # the kernels want one width; zeros change no score
+        wide = (
+            x.to(dtype) if x.shape[-1] == width else F.pad(x.to(dtype), (0, width - x.shape[-1])) for x in (q, k, v)
+        )
+        out, lse = _Attend.apply(*wide, scale, selection, leaves)  # type: ignore[misc]
+        out = out[..., : v.shape[-1]].to(q.dtype)
+        return (out, lse) if return_lse else out
+
+    def select(
+        self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], causal: bool
+    ) -> tuple[Selection, Leaves | None]:
+        """Which keys each query sees: squares with their codes and draws, and exact leaves if causal."""
+        levels, leaves = self.divide(q.shape[2], k.shape[2], causal)
+        return Selection(levels, self.draws(levels, q.shape[1]), self.codes(q, levels), self.codes(k, levels)), leaves
+
+    def divide(self, queries: int, keys: int, causal: bool) -> tuple[list[Level], Leaves | None]:
+        """The squares that these settings make of a problem, and the exact leaves of a causal one."""
+        return squares(queries, keys, block_size=self.block_size, min_seq_len=self.min_seq_len, causal=causal)
+
+    def codes(self, x: Float[Tensor, "B H N D"], levels: list[Level]) -> Int[Tensor, "B H N"]:
+        """Hash codes of queries or keys; zeros where every square is one block and nothing is sorted."""
+        if any(level.blocks > 1 for level in levels):
+            return self.lsh(x)
+        return torch.zeros(x.shape[:3], dtype=torch.long, device=x.device)
+
+    def draws(self, levels: list[Level], heads: int) -> list[Int[Tensor, "H _ sample"]]:
+        """For each level the sampled keys of each head and square, as ranks in the order of the codes."""
+        generator = torch.Generator().manual_seed(self.seed)
+        shapes = [(heads, len(level.squares), self.sample_size) for level in levels]
+        uniform = [torch.rand(shape, dtype=torch.float64, generator=generator) for shape in shapes]
+        return [(u * level.keys).long() for u, level in zip(uniform, levels, strict=True)]
+
+
+class _Attend(torch.autograd.Function):
+    """Leaves and squares one after another, each merged into the output by log-sum-exp.
+
+    Backward makes the tables again and needs no gradient of the merge (see `attend_backward`). One row more
+    than there are queries takes what empty query slots compute.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, selection: Selection, leaves: Leaves | None
+    ) -> tuple[Tensor, Tensor]:
+        B, H, N, D = q.shape
+        out, lse = q.new_empty(B * H * N + 1, D), q.new_empty(B * H * N + 1)
+        ctx.scale, ctx.selection, ctx.leaves = scale, selection, leaves
+        if leaves is not None:
+            _forward_leaves(q, k, v, scale, leaves, out, lse)
+        flat = [x.reshape(-1, D) for x in (q, k, v)]
+        for level, table in enumerate(selection.tables(q.dtype)):
+            for slab in table.slabs(D):
+                queries = take(flat[0], slab.query.clamp(max=B * H * N - 1))
+                part = attend(queries, take(flat[1], slab.key), take(flat[2], slab.key), slab.bias, scale, False)
+                _merge(out, lse, slab.query.flatten(), *part, fresh=leaves is None and level == 0)
+        out, lse = out[:-1].view(B, H, N, D), lse[:-1].view(B, H, N)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor, None, None, None]:  # type: ignore[override]
+        q, k, v, out, lse = ctx.saved_tensors
+        grad, grad_lse = torch.zeros_like(out) if grads[0] is None else grads[0], grads[1]
+        B, H, N, D = q.shape
+        of_keys, of_values = (x.new_zeros(x.shape[:3].numel(), D) for x in (k, v))
+        wholes = q.new_zeros(B * H * N + 1, D), of_keys, of_values
+        if ctx.leaves is not None:
+            _backward_leaves(ctx, grad, grad_lse, wholes)
+        flat = [x.reshape(-1, D) for x in (q, k, v, grad, out)]
+        lse = F.pad(lse.flatten(), (0, 1), value=torch.inf)  # exp(score - inf): empty slots have no weight
+        for table in ctx.selection.tables(q.dtype):
+            for slab in table.slabs(D):
+                real = slab.query.clamp(max=B * H * N - 1)
+                queries, upstream, outs = (take(flat[i], real) for i in (0, 3, 4))
+                keys, values = (take(flat[i], slab.key) for i in (1, 2))
+                of_lse = None if grad_lse is None else grad_lse.flatten()[real].unsqueeze(1)
+                sums = lse[slab.query].unsqueeze(1)
+                parts = attend_backward(
+                    upstream, of_lse, queries, keys, values, outs, sums, slab.bias, ctx.scale, False
+                )
+                for whole, rows, part in zip(wholes, (slab.query, slab.key, slab.key), parts, strict=True):
+                    whole.scatter_add_(0, rows.reshape(-1, 1).expand(-1, D), part.reshape(-1, D))
+        return wholes[0][:-1].view(q.shape), wholes[1].view(k.shape), wholes[2].view(v.shape), None, None, None
+
+
+def _forward_leaves(q: Tensor, k: Tensor, v: Tensor, scale: float, leaves: Leaves, out: Tensor, lse: Tensor) -> None:
+    (B, H, N, D), front = q.shape, k.shape[2] - q.shape[2] - leaves.start
+    keys, values = (in_leaves(x[:, :, leaves.start :], 0, leaves) for x in (k, v))
+    found, sums = attend(in_leaves(q, front, leaves), keys, values, None, scale, True)
+    out[:-1].view(B, H, N, D).copy_(out_of_leaves(found, B, front, N))
+    lse[:-1].view(B, H, N, 1).copy_(out_of_leaves(sums.unsqueeze(-1), B, front, N))
+    out[-1], lse[-1] = 0.0, 0.0
+
+
+def _backward_leaves(ctx: Any, grad: Tensor, grad_lse: Tensor | None, wholes: tuple[Tensor, Tensor, Tensor]) -> None:
+    q, k, v, out, lse = ctx.saved_tensors
+    leaves, front = ctx.leaves, k.shape[2] - q.shape[2] - ctx.leaves.start
+    of_lse = None if grad_lse is None else in_leaves(grad_lse.unsqueeze(-1), front, leaves)[..., 0]
+    queries, upstream, outs = (in_leaves(x, front, leaves) for x in (q, grad, out))
+    keys, values = (in_leaves(x[:, :, leaves.start :], 0, leaves) for x in (k, v))
+    sums = in_leaves(lse.unsqueeze(-1), front, leaves)[..., 0]
+    parts = attend_backward(upstream, of_lse, queries, keys, values, outs, sums, None, ctx.scale, True)
+    wholes[0][:-1].view(q.shape).copy_(out_of_leaves(parts[0], len(q), front, q.shape[2]))
+    for whole, part in zip(wholes[1:], parts[1:], strict=True):
+        there = whole.view(k.shape)[:, :, leaves.start :]
+        there.copy_(out_of_leaves(part, len(k), 0, there.shape[2]))
+
+
+def take(x: Float[Tensor, "rows D"], index: Int[Tensor, "P S"]) -> Float[Tensor, "P 1 S D"]:
+    """Rows by number, as problems of one head."""
+    return x.index_select(0, index.flatten()).view(len(index), 1, -1, x.shape[1])
+
+
+def _merge(out: Tensor, lse: Tensor, rows: Tensor, part: Tensor, sums: Tensor, *, fresh: bool) -> None:
+    """Put a part's rows into the output, weighted by log-sum-exp unless they are the first there."""
+    part, sums = part.reshape(-1, part.shape[-1]), sums.flatten()
+    if not fresh:
+        before = lse[rows]
+        both = torch.logaddexp(before, sums)
+        part = part * (sums - both).exp().unsqueeze(-1)
+        part.addcmul_(out.index_select(0, rows), (before - both).exp().unsqueeze(-1))
+        sums = both
+    out.index_copy_(0, rows, part)
+    lse.index_copy_(0, rows, sums)
