@@ -70,7 +70,8 @@ def time_changes(old: RoundTimes, new: RoundTimes, *, seed: int = 0) -> list[Cha
     repeats = sum(logs.size - 1 for points in (before, after) for logs in points.rounds)
     freedom = max(1, repeats, spare)
     level = weights / weights.sum()
-    changes = [_level_change(float(ratio @ level), drawn @ level, freedom)]
+    drift = rng.normal(0.0, np.hypot(_shared_error(before), _shared_error(after)), size=DRAWS)
+    changes = [_level_change(float(ratio @ level), drawn @ level + drift, freedom)]
     if grows:
         changes.append(_change("exponent", float(ratio @ slope), drawn @ slope, EXPONENT_MARGIN, freedom))
     return changes
@@ -100,6 +101,20 @@ def _line(design: FloatArray, weights: FloatArray, before: Points, after: Points
     missed = (ratio - design @ (solver @ ratio)) ** 2 / (before.error**2 + after.error**2)
     spare = len(ratio) - design.shape[1]
     return solver[-1], max(1.0, float(np.sqrt(missed.sum() / spare))) if spare > 0 else 1.0, spare
+
+
+def _shared_error(points: Points) -> float:
+    """Standard error of the level from what the sizes of a round have in common: a machine's slow or fast minutes.
+
+    It cancels in growth, and resampling each size by itself does not see it. Zero where rounds are not complete.
+    """
+    counts = {logs.size for logs in points.rounds}
+    (count,) = counts if len(counts) == 1 else (1,)
+    if count < 2:
+        return 0.0
+    shared = np.mean(np.stack(points.rounds) - points.log_values[:, None], axis=0)
+    beyond_noise = float(np.var(shared, ddof=1)) - points.noise**2 / len(points.rounds)
+    return float(np.sqrt(max(0.0, beyond_noise) / count))
 
 
 def _level_change(log_ratio: float, drawn: FloatArray, freedom: int) -> Change:

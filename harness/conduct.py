@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.config import Config, load_config
-from harness.run_folder import new_folder, old_folder
+from harness.run_folder import new_run, old_run
 
 if TYPE_CHECKING:
     from harness.plan import Planned
@@ -41,8 +41,10 @@ def sweep(request: Request) -> int:
     """Do what is asked; returns the exit status. Raises ValueError, with one message, for what cannot be used."""
     started_s = time.monotonic()
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    folder = old_folder(request.resume) if request.resume else None
-    config = load_config(Path(request.conf) if folder is None or request.conf else folder.config, request.overrides)
+    earlier = old_run(request.resume) if request.resume else None
+    conf = earlier.config if earlier and not request.conf else Path(request.conf)
+    config = load_config(conf, request.overrides)
+    folder = earlier or new_run(request.out or config.out)
     from harness.plan import expand
 
     planned = expand(config)
@@ -51,7 +53,7 @@ def sweep(request: Request) -> int:
         return DONE
     from harness.campaign import measure
 
-    folder = folder or new_folder(request.out or config.out)
+    folder.make()
     complete = measure(config, planned, folder, request.command, started_s)
     status = _report(config, folder.path)
     return status if complete else INTERRUPTED

@@ -1,8 +1,8 @@
 """What a case will cost, judging by shorter ones of its series, and whether it should be tried at all.
 
 A series is everything that shares an identity but for n, seed and inputs, on which cost hardly depends. Time and
-memory are continued from the two longest lengths measured, with the exponent between them. Nothing is predicted
-from one length.
+memory are continued from the longest length measured, with the exponent over the three longest; nothing is predicted
+from one length. What has no time of its own is judged by the whole case, as if that grew no faster than n.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from harness.rows import Case, Row, Status
 
 CALLS = 3  # memory pass, timed call, and as much again for the checks
 START_S = 0.5  # a child, its inputs and its checks on short sequences
-STEEPEST = 3.0  # no exponent above this is believed; short calls are noisy
+BASIS = 3  # lengths that a prediction rests on: two alone are noisy
+STEEPEST = 2.5  # no exponent above this is believed
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Forecast:
                 self._later_s[row.case.digest()] = wall_s
             return
         peaks = [peak for peak in (row.peak_bytes, row.allocator_bytes) if peak is not None]
-        cell = Cell(row.status, row.time_s, max(peaks, default=None), wall_s)
+        cell = Cell(row.status, min(row.samples_s) if row.samples_s else row.time_s, max(peaks, default=None), wall_s)
         self._series.setdefault(series_key(row.case), {})[row.n] = cell
 
     def call_s(self, case: Case) -> float | None:
@@ -80,15 +81,16 @@ class Forecast:
         call_s = _continued(times_s, case.n)
         if call_s is not None and CALLS * call_s > self._case_s:
             return (
-                f"not tried: {_basis(times_s)} a call is predicted to take {call_s:.3g} s, and {CALLS} calls "
+                f"not tried: {_basis(times_s, case.n)} a call is predicted to take {call_s:.3g} s, and {CALLS} calls "
                 f"would take more than budget.case_s, {self._case_s:g} s"
             )
         walls_s = {n: cell.wall_s for n, cell in known.items() if cell.time_s is None}
-        whole_s = _continued(walls_s, case.n)
-        if whole_s is not None and whole_s > self._case_s:
+        longest = max((n for n, wall_s in walls_s.items() if wall_s is not None and n < case.n), default=None)
+        whole_s = (walls_s[longest] or 0.0) * case.n / longest if longest else 0.0
+        if whole_s > self._case_s:
             return (
-                f"not tried: {_basis(walls_s)} it is predicted to take {whole_s:.3g} s, more than budget.case_s, "
-                f"{self._case_s:g} s"
+                f"not tried: from {longest} tokens it is predicted to take at least {whole_s:.3g} s, more than "
+                f"budget.case_s, {self._case_s:g} s"
             )
         return ""
 
@@ -98,8 +100,8 @@ class Forecast:
         if self._memory_bytes is None or peak is None or peak <= self._memory_bytes:
             return ""
         return (
-            f"not tried: {_basis(peaks)} it is predicted to need {peak / 1e9:.3g} GB, more than budget.memory_gb, "
-            f"{self._memory_bytes / 1e9:.3g} GB"
+            f"not tried: {_basis(peaks, case.n)} it is predicted to need {peak / 1e9:.3g} GB, more than "
+            f"budget.memory_gb, {self._memory_bytes / 1e9:.3g} GB"
         )
 
 
@@ -109,19 +111,22 @@ def series_key(case: Case) -> str:
 
 
 def _continued(values: dict[int, float | None], n: int) -> float | None:
-    """The value at n: as measured there, or by the power law through the two longest lengths below it."""
-    known = {m: value for m, value in values.items() if value is not None and value > 0}
-    if n in known:
-        return known[n]
-    below = sorted(m for m in known if m < n)[-2:]
-    if len(below) < 2:
+    """The value at n: as measured there, or by a power law from the longest lengths below it; None if unknown."""
+    if values.get(n):
+        return values[n]
+    known = _below(values, n)
+    if len(known) < 2:
         return None
-    m1, m2 = below
-    exponent = math.log(known[m2] / known[m1]) / math.log(m2 / m1)
-    return known[m2] * (n / m2) ** min(max(exponent, 0.0), STEEPEST)
+    (m1, first), (m2, last) = known[0], known[-1]
+    exponent = math.log(last / first) / math.log(m2 / m1)
+    return last * (n / m2) ** min(max(exponent, 0.0), STEEPEST)
 
 
-def _basis(values: dict[int, float | None]) -> str:
+def _basis(values: dict[int, float | None], n: int) -> str:
     """Which lengths a prediction rests on."""
-    m1, m2 = sorted(n for n, value in values.items() if value)[-2:]
-    return f"from {m1} and {m2} tokens"
+    return f"from {', '.join(str(m) for m, _ in _below(values, n))} tokens"
+
+
+def _below(values: dict[int, float | None], n: int) -> list[tuple[int, float]]:
+    """The longest lengths below n whose value is known, with it."""
+    return [(m, value) for m, value in sorted(values.items()) if value and m < n][-BASIS:]

@@ -92,7 +92,6 @@ class _Run:
         del answer
         samples_s: list[float] = []
         if not wrong:
-            memory.keep_freed_memory()
             answer, seconds = clock.time_once(lambda: self.trial.call(1), self.trial.device)
             wrong = self._check(1, answer)
             del answer
@@ -101,14 +100,14 @@ class _Run:
             timing = clock.time_calls(self.trial, self.trial.device, samples_s[0])
             wrong = self._check(timing.variant, timing.answer)
             samples_s = timing.samples_s
-        with memory.unlimited():
+        with memory.unmeasured():
             facts = self.trial.facts(thorough=thorough)
         if self.trial.timed and not wrong:
             wrong = self._too_fast(statistics.median(samples_s), facts)
         return self._result(wrong, samples_s if self.trial.timed else [], facts)
 
     def _check(self, variant: int, answer: Any) -> str:
-        with memory.unlimited():
+        with memory.unmeasured():
             finding: Finding = self.trial.check(variant, answer)
         self.metrics |= finding.metrics
         return finding.wrong

@@ -23,11 +23,14 @@ CLEAR = Path("/proc/self/clear_refs")
 # glibc's mallopt parameters (malloc.h).
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
+M_MMAP_MAX = -4
+MMAP_MAX = 2**16  # the default: how many blocks may have a mapping of their own
 
 
 def return_freed_memory() -> None:
     """Have the C library give freed blocks back at once, so that the resident size follows what is in use."""
-    _thresholds(mmap_bytes=2**16, trim_bytes=2**16)
+    _mallopt(M_MMAP_THRESHOLD, 2**16)
+    _mallopt(M_TRIM_THRESHOLD, 2**16)
 
 
 def keep_freed_memory() -> None:
@@ -36,7 +39,8 @@ def keep_freed_memory() -> None:
     These are the values that glibc's own adapting thresholds end at; set from the start, they make the first
     calls cost what later ones do.
     """
-    _thresholds(mmap_bytes=2**25, trim_bytes=2**26)
+    _mallopt(M_MMAP_THRESHOLD, 2**25)
+    _mallopt(M_TRIM_THRESHOLD, 2**26)
 
 
 def limit(extra_bytes: int | None) -> None:
@@ -51,13 +55,22 @@ def limit(extra_bytes: int | None) -> None:
 
 
 @contextmanager
-def unlimited() -> Iterator[None]:
-    """No limit of address space within this block: for the harness's own checks, which are not measured."""
+def unmeasured() -> Iterator[None]:
+    """Within this block, which holds the harness's own checks, there is no limit, and large blocks are used again.
+
+    Otherwise each would be mapped and given back, and its pages cleared by the kernel, which takes longer than the
+    float64 rows themselves. Afterwards all is given back, and the C library is as `keep_freed_memory` leaves it.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+    _mallopt(M_MMAP_MAX, 0)
+    _mallopt(M_TRIM_THRESHOLD, -1)
     try:
         yield
     finally:
+        _mallopt(M_MMAP_MAX, MMAP_MAX)
+        keep_freed_memory()
+        _trim()
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
@@ -102,11 +115,10 @@ def device_peak(call: Callable[[], Any], device: torch.device) -> tuple[Any, int
     return answer, torch.cuda.max_memory_allocated(device) - base
 
 
-def _thresholds(*, mmap_bytes: int, trim_bytes: int) -> None:
+def _mallopt(parameter: int, value: int) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc alone has it
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, mmap_bytes)
-        mallopt(M_TRIM_THRESHOLD, trim_bytes)
+        mallopt(parameter, value)
 
 
 def _trim() -> None:

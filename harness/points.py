@@ -21,8 +21,7 @@ HUBER = 1.5  # in units of the noise; 95 % efficient for clean rounds, one bad r
 # A size's own spread is known from few rounds only: it is averaged with the spread of all sizes, which counts
 # as much as this many rounds beyond the first. Otherwise a lucky agreement of three rounds would dominate a fit.
 POOLED_ROUNDS = 4.0
-# Croux & Rousseeuw (1992): what makes the median absolute deviation of R normal values unbiased.
-SMALL_SAMPLE = {2: 1.196, 3: 1.495, 4: 1.363, 5: 1.206, 6: 1.200, 7: 1.140, 8: 1.129, 9: 1.107}
+WILD = 4.0  # deviations count up to this many times the noise, so that one bad round does not disown its size
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,6 @@ def _standard_error(logs: FloatArray, noise: float) -> float:
     count = logs.size
     if count == 1:
         return max(noise, UNREPEATED_NOISE)
-    scale = 1.4826 * SMALL_SAMPLE.get(count, count / (count - 0.8))
-    spread = scale * float(np.median(np.abs(logs - np.median(logs))))
-    shared = (POOLED_ROUNDS * noise**2 + (count - 1) * spread**2) / (POOLED_ROUNDS + count - 1)
-    return float(np.sqrt(shared / count))
+    deviations = np.minimum(np.abs(logs - centre(logs, noise)), WILD * noise)
+    variance = (POOLED_ROUNDS * noise**2 + float(np.sum(deviations**2))) / (POOLED_ROUNDS + count - 1)
+    return float(np.sqrt(variance / count))

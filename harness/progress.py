@@ -105,7 +105,7 @@ class Live:
 
 def title(case: Case) -> str:
     """A case in a few words."""
-    return f"{case.label} n={case.n} {case.mode} {case.inputs}"
+    return f"{case.label} n={case.n} {case.level} {case.mode} {case.inputs} {case.dtype}"
 
 
 def summary(row: Row) -> str:

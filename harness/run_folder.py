@@ -41,6 +41,13 @@ class RunFolder:
         """Inputs, exact rows and fingerprints; there while the run lasts."""
         return self.path / CACHE
 
+    def make(self) -> None:
+        """Make the folder. Raises FolderError where that cannot be done."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FolderError(f"out: {self.path} cannot be made: {error.strerror}") from error
+
     def clear_cache(self) -> None:
         """Remove shared files; those of a killed run are not trusted, as the source may have changed since."""
         shutil.rmtree(self.cache, ignore_errors=True)
@@ -55,25 +62,24 @@ class RunFolder:
         _replace(self.config, text)
 
 
-def new_folder(wanted: str | None) -> RunFolder:
-    """Make the folder of a new run: the one wanted, or a new one named for the time below `reports/runs`.
+def new_run(wanted: str | None) -> RunFolder:
+    """Where a new run goes: the folder wanted, or a new one named for the time below `reports/runs`.
 
-    Raises FolderError where it cannot be made or written, or holds a run already.
+    Nothing is written yet. Raises FolderError where it could not be made or written, or holds a run already.
     """
     run = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     path = Path(wanted) if wanted else DEFAULT_PARENT / run
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise FolderError(f"out: {path} cannot be made: {there} is not a folder")
+    _require_writable(there, "out")
     if (path / ROWS).exists():
         raise FolderError(f"out: {path} holds a run already; go on with --resume {path}, or choose another folder")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FolderError(f"out: {path} cannot be made: {error.strerror}") from error
-    _require_writable(path, "out")
     return RunFolder(path, {"run": run})
 
 
-def old_folder(wanted: str) -> RunFolder:
-    """The folder of a run to resume. Raises FolderError where there is none, or none that can be read."""
+def old_run(wanted: str) -> RunFolder:
+    """A run to go on with. Raises FolderError where there is none, or none that can be read."""
     path = Path(wanted)
     if not (path / ROWS).is_file():
         raise FolderError(f"--resume: {path} holds no run; there is no {ROWS} in it")

@@ -7,7 +7,7 @@
 
 Prints one line a case, or a live bar on a terminal, and at the end where the report lies:
 
-    round 1 [3/27] flash n=4096 forward text: 0.0271 s
+    round 1 [3/27] flash n=4096 kernel forward text float32: 0.0271 s
     ...
     report: reports/runs/20260131-120000-1a2b/report.html
 

@@ -235,7 +235,7 @@ class Slow(Right):
     """Takes its time, for tests that need to interrupt a sweep."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, first: Tensor | None = None) -> Tensor:
-        time.sleep(0.05)
+        time.sleep(0.03)
         return super().forward(q, k, v)
 
 

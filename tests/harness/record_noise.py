@@ -2,9 +2,9 @@
 
     python -m tests.harness.record_noise tests/harness/data/recorded_noise.json --rounds 6 --pause_s 600
 
-writes {"sessions": [{operation: {n: [median CPU seconds of each round]}}, ...]}. One thread, and CPU time for wall
-time: on a quiet machine the two are the same, and on a busy one (as when this was recorded) CPU time leaves out the
-other programs' turns but keeps what they do to caches and clocks, so that the noise is rather too large.
+writes {"sessions": [{operation: {n: [median seconds of each round]}}, ...]}. One thread. A cell during which other
+programs took more than a little of the machine is measured again, so that what is recorded is the noise of a machine
+that does nothing else; on a busy one this takes long.
 The statistical tests of the regression check draw "the same commit measured twice" from it, once from each session.
 """
 
@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -27,6 +28,7 @@ SIZES = tuple(2**power for power in range(7, 16))
 QUADRATIC_SIZES = tuple(2**power for power in range(7, 15))
 HEADS, DIM, WINDOW = 2, 32, 128
 CELL_S = 0.2
+OTHERS = 0.15  # of one core, taken by other programs while a cell is timed
 
 
 def flash(n: int) -> Callable[[], object]:
@@ -52,30 +54,48 @@ def cumulative(n: int) -> Callable[[], object]:
 OPERATIONS = {"flash": flash, "window": window, "sort": sort, "cumulative": cumulative}
 
 
-def cell_s(operation: str, n: int, answer: multiprocessing.Queue[float]) -> None:
+def cell_s(operation: str, n: int, answer: multiprocessing.Queue[tuple[float, float]]) -> None:
+    """Put the median time of a call, and the share of a core that other programs took meanwhile."""
     torch.set_num_threads(1)
     call = OPERATIONS[operation](n)
     call()
     samples_s: list[float] = []
-    end = time.thread_time() + CELL_S
-    while len(samples_s) < 3 or (time.thread_time() < end and len(samples_s) < 200):
-        start = time.thread_time()
+    busy, own, start = busy_s(), time.process_time(), time.perf_counter()
+    while len(samples_s) < 3 or (time.perf_counter() - start < CELL_S and len(samples_s) < 2000):
+        begin = time.perf_counter()
         call()
-        samples_s.append(time.thread_time() - start)
-    answer.put(statistics.median(samples_s))
+        samples_s.append(time.perf_counter() - begin)
+    others = (busy_s() - busy - (time.process_time() - own)) / (time.perf_counter() - start)
+    answer.put((statistics.median(samples_s), others))
+
+
+def busy_s() -> float:
+    """CPU seconds that all programs have used."""
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
+
+
+def undisturbed_s(operation: str, n: int) -> float:
+    context = multiprocessing.get_context("fork")
+    while True:
+        while psutil.cpu_percent(interval=0.1) > 100 * OTHERS / (psutil.cpu_count() or 1):
+            pass
+        answer: multiprocessing.Queue[tuple[float, float]] = context.Queue()
+        child = context.Process(target=cell_s, args=(operation, n, answer))
+        child.start()
+        median_s, others = answer.get(timeout=120)
+        child.join()
+        if others < OTHERS:
+            return float(f"{median_s:.5g}")
 
 
 def session(rounds: int) -> dict[str, dict[int, list[float]]]:
     cells = [(name, n) for name in OPERATIONS for n in (QUADRATIC_SIZES if name == "flash" else SIZES)]
     times: dict[str, dict[int, list[float]]] = {name: {} for name in OPERATIONS}
-    context = multiprocessing.get_context("fork")
-    for _ in range(rounds):
+    for turn in range(rounds):
         for name, n in random.sample(cells, len(cells)):
-            answer: multiprocessing.Queue[float] = context.Queue()
-            child = context.Process(target=cell_s, args=(name, n, answer))
-            child.start()
-            times[name].setdefault(n, []).append(float(f"{answer.get(timeout=120):.5g}"))
-            child.join()
+            times[name].setdefault(n, []).append(undisturbed_s(name, n))
+        print(f"round {turn + 1} of {rounds}", flush=True)
     return {name: dict(sorted(by_size.items())) for name, by_size in times.items()}
 
 
@@ -89,7 +109,7 @@ def main() -> None:
     time.sleep(arguments.pause_s)
     sessions = [first, session(arguments.rounds)]
     facts = {"machine": platform.platform(terse=True), "threads": 1, "torch": torch.__version__}
-    arguments.path.write_text(json.dumps({**facts, "unit": "CPU seconds", "sessions": sessions}) + "\n")
+    arguments.path.write_text(json.dumps({**facts, "unit": "s", "sessions": sessions}) + "\n")
 
 
 if __name__ == "__main__":

@@ -104,6 +104,14 @@ def test_later_answers_are_compared_with_the_first_checked_ones(folder: Path) ->
     assert "its own checked answer" in trial.check(1, answer * 1.001).wrong
 
 
+def test_later_gradients_are_compared_too(folder: Path) -> None:
+    trial = trial_of(folder, case_of("Right", mode="train"))
+    assert both_sets(trial).wrong == ""
+    out, gradient = trial.call(0)
+    assert trial.check(0, (out, gradient)).wrong == ""
+    assert "its own checked answer" in trial.check(0, (out, gradient * 1.1)).wrong
+
+
 def test_later_rounds_compare_with_what_was_kept(folder: Path) -> None:
     case = case_of("Right", seed=5)
     trial = trial_of(folder, case)

@@ -73,6 +73,19 @@ def test_what_is_odd_about_the_machine_cancels():
     assert change.interval[1] - change.interval[0] < 0.04
 
 
+def test_minutes_in_which_the_whole_machine_was_slow_widen_the_level():
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(30):
+        before, after = (times(rng, rounds=5) for _ in range(2))
+        for run in (before, after):
+            slow = np.exp(0.15 * rng.standard_normal(5))
+            run.update({n: list(map(float, slow * one)) for n, one in run.items()})
+        low, high = changes(before, after)["level"].interval
+        covered.append(low < 0 < high)
+    assert np.mean(covered) >= 0.8
+
+
 def test_hidden_growth_leaves_the_level_alone_to_be_compared():
     rng = np.random.default_rng(0)
     assert changes(times(rng, floor=1000), times(rng, floor=1000)).keys() == {"level"}

@@ -11,14 +11,23 @@ from tests.harness.cases import a_case, a_row
 def forecast_of(times_s: dict[int, float], peaks: dict[int, float] | None = None) -> Forecast:
     forecast = Forecast(case_s=60.0, memory_bytes=10e9)
     for n, time_s in times_s.items():
-        forecast.learn(a_row(a_case(n=n), time_s=time_s, peak_bytes=(peaks or {}).get(n)), wall_s=1.0)
+        forecast.learn(
+            a_row(a_case(n=n), time_s=time_s, samples_s=[time_s], peak_bytes=(peaks or {}).get(n)), wall_s=1.0
+        )
     return forecast
 
 
-def test_time_is_continued_with_the_exponent_of_the_two_longest_lengths() -> None:
-    forecast = forecast_of({256: 0.5, 1024: 1.0, 2048: 4.0})
-    assert forecast.call_s(a_case(n=8192)) == pytest.approx(64.0)
-    assert forecast.call_s(a_case(n=1024)) == 1.0
+def test_time_is_continued_with_the_exponent_over_the_three_longest_lengths() -> None:
+    forecast = forecast_of({64: 9.0, 256: 0.25, 1024: 3.0, 2048: 16.0})
+    assert forecast.call_s(a_case(n=8192)) == pytest.approx(16.0 * 4**2)
+    assert forecast.call_s(a_case(n=1024)) == 3.0
+
+
+def test_the_fastest_sample_speaks_for_a_case_and_no_exponent_is_too_steep() -> None:
+    forecast = Forecast(60.0, None)
+    for n, samples_s in ((512, [0.1]), (1024, [9.0, 6.4])):
+        forecast.learn(a_row(a_case(n=n), samples_s=samples_s, time_s=8.0))
+    assert forecast.call_s(a_case(n=2048)) == pytest.approx(6.4 * 2**2.5)
 
 
 def test_nothing_is_predicted_from_one_length_or_another_series() -> None:
@@ -38,7 +47,7 @@ def test_a_case_that_would_take_too_long_is_refused_with_the_prediction() -> Non
     forecast = forecast_of({1024: 1.0, 2048: 4.0})
     assert forecast.refusal(a_case(n=4096)) == ""
     assert forecast.refusal(a_case(n=8192)) == (
-        "not tried: from 1024 and 2048 tokens a call is predicted to take 64 s, and 3 calls would take more than "
+        "not tried: from 1024, 2048 tokens a call is predicted to take 64 s, and 3 calls would take more than "
         "budget.case_s, 60 s"
     )
 
@@ -46,7 +55,7 @@ def test_a_case_that_would_take_too_long_is_refused_with_the_prediction() -> Non
 def test_a_case_that_would_need_too_much_memory_is_refused_with_the_prediction() -> None:
     forecast = forecast_of({1024: 0.01, 2048: 0.01}, {1024: 1e9, 2048: 4e9})
     assert forecast.refusal(a_case(n=4096)) == (
-        "not tried: from 1024 and 2048 tokens it is predicted to need 16 GB, more than budget.memory_gb, 10 GB"
+        "not tried: from 1024, 2048 tokens it is predicted to need 16 GB, more than budget.memory_gb, 10 GB"
     )
 
 
@@ -65,12 +74,12 @@ def test_other_failures_refuse_nothing(status: str) -> None:
     assert forecast.refusal(a_case(n=2048)) == ""
 
 
-def test_what_is_not_timed_is_judged_by_the_whole_case() -> None:
+def test_what_is_not_timed_is_judged_by_the_whole_case_as_if_that_were_linear() -> None:
     forecast = Forecast(60.0, None)
-    for n, wall_s in ((1024, 10.0), (2048, 20.0)):
+    for n, wall_s in ((1024, 1.0), (2048, 20.0)):
         forecast.learn(a_row(a_case(n=n), time_s=None, samples_s=None), wall_s)
     assert forecast.refusal(a_case(n=4096)) == ""
-    assert "it is predicted to take 80 s" in forecast.refusal(a_case(n=8192))
+    assert "from 2048 tokens it is predicted to take at least 80 s" in forecast.refusal(a_case(n=8192))
 
 
 def test_a_later_round_costs_what_the_last_one_did() -> None:

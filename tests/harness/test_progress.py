@@ -18,8 +18,8 @@ def test_a_log_has_a_line_a_case(capsys: pytest.CaptureFixture[str]) -> None:
     log.ended(a_row(time_s=0.125))
     log.ended(a_row(status="oom", reason="no room", time_s=None))
     assert capsys.readouterr().err.splitlines() == [
-        "round 2 [1/3] right n=256 forward gaussian: 0.125 s",
-        "round 2 [2/3] right n=256 forward gaussian: oom: no room",
+        "round 2 [1/3] right n=256 kernel forward gaussian float32: 0.125 s",
+        "round 2 [2/3] right n=256 kernel forward gaussian float32: oom: no room",
     ]
 
 
@@ -39,4 +39,4 @@ def test_a_terminal_shows_the_running_case_the_time_left_and_failures_as_they_ar
 
 
 def test_a_case_without_a_clock_is_ok_in_words() -> None:
-    assert summary(a_row(time_s=None)) == "right n=256 forward gaussian: ok"
+    assert summary(a_row(time_s=None)) == "right n=256 kernel forward gaussian float32: ok"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from harness import references
 from harness.inputs import make_inputs
 from harness.references import SAMPLED_ROWS, Store, sampled_rows
 from tests.harness.backends import softmax
@@ -33,7 +34,7 @@ def test_exact_rows_are_softmax_attention_in_float64(store: Store, causal: bool)
     store.make(case, [0])
     q, k, v = (tensor.double() for tensor in store.inputs(case, 0))
     expected = softmax(q, k, v, case.head_dim**-0.5, causal=causal)[:, :, sampled_rows(case.n, case.seed)]
-    exact = store.exact(case, 0)
+    exact = store.exact(case)
     assert exact is not None
     torch.testing.assert_close(exact, expected, rtol=1e-12, atol=1e-12)
 
@@ -42,7 +43,7 @@ def test_decoding_has_one_row_after_n(store: Store) -> None:
     case = a_case(mode="decode", n=100)
     store.make(case, [0])
     q, k, _ = store.inputs(case, 0)
-    exact = store.exact(case, 0)
+    exact = store.exact(case)
     assert exact is not None
     assert (q.shape[2], k.shape[2], exact.shape[2]) == (1, 101, 1)
 
@@ -51,7 +52,7 @@ def test_a_layer_gets_x_and_no_exact_rows(store: Store) -> None:
     case = a_case(level="layer")
     store.make(case, [0])
     (x,) = store.inputs(case, 0)
-    assert (x.shape, store.exact(case, 0)) == ((1, case.n, case.heads * case.head_dim), None)
+    assert (x.shape, store.exact(case)) == ((1, case.n, case.heads * case.head_dim), None)
 
 
 def test_backends_share_files_and_other_sizes_do_not(store: Store) -> None:
@@ -77,6 +78,19 @@ def test_a_file_that_is_being_written_does_not_count(store: Store, tmp_path: Pat
     (whole,) = tmp_path.iterdir()
     whole.rename(whole.with_suffix(".part"))
     assert store.missing(case, (0,)) == [0]
+
+
+def test_a_disk_that_is_full_half_way_leaves_no_file_behind_that_counts(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(tensors: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(references, "save_file", half)
+    with pytest.raises(OSError, match="No space"):
+        store.make(a_case(), [0])
+    assert store.missing(a_case(), (0,)) == [0]
 
 
 def test_fingerprints_come_back_by_key(store: Store) -> None:

@@ -126,7 +126,7 @@ def test_after_running_out_of_memory_longer_ones_are_skipped_with_the_reason(swe
 def test_a_case_is_told_what_shorter_ones_took(sweep: Any) -> None:
     executor = Pretending(ok)
     sweep(executor, plan())
-    assert [arguments["expected_s"] for arguments in executor.arguments] == [None, None, pytest.approx(0.15)]
+    assert [arguments["expected_s"] for arguments in executor.arguments] == [None, None, pytest.approx(0.1)]
 
 
 def test_inputs_are_made_once_for_all_backends_and_rounds(sweep: Any) -> None:
