@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from attentions import BACKENDS
 from harness.backend_series import series_of
 from harness.config import Config, ConfigError, load_config
 from harness.config_grid import Backend
@@ -250,15 +251,16 @@ def test_the_default_configuration_holds_what_it_promises() -> None:
     planned = expand(load_config(ROOT / "conf.yml", ["device=cpu"]))
     main = [one for one in planned if one.case.subject == "attention"]
     extra = [one for one in planned if one.case.subject == "accuracy"]
-    series = ["vanilla", "flash", "bit_sampling", "window (control)", "random (control)"]
+    controls = ["window (control)", "random (control)"]
+    series = [*BACKENDS, *controls]
     assert values(main, "label") == series
     assert values(main, "n") == [2**power for power in range(7, 19)]
     assert values(main, "inputs") == ["text"]
     assert {one.rounds for one in main} == {5}
-    assert values(extra, "label") == series[2:]
+    assert values(extra, "label") == ["bit_sampling", "simhash", "lsh_forest", "hyper", *controls]
     assert values(extra, "inputs") == ["planted", "gaussian"]
     assert {one.rounds for one in extra} == {1}
-    assert {one.case.label for one in planned if one.case.control} == set(series[3:])
+    assert {one.case.label for one in planned if one.case.control} == set(controls)
 
 
 def test_planning_imports_nothing_that_only_reports_need() -> None:

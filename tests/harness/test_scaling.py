@@ -23,8 +23,7 @@ def planted_fit(law: str, *, floor: float = 0.0, seed: int = 0, **options):
 @pytest.mark.parametrize("floor", [0, 4, 32])
 def test_a_planted_law_is_found_under_any_floor(law: str, exponent: float, floor: float):
     fit = planted_fit(law, floor=floor, noise=0.01)
-    assert fit.interval[0] <= exponent <= fit.interval[1]
-    assert fit.exponent == pytest.approx(exponent, abs=0.05)
+    assert fit.exponent == pytest.approx(exponent, abs=0.03)
     assert (fit.model, fit.verdict) == (law, "decided")
 
 
@@ -134,7 +133,7 @@ def test_an_outlier_among_single_rounds_hardly_moves_the_exponent():
     assert fit_scaling(samples).exponent == pytest.approx(calm.exponent, abs=0.008)
 
 
-@pytest.mark.parametrize("seed", [3, 49])
+@pytest.mark.parametrize("seed", [49, 143, 148, 250])
 def test_the_interval_covers_downwards_where_there_is_no_floor(seed: int):
     """Seeds whose noise looks like a small floor, which lifts all draws of the exponent above the truth."""
     fit = planted_fit("n", seed=seed)
