@@ -28,7 +28,8 @@ SIZES = tuple(2**power for power in range(7, 16))
 QUADRATIC_SIZES = tuple(2**power for power in range(7, 15))
 HEADS, DIM, WINDOW = 2, 32, 128
 CELL_S = 0.2
-OTHERS = 0.15  # of one core, taken by other programs while a cell is timed
+PAUSE_S = 0.2
+OTHERS = 0.3  # of one core, taken by other programs while a cell is timed
 
 
 def flash(n: int) -> Callable[[], object]:
@@ -72,13 +73,20 @@ def cell_s(operation: str, n: int, answer: multiprocessing.Queue[tuple[float, fl
 def busy_s() -> float:
     """CPU seconds that all programs have used."""
     times = psutil.cpu_times()
-    return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
+    return times.user + times.system + getattr(times, "nice", 0.0)
+
+
+def busy_share(pause_s: float) -> float:
+    """Cores that all programs took during a pause."""
+    before = busy_s()
+    time.sleep(pause_s)
+    return (busy_s() - before) / pause_s
 
 
 def undisturbed_s(operation: str, n: int) -> float:
     context = multiprocessing.get_context("fork")
     while True:
-        while psutil.cpu_percent(interval=0.1) > 100 * OTHERS / (psutil.cpu_count() or 1):
+        while busy_share(PAUSE_S) > OTHERS:
             pass
         answer: multiprocessing.Queue[tuple[float, float]] = context.Queue()
         child = context.Process(target=cell_s, args=(operation, n, answer))
