@@ -97,9 +97,9 @@ def show(title: str, found: dict[str, list[str]]) -> None:
         print(f"{title:14} {name:12} {shares}")
 
 
-def test_few_draws_behave_as_many():
+def test_a_slower_series_fails_more_often_than_the_same_commit():
     assert share(verdicts(12, seed=1), "fail") <= 0.1
-    assert share(verdicts(12, seed=2, plant=slower), "fail") >= 0.7
+    assert share(verdicts(12, seed=2, plant=slower), "fail") >= 0.4
 
 
 @pytest.mark.slow
