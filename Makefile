@@ -6,7 +6,6 @@ PY ?= $(VENV)/bin/python
 READY := $(if $(VENV),$(VENV)/.ready,)
 CONF ?= conf.yml
 WORKERS ?= 2
-PACKAGES := attentions hyper_attn harness tasks tests benchmarks
 
 .PHONY: bench test test-all lint report gpu clean
 

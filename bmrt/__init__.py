@@ -1,0 +1,1 @@
+"""KV-cache compression for Hugging Face models, with memory that is bounded."""

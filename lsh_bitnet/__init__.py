@@ -1,0 +1,1 @@
+"""Any registered attention inside a Hugging Face model, comparisons counted."""

@@ -1,0 +1,1 @@
+"""A language model on any attention: model, training, long arena, pipeline."""
