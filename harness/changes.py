@@ -23,16 +23,18 @@ from harness.scaling import ENOUGH_SIZES, LACK_OF_FIT, floor_dominates
 
 RoundTimes = Mapping[int, Sequence[float]]
 
-EXPONENT_MARGIN = 0.05
-LEVEL_MARGIN = 0.10
+# A change matters from the margin on. Two sessions on one machine differ by up to the tolerance with nothing changed.
+EXPONENT_MARGIN, EXPONENT_TOLERANCE = 0.05, 0.01
+LEVEL_MARGIN, LEVEL_TOLERANCE = 0.10, 0.03
 DRAWS = 1000
 
 
 @dataclass(frozen=True)
 class Change:
-    """An estimated change, its 95 % interval, the margin it may not exceed, and p of "it does not exceed it".
+    """An estimated change, its 95 % interval, the margin from which it matters, and p of "nothing became worse".
 
-    The level's change is a relative one, 0.2 for a fifth slower; the exponent's is a difference.
+    The level's change is a relative one, 0.2 for a fifth slower; the exponent's is a difference. Nothing became
+    worse means: by no more than two sessions tolerate of each other.
     """
 
     name: Literal["exponent", "level"]
@@ -45,6 +47,11 @@ class Change:
     def within(self) -> bool:
         """Whether the whole interval lies below the margin."""
         return self.interval[1] < self.margin
+
+    @property
+    def matters(self) -> bool:
+        """Whether the estimate lies beyond the margin."""
+        return self.estimate > self.margin
 
 
 def time_changes(old: RoundTimes, new: RoundTimes, *, seed: int = 0) -> list[Change]:
@@ -70,10 +77,10 @@ def time_changes(old: RoundTimes, new: RoundTimes, *, seed: int = 0) -> list[Cha
     repeats = sum(logs.size - 1 for points in (before, after) for logs in points.rounds)
     freedom = max(1, repeats, spare)
     level = weights / weights.sum()
-    drift = rng.normal(0.0, np.hypot(_shared_error(before), _shared_error(after)), size=DRAWS)
+    drift = rng.normal(0.0, np.hypot(_shared_error(before, level), _shared_error(after, level)), size=DRAWS)
     changes = [_level_change(float(ratio @ level), drawn @ level + drift, freedom)]
     if grows:
-        changes.append(_change("exponent", float(ratio @ slope), drawn @ slope, EXPONENT_MARGIN, freedom))
+        changes.append(_exponent_change(float(ratio @ slope), drawn @ slope, freedom))
     return changes
 
 
@@ -103,31 +110,37 @@ def _line(design: FloatArray, weights: FloatArray, before: Points, after: Points
     return solver[-1], max(1.0, float(np.sqrt(missed.sum() / spare))) if spare > 0 else 1.0, spare
 
 
-def _shared_error(points: Points) -> float:
+def _shared_error(points: Points, level: FloatArray) -> float:
     """Standard error of the level from what the sizes of a round have in common: a machine's slow or fast minutes.
 
-    It cancels in growth, and resampling each size by itself does not see it. Zero where rounds are not complete.
+    `level` (K,) are the weights that make the level. It cancels in growth, and resampling each size by itself does
+    not see it. Zero where rounds are not complete.
     """
     counts = {logs.size for logs in points.rounds}
     (count,) = counts if len(counts) == 1 else (1,)
     if count < 2:
         return 0.0
-    shared = np.mean(np.stack(points.rounds) - points.log_values[:, None], axis=0)
-    beyond_noise = float(np.var(shared, ddof=1)) - points.noise**2 / len(points.rounds)
+    shared = level @ (np.stack(points.rounds) - points.log_values[:, None])
+    beyond_noise = float(np.var(shared, ddof=1) - count * np.sum((level * points.error) ** 2))
     return float(np.sqrt(max(0.0, beyond_noise) / count))
 
 
 def _level_change(log_ratio: float, drawn: FloatArray, freedom: int) -> Change:
-    change = _change("level", log_ratio, drawn, float(np.log1p(LEVEL_MARGIN)), freedom)
-    low, high = np.expm1(change.interval)
-    return Change("level", float(np.expm1(log_ratio)), (float(low), float(high)), LEVEL_MARGIN, change.p_value)
+    p_value = _p_value(log_ratio, drawn, float(np.log1p(LEVEL_TOLERANCE)), freedom)
+    return Change("level", float(np.expm1(log_ratio)), _interval(np.expm1(drawn)), LEVEL_MARGIN, p_value)
 
 
-def _change(
-    name: Literal["exponent", "level"], estimate: float, drawn: FloatArray, margin: float, freedom: int
-) -> Change:
-    """Percentiles for the interval; the p-value, needed far out in the tail, by Student's t with their spread."""
+def _exponent_change(difference: float, drawn: FloatArray, freedom: int) -> Change:
+    p_value = _p_value(difference, drawn, EXPONENT_TOLERANCE, freedom)
+    return Change("exponent", difference, _interval(drawn), EXPONENT_MARGIN, p_value)
+
+
+def _interval(drawn: FloatArray) -> tuple[float, float]:
     low, high = np.percentile(drawn, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _p_value(estimate: float, drawn: FloatArray, tolerance: float, freedom: int) -> float:
+    """Needed far out in the tail, where draws are few: by Student's t with their spread."""
     spread = max(float(drawn.std()), 1e-12)
-    p_value = float(stats.t.sf((estimate - margin) / spread, freedom))
-    return Change(name, estimate, (float(low), float(high)), margin, p_value)
+    return float(stats.t.sf((estimate - tolerance) / spread, freedom))

@@ -10,7 +10,7 @@ from harness.changes import Change, time_changes
 from harness.findings import Finding, Verdict, count_findings, reach_findings, size_findings, time_findings
 from harness.samples import Series
 
-# Of a false "worse than the margin", one-sided, among all series of a run; level and exponent apart.
+# Of a false "became worse", one-sided, among all series of a run; level and exponent apart.
 ERROR_RATE = 0.025
 GRAVEST_FIRST: tuple[Verdict, ...] = ("fail", "ambiguous", "pass")
 
@@ -89,7 +89,7 @@ def _findings(pair: _Pair, limits: Mapping[str, float]) -> list[Finding]:
 
 
 def _holm_limits(changes: Sequence[Change]) -> dict[str, float]:
-    """For each kind of change the p-value up to which Holm's step-down procedure rejects "within the margin"."""
+    """For each kind of change the p-value up to which Holm's step-down procedure rejects "nothing became worse"."""
     limits: dict[str, float] = {}
     for name in {change.name for change in changes}:
         p_values = sorted(change.p_value for change in changes if change.name == name)

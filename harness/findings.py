@@ -32,16 +32,16 @@ class Finding:
 
 
 def time_findings(changes: Sequence[Change], limits: Mapping[str, float]) -> list[Finding]:
-    """A change beyond its margin up to the p-value in `limits` fails, one wholly below passes, else who knows."""
+    """Worse up to the p-value in `limits` and by more than the margin fails, surely less passes, else who knows."""
     findings = []
     for change in changes:
         words = _words(change)
-        if change.p_value <= limits[change.name]:
-            findings.append(Finding("fail", f"{words}: more than {_margin(change)}", LOOK))
+        if change.matters and change.p_value <= limits[change.name]:
+            findings.append(Finding("fail", f"{words}: surely worse, by more than {_margin(change)}", LOOK))
         elif change.within:
             findings.append(Finding("pass", words))
         else:
-            findings.append(Finding("ambiguous", f"{words}: on both sides of {_margin(change)}", MORE_ROUNDS))
+            findings.append(Finding("ambiguous", f"{words}: may be more than {_margin(change)}", MORE_ROUNDS))
     return findings
 
 

@@ -7,8 +7,8 @@ fails; 3: nothing fails, something is ambiguous; 2: the input cannot be used. `-
 baseline instead of comparing. A folder as `--baseline` stands for the file of the run's machine in it.
 
 Times are compared on the machine of the baseline only, counts (comparisons, FLOPs, allocator bytes) on any. A
-time fails when it is worse than the margin beyond doubt, Holm's correction over all series included; it passes
-when it is beyond doubt not worse than the margin; everything else is ambiguous.
+time fails when it became worse beyond doubt, Holm's correction over all series included, and by more than the
+margin; it passes when it is beyond doubt not worse than the margin; everything else is ambiguous.
 """
 
 from __future__ import annotations

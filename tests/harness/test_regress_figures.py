@@ -99,7 +99,7 @@ def show(title: str, found: dict[str, list[str]]) -> None:
 
 def test_a_slower_series_fails_more_often_than_the_same_commit():
     assert share(verdicts(12, seed=1), "fail") <= 0.1
-    assert share(verdicts(12, seed=2, plant=slower), "fail") >= 0.4
+    assert share(verdicts(12, seed=2, plant=slower), "fail") >= 0.7
 
 
 @pytest.mark.slow
@@ -110,9 +110,6 @@ def test_the_same_commit_twice_seldom_fails():
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="five rounds catch 58 % (steeper) and 60 % (slower) in the recorded noise; LOG.md, 2026-11-22"
-)
 @pytest.mark.parametrize("plant", [steeper, slower])
 def test_a_planted_regression_is_caught(plant: Planting):
     found = verdicts(500, seed=4, plant=plant)
