@@ -17,7 +17,7 @@ from torch import Tensor
 
 from attentions.base import Cost, Problem, Stream, require
 from attentions.buckets import Windows
-from attentions.reference import query_positions
+from attentions.reference import nearest, query_positions
 from attentions.support import SupportAttention
 from attentions.window_attention import attend, by_key_head, sorted_windows, window_pairs
 from attentions.window_tiles import BLOCK
@@ -103,16 +103,13 @@ class BucketAttention(SupportAttention):
         allowed = ((key >= real[:, None])[:, None] & (at >= real[:, None, None]))[:, None]
         query_codes, key_codes = self._codes(q, k, first)
         group = self.heads // self.kv_heads
-        total = torch.zeros(q.shape[0], self.heads, len(at), M, dtype=torch.int32, device=q.device)
+        total = torch.zeros(q.shape[0], self.heads, len(at), M, dtype=torch.int16, device=q.device)
         for of_q, of_k, (_, size) in zip(query_codes, key_codes, self.rings, strict=True):
             of_q = of_q.view(q.shape[0], self.heads, N)
             of_q = of_q if rows is None else of_q[:, :, rows.to(q.device)]
             of_k = of_k.view(q.shape[0], self.kv_heads, M).repeat_interleave(group, dim=1)
             same = (of_q.unsqueeze(-1) == of_k.unsqueeze(2)) & allowed
-            past, future = same & (key <= at), same & (key > at)
-            total += past & (past.flip(-1).cumsum(-1, dtype=torch.int32).flip(-1) <= size)
-            if not self.causal:
-                total += future & (future.cumsum(-1, dtype=torch.int32) <= size)
+            total += nearest(same & (key <= at), None if self.causal else same & (key > at), size)
         return total.clamp(max=1) if self.once else total
 
     def comparisons(self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"]) -> Int[Tensor, "B H"]:

@@ -22,7 +22,7 @@ from attentions.base import Cost, Problem, require
 from attentions.buckets import Windows, forest_windows
 from attentions.hashing import SimHash
 from attentions.native import bucket_window
-from attentions.reference import query_positions
+from attentions.reference import nearest, query_positions
 from attentions.support import SupportAttention
 from attentions.window_attention import attend, by_key_head, sorted_windows, window_pairs
 from attentions.window_tiles import BLOCK
@@ -104,27 +104,27 @@ class LSHForest(SupportAttention):
         key = torch.arange(k.shape[2], device=q.device)
         real = torch.zeros(len(q), dtype=torch.long, device=q.device) if first is None else first.to(q.device)
         allowed = ((key >= real[:, None])[:, None] & (at >= real[:, None, None]))[:, None]
-        past, future = allowed & (key <= at), allowed & (key > at)
+        past, future = allowed & (key <= at), None if self.causal else allowed & (key > at)
         candidates = past if self.causal else allowed
-        found = self._nearest(past.expand(-1, self.heads, -1, -1), future, self.local)
+        found = nearest(past, future, self.local).expand(-1, self.heads, -1, -1)
         for of_q, of_k in zip(self.hash(q), self.hash(k), strict=True):
             of_q = of_q if rows is None else of_q[:, :, rows.to(q.device)]
             of_k = of_k.repeat_interleave(self.heads // self.kv_heads, dim=1)
-            differ = of_q[..., None] ^ of_k[:, :, None]
-            same = candidates.expand_as(differ)  # depth 0: every key
-            for depth in range(1, self.bits + 1):
-                deeper = candidates & (differ >> (self.bits - depth) == 0)
-                enough = deeper.sum(-1, keepdim=True) >= self.min_candidates
-                if not enough.any():
-                    break
-                same = torch.where(enough, deeper, same)
-            found = found | self._nearest(same & past, same & future, self.window)
+            differ = (of_q.int()[..., None] ^ of_k.int()[:, :, None]).masked_fill_(~candidates, 2**self.bits)
+            same = differ < 2 ** self._free_bits(differ)
+            found = found | nearest(same & past, None if future is None else same & future, self.window)
         return found.int()
 
-    def _nearest(self, past: Tensor, future: Tensor, size: int) -> Tensor:
-        """The last `size` of the past keys and, without causality, the first of the future ones."""
-        kept = past & (past.flip(-1).cumsum(-1, dtype=torch.int32).flip(-1) <= size)
-        return kept if self.causal else kept | future & (future.cumsum(-1, dtype=torch.int32) <= size)
+    def _free_bits(self, differ: Int[Tensor, "B H R M"]) -> Int[Tensor, "B H R 1"]:
+        """Bits below the deepest prefix that enough candidates share with the query; one more than `bits` at the root.
+
+        Codes share their first bits - f bits exactly where they differ by less than 2^f, so f is the bit length of
+        what the `min_candidates`-th nearest code differs by. At the root every candidate counts, however few.
+        """
+        enough = min(self.min_candidates, differ.shape[-1])
+        farthest = differ.topk(enough, largest=False).values[..., -1:]
+        free = torch.frexp(farthest.double()).exponent
+        return free if self.min_candidates == enough else torch.full_like(free, self.bits + 1)
 
     def comparisons(self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"]) -> Int[Tensor, "B H"]:
         pairs = window_pairs(self.windows(q, k))

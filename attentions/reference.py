@@ -52,10 +52,20 @@ def softmax_attention(
     heads = []
     for head in range(q.shape[1]):
         kept = pairs[:, min(head, pairs.shape[1] - 1)]
-        scores = chosen[:, head].double() @ k[:, head // group].double().transpose(1, 2) * scale
+        used = kept.flatten(0, 1).any(0).nonzero().squeeze(1)  # a key that no row attends to costs nothing
+        key, value = (x[:, head // group].index_select(1, used).double() for x in (k, v))
+        kept = kept.index_select(2, used)
+        scores = chosen[:, head].double() @ key.transpose(1, 2) * scale
         if log_weight is not None:
-            scores = scores + log_weight[:, min(head, log_weight.shape[1] - 1)].double()
+            scores = scores + log_weight[:, min(head, log_weight.shape[1] - 1)].index_select(2, used).double()
         empty = ~kept.any(-1, keepdim=True)  # kept finite below, so that no gradient becomes NaN
         weights = torch.softmax(scores.masked_fill(~kept & ~empty, -torch.inf), dim=-1)
-        heads.append(weights.masked_fill(empty, 0.0) @ v[:, head // group].double())
+        heads.append(weights.masked_fill(empty, 0.0) @ value)
     return torch.stack(heads, dim=1)
+
+
+def nearest(pairs: Bool[Tensor, "*A M"], future: Bool[Tensor, "*A M"] | None, size: int) -> Bool[Tensor, "*A M"]:
+    """Of each row of `pairs` the last `size`; of `future`, the keys after a query that may see them, the first."""
+    rank = pairs.cumsum(-1, dtype=torch.int32)
+    kept = pairs & (rank > rank[..., -1:] - size)
+    return kept if future is None else kept | future & (future.cumsum(-1, dtype=torch.int32) <= size)

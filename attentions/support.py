@@ -15,6 +15,8 @@ from torch import Tensor
 from attentions.base import Attention
 from attentions.reference import causal_pairs, softmax_attention
 
+STRETCH = 8192  # keys whose scores are held at once; those of 64 rows then stay in the cache
+
 
 class SupportAttention(Attention):
     """An attention whose meaning is a support set; subclasses add `multiplicity` to `forward`.
@@ -45,7 +47,7 @@ class SupportAttention(Attention):
         rows: Int[Tensor, " R"] | None = None,
     ) -> Float[Tensor, "B H R E"]:
         count = self.multiplicity(q, k, first=first, rows=rows)
-        weight = count.clamp(min=1).double().log() if (count > 1).any() else None
+        weight = None if self.once else count.clamp(min=1).double().log()
         return softmax_attention(q, k, v, count > 0, self.scale, rows=rows, log_weight=weight)
 
     def kept_mass(
@@ -61,12 +63,11 @@ class SupportAttention(Attention):
         keys = self.target_keys(q, k)
         pairs = self.target_pairs(q.shape[2], k.shape[2], first=first, rows=rows, device=q.device)
         group = self.heads // keys.shape[1]
-        shares = []
-        for head in range(self.heads):
-            row = q[:, head] if rows is None else q[:, head, rows.to(q.device)]
-            scores = row.double() @ keys[:, head // group].double().transpose(1, 2) * self.scale
-            weights = torch.softmax(scores.masked_fill(~pairs[:, 0], -torch.inf), dim=-1)
-            shares.append((weights * inside[:, head]).sum(-1))
+        chosen = (q if rows is None else q[:, :, rows.to(q.device)]).double()
+        shares = [
+            _share(chosen[:, head], keys[:, head // group], pairs[:, 0], inside[:, head], self.scale)
+            for head in range(self.heads)
+        ]
         return torch.stack(shares, dim=1)
 
     def target_keys(
@@ -86,3 +87,20 @@ class SupportAttention(Attention):
     ) -> Bool[Tensor, "B 1 R M"]:
         """The keys that the target allows each query row."""
         return causal_pairs(queries, keys, causal=self.causal, first=first, rows=rows, device=device)
+
+
+def _share(
+    q: Float[Tensor, "B R D"],
+    k: Float[Tensor, "B M D"],
+    pairs: Bool[Tensor, "#B R M"],
+    inside: Bool[Tensor, "B R M"],
+    scale: float,
+) -> Float[Tensor, "B R"]:
+    """Softmax weight of the pairs that are inside, over stretches of keys, so that the scores are never all there."""
+    every = kept = q.new_full(q.shape[:2], -torch.inf)
+    for part in torch.arange(k.shape[1], device=k.device).split(STRETCH):
+        here = slice(int(part[0]), int(part[-1]) + 1)
+        scores = (q @ k[:, here].double().transpose(1, 2) * scale).masked_fill(~pairs[..., here], -torch.inf)
+        every = torch.logaddexp(every, scores.logsumexp(-1))
+        kept = torch.logaddexp(kept, scores.masked_fill(~inside[..., here], -torch.inf).logsumexp(-1))
+    return (kept - every).exp()
