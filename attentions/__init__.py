@@ -16,11 +16,14 @@ from attentions.bit_sampling import BitSampling
 from attentions.flash import Flash
 from attentions.hyper import Hyper
 from attentions.lsh_forest import LSHForest
+from attentions.lsh_v2 import LSHv2
 from attentions.mamba import Mamba
 from attentions.mamba2 import Mamba2
 from attentions.reformer import Reformer
 from attentions.simhash import SimHashAttention
 from attentions.vanilla import Vanilla
+from attentions.vq import VQ
+from attentions.vq_qk import VQQK
 
 __all__ = ["BACKENDS", "Attention", "Cost", "Problem", "Stream", "build", "resolve", "settings_of"]
 
@@ -31,6 +34,9 @@ BACKENDS: dict[str, type[Attention]] = {
     "simhash": SimHashAttention,
     "lsh_forest": LSHForest,
     "reformer": Reformer,
+    "lsh_v2": LSHv2,
+    "vq": VQ,
+    "vq_qk": VQQK,
     "hyper": Hyper,
     "mamba": Mamba,
     "mamba2": Mamba2,

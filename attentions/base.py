@@ -13,7 +13,7 @@ aligns the other way, to the top left.)
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Literal
@@ -56,11 +56,13 @@ class Cost:
     `comparisons`: upper bound on the query-key scores that enter the output, over all heads and the
     batch; equal to their number where that does not depend on data.
     `state_bytes`: what decoding must keep after the last key.
+    `past_flops`: what part of `flops` keys before the queries cost by themselves, which a stream has already spent.
     """
 
     flops: int
     comparisons: int
     state_bytes: int
+    past_flops: int = 0
 
 
 class Stream(ABC):
@@ -89,7 +91,8 @@ class Attention(nn.Module, ABC):
     "shared-qk softmax", or None for a method judged by tasks only); `exact` whether it equals that up to
     rounding; `claimed_time` the growth its authors claim ("n", "n log n", "n^2"); `causality` "strict"
     (nothing after t changes the first t rows) or "selection" (later tokens change which earlier keys are
-    chosen); `tolerance` dtype -> relative error allowed against its own `naive`.
+    chosen); `tolerance` dtype -> relative error allowed against its own `naive`; `claimed_components` by name of a
+    component the share of the time and the exponent over n that its authors claim.
 
     Raises ValueError for heads that are not a multiple of kv_heads and for sizes below one.
     """
@@ -100,6 +103,7 @@ class Attention(nn.Module, ABC):
     claimed_time: ClassVar[str]
     causality: ClassVar[Literal["strict", "selection"]] = "strict"
     tolerance: ClassVar[Mapping[torch.dtype, float]] = ROUNDING
+    claimed_components: ClassVar[Mapping[str, tuple[float, float]]] = MappingProxyType({})
 
     def __init__(
         self,
@@ -197,6 +201,16 @@ class Attention(nn.Module, ABC):
             comparisons=pairs,
             state_bytes=values * problem.dtype.itemsize,
         )
+
+    def components(
+        self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], v: Float[Tensor, "B G M E"]
+    ) -> Mapping[str, Callable[[], object]]:
+        """The stages of `forward` on these inputs, by name and in order, each ready to run alone.
+
+        The last gives the output. Empty where a method has no stages worth telling apart.
+        """
+        del q, k, v
+        return {}
 
     def stream(self, batch: int) -> Stream | None:
         """A fresh decoding state for `batch` sequences, or None where the method cannot decode."""

@@ -35,6 +35,7 @@ class Windows:
     `key_order` gives the key at each sorted rank; P is M, or a multiple where keys are sorted in several ways.
     `query_order` gives the query at each sorted rank, `start` and `end` the key ranks that each query (in its
     own order) attends to. Keys at or after `before` and the key `skip`, where given, are left out of the window.
+    With `by_rank` the vectors and codes of keys lie by rank, and `key_order` gives but their positions.
     """
 
     key_order: Int[Tensor, "X P"]
@@ -44,6 +45,7 @@ class Windows:
     members: Members | None = None
     before: Int[Tensor, "X Q"] | None = None
     skip: Int[Tensor, "X Q"] | None = None
+    by_rank: bool = False
 
 
 def bucket_windows(
@@ -142,20 +144,22 @@ def count_pairs(tables: list[Windows], *, once: bool, chunk: int = 1 << 22) -> I
         for part in torch.arange(total.shape[1], device=total.device).split(step):
             rank = table.start[:, part, None] + torch.arange(width, device=total.device)
             inside = rank < table.end[:, part, None]
-            key = table.key_order[rows, rank.clamp(max=table.key_order.shape[1] - 1)]
+            rank = rank.clamp(max=table.key_order.shape[1] - 1)
             query = part[None, :, None]
-            total[:, part] += (inside & counts(tables, index, rows, query, key, once=once)).sum(-1)
+            total[:, part] += (inside & counts(tables, index, rows, query, rank, once=once)).sum(-1)
     return total
 
 
 def counts(
-    tables: list[Windows], index: int, row: Int[Tensor, ...], query: Tensor, key: Tensor, *, once: bool
+    tables: list[Windows], index: int, row: Int[Tensor, ...], query: Tensor, rank: Tensor, *, once: bool
 ) -> Bool[Tensor, ...]:
-    """Whether keys in the windows of a table count there: not left out, and in no earlier table's if `once`.
+    """Whether keys at these ranks of a table count there: not left out, and in no earlier table's if `once`.
 
-    `row`, `query` and `key` broadcast together; the pairs are taken to lie in the table's [start, end).
+    `row`, `query` and `rank` broadcast together; the pairs are taken to lie in the table's [start, end).
     """
     table = tables[index]
+    key = table.key_order[row, rank]
+    at = rank if table.by_rank else key
     keep = torch.ones_like(key, dtype=torch.bool)
     if table.before is not None:
         keep = keep & (key < table.before[row, query])
@@ -164,7 +168,7 @@ def counts(
     for other in tables[:index] if once else []:
         m = other.members
         assert m is not None, "a union needs to know the members of its windows"
-        differ = (m.key_code[row, key] ^ m.query_code[row, query]) >> m.shift[row, query]
+        differ = (m.key_code[row, at] ^ m.query_code[row, query]) >> m.shift[row, query]
         within = (m.oldest[row, query] <= key) & (key <= m.newest[row, query])
         keep = keep & ~((differ == 0) & within)
     return keep

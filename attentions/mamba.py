@@ -55,7 +55,7 @@ class Mamba(Recurrence):
 
     @property
     def kernel(self) -> str:
-        """Which implementation runs: "native" or "torch fallback"."""
+        """Which implementation runs: "native", "triton" or "torch fallback"."""
         return kernel_name(self.to_b.device)
 
     def terms(self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], v: Float[Tensor, "B G M E"]) -> Terms:
@@ -78,9 +78,10 @@ class Mamba(Recurrence):
         """
         p, S, E = problem, self.states, problem.value_dim
         again = 0 if p.causal else p.queries
-        keys = p.kv_heads * (5 * E * S * (p.keys + again) + p.keys * (2 * p.head_dim * S + 4 * E * self.rank))
+        key = p.kv_heads * (5 * E * S + 2 * p.head_dim * S + 4 * E * self.rank)
+        keys = key * p.keys + p.kv_heads * 5 * E * S * again
         queries = p.heads * (2 * E * S * (p.queries + again) + 2 * p.queries * p.head_dim * S)
-        return self.recurrence_cost(p, p.batch * (keys + queries))
+        return self.recurrence_cost(p, p.batch * (keys + queries), p.batch * key * (p.keys - p.queries))
 
     def block(self, model_dim: int) -> nn.Module:
         return MambaBlock(model_dim, states=self.states, causal=self.causal, seed=self.seed)

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from attentions.base import Cost, Problem, require
 from attentions.mamba2_block import Mamba2Block
 from attentions.recurrence import Recurrence, Terms, project, published_steps, softplus
-from attentions.selective_scan import kernel_name
-from attentions.ssd import CHUNK, ssd
+from attentions.ssd import CHUNK, kernel_name, ssd
 
 __all__ = ["Mamba2", "Mamba2Block"]
 
@@ -47,7 +46,7 @@ class Mamba2(Recurrence):
 
     @property
     def kernel(self) -> str:
-        """What runs forward: "native" or "torch fallback"."""
+        """Which implementation runs: "native" or "torch fallback"."""
         return kernel_name(self.to_step.device)
 
     def terms(self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], v: Float[Tensor, "B G M E"]) -> Terms:
@@ -70,7 +69,8 @@ class Mamba2(Recurrence):
         D, E = p.head_dim, p.value_dim
         again = 0 if p.causal else p.queries
         heads = p.heads * (2 * Q * (D + E) + 2 * D * E + Q) + p.kv_heads * (2 * D * E + Q)
-        return self.recurrence_cost(p, p.batch * heads * (p.keys + again))
+        past = p.keys - p.queries
+        return self.recurrence_cost(p, p.batch * heads * (p.keys + again), p.batch * heads * past)
 
     def block(self, model_dim: int) -> nn.Module:
         return Mamba2Block(model_dim, causal=self.causal, chunk=self.chunk, seed=self.seed)

@@ -17,7 +17,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from attentions.base import require
-from attentions.mamba_block import causal_convolution
 from attentions.recurrence import (
     Terms,
     at_least_float32,
@@ -27,6 +26,7 @@ from attentions.recurrence import (
     published_steps,
     softplus,
 )
+from attentions.short_convolution import short_convolution
 from attentions.ssd import CHUNK, ssd
 
 
@@ -90,7 +90,7 @@ class Mamba2Block(nn.Module):
 
     @classmethod
     def from_hf(cls, mixer: nn.Module) -> Mamba2Block:
-        """A block with the weights of transformers' `Mamba2Mixer`; back: mixer.load_state_dict(block.state_dict()).
+        """A block with the weights of transformers' `Mamba2Mixer`.
 
         Raises ValueError for a mixer whose activation is not SiLU.
         """
@@ -111,6 +111,35 @@ class Mamba2Block(nn.Module):
         )
         block.load_state_dict(weights)
         return block
+
+    def to_hf(self) -> nn.Module:
+        """transformers' `Mamba2Mixer` with this block's weights; needs transformers.
+
+        Raises ValueError where there is no such mixer: not causal, or an inner width that is no multiple of the outer.
+        """
+        from transformers import Mamba2Config
+        from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+
+        model = self.out_proj.out_features
+        require(self.causal, "causal", self.causal, "True: transformers has no mixer that reads both ways")
+        require(self.inner % model == 0, "inner_dim", self.inner, f"a multiple of {model}")
+        config = Mamba2Config(
+            hidden_size=model,
+            num_heads=self.heads,
+            head_dim=self.head_dim,
+            state_size=self.states,
+            expand=self.inner // model,
+            n_groups=self.groups,
+            conv_kernel=self.conv1d.kernel_size[0],
+            use_bias=self.in_proj.bias is not None,
+            use_conv_bias=self.conv1d.bias is not None,
+            layer_norm_epsilon=self.norm.eps,
+            time_step_limit=self.step_limit,
+            num_hidden_layers=1,
+        )
+        mixer = Mamba2Mixer(config, layer_idx=0).to(self.D)
+        mixer.load_state_dict(self.state_dict())
+        return mixer
 
     def forward(self, x: Float[Tensor, "B N C"], *, first: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B N C"]:
         """The whole block; positions before `first` are padding and give zeros."""
@@ -139,15 +168,19 @@ class Mamba2Block(nn.Module):
         mixed = self.groups * self.states
         projected = hide_padding(self.in_proj(hide_padding(x, first, dim=1)), first, dim=1)
         gate, inner, step = projected.split((self.inner, self.inner + 2 * mixed, self.heads), dim=-1)
-        inner = hide_padding(causal_convolution(inner, self.conv1d), first, dim=1)
+        inner = hide_padding(short_convolution(inner, self.conv1d.weight, self.conv1d.bias), first, dim=1)
         dtype = at_least_float32(x.dtype)
         x, b, c = inner.to(dtype).split((self.inner, mixed, mixed), dim=-1)
         step = softplus(step.to(dtype) + self.dt_bias.to(dtype)).clamp(*self.step_limit)
-        shared = self.heads // self.groups
-        b, c = (repeat(y, "b n (g s) -> b (g h) n s", g=self.groups, h=shared) for y in (b, c))
+        b, c = (self._of_heads(y) for y in (b, c))
         x = rearrange(x, "b n (h e) -> b h n e", h=self.heads)
         rate = -self.A_log.to(dtype).exp()[:, None, None]
         return gate, Terms(c[:, :, None], b, x, rearrange(step, "b n h -> b h n 1"), rate)
+
+    def _of_heads(self, y: Tensor) -> Tensor:
+        """b or c of each head; one for all stays one."""
+        shared = 1 if self.groups == 1 else self.heads // self.groups
+        return repeat(y, "b n (g s) -> b (g h) n s", g=self.groups, h=shared)
 
     def _out(self, y: Tensor, terms: Terms, gate: Tensor) -> Tensor:
         y = y[:, :, 0] + self.D.to(y.dtype)[:, None, None] * terms.x

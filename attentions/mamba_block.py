@@ -25,14 +25,9 @@ from attentions.recurrence import (
     softplus,
 )
 from attentions.selective_scan import selective_scan
+from attentions.short_convolution import short_convolution
 
-
-def causal_convolution(x: Float[Tensor, "B N C"], convolution: nn.Conv1d) -> Float[Tensor, "B N C"]:
-    """A depthwise convolution that sees the present and the positions before it, then SiLU."""
-    width = convolution.kernel_size[0]
-    padded = F.pad(x.transpose(1, 2), (width - 1, 0))
-    out = F.conv1d(padded, convolution.weight, convolution.bias, groups=convolution.groups)
-    return F.silu(out).transpose(1, 2)
+PIECE = 2048  # positions worked on at once without gradients: their 4 MB a tensor are used again and again
 
 
 class MambaBlock(nn.Module):
@@ -74,7 +69,7 @@ class MambaBlock(nn.Module):
 
     @classmethod
     def from_hf(cls, mixer: nn.Module) -> MambaBlock:
-        """A block with the weights of transformers' `MambaMixer`; back: mixer.load_state_dict(block.state_dict()).
+        """A block with the weights of transformers' `MambaMixer`.
 
         Raises ValueError for a mixer whose activation is not SiLU.
         """
@@ -93,8 +88,35 @@ class MambaBlock(nn.Module):
         block.load_state_dict(weights)
         return block
 
+    def to_hf(self) -> nn.Module:
+        """transformers' `MambaMixer` with this block's weights; needs transformers.
+
+        Raises ValueError where there is no such mixer: not causal, or an inner width that is no multiple of the outer.
+        """
+        from transformers import MambaConfig
+        from transformers.models.mamba.modeling_mamba import MambaMixer
+
+        inner, model = self.out_proj.in_features, self.out_proj.out_features
+        require(self.causal, "causal", self.causal, "True: transformers has no mixer that reads both ways")
+        require(inner % model == 0, "inner_dim", inner, f"a multiple of {model}")
+        config = MambaConfig(
+            hidden_size=model,
+            state_size=self.states,
+            expand=inner // model,
+            conv_kernel=self.conv1d.kernel_size[0],
+            time_step_rank=self.rank,
+            use_bias=self.in_proj.bias is not None,
+            use_conv_bias=self.conv1d.bias is not None,
+            num_hidden_layers=1,
+        )
+        mixer = MambaMixer(config, layer_idx=0).to(self.D)
+        mixer.load_state_dict(self.state_dict())
+        return mixer
+
     def forward(self, x: Float[Tensor, "B N C"], *, first: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B N C"]:
         """The whole block; positions before `first` are padding and give zeros."""
+        if self.causal and not torch.is_grad_enabled():
+            return self._in_pieces(x, first)
         u, gate, terms = self._terms(x, first)
 
         def scan(t: Terms) -> Tensor:
@@ -117,9 +139,30 @@ class MambaBlock(nn.Module):
         y = naive_both_ways(terms, causal=self.causal)[:, 0, 0]
         return hide_padding(block._out(y, u, gate), first, dim=1)[:, rows]
 
-    def _terms(self, x: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor, Terms]:
-        u, gate = hide_padding(self.in_proj(hide_padding(x, first, dim=1)), first, dim=1).chunk(2, dim=-1)
-        u = hide_padding(causal_convolution(u, self.conv1d), first, dim=1)
+    def _in_pieces(self, x: Tensor, first: Tensor | None) -> Tensor:
+        """The causal block where nothing is kept for gradients: what lies between the products stays small.
+
+        A piece begins early by what the convolution looks back, and those positions are dropped.
+        """
+        state, outs, back = None, [], self.conv1d.kernel_size[0] - 1
+        for start in range(0, x.shape[1], PIECE):
+            early = min(start, back)
+            u, gate, t = self._terms(x[:, start - early : start + PIECE], first, start - early)
+            u, gate = u[:, early:], gate[:, early:]
+            values, steps, keys, queries = (
+                t.x[:, :, early:],
+                t.step[:, :, early:],
+                t.b[:, :, early:],
+                t.c[..., early:, :],
+            )
+            y, state = selective_scan(values, steps, t.rate, keys, queries, state)
+            outs.append(hide_padding(self._out(y[:, 0, 0].to(u.dtype), u, gate), first, start, dim=1))
+        return torch.cat(outs, dim=1)
+
+    def _terms(self, x: Tensor, first: Tensor | None, start: int = 0) -> tuple[Tensor, Tensor, Terms]:
+        """Entry 0 of x stands at position `start`."""
+        u, gate = hide_padding(self.in_proj(hide_padding(x, first, start, 1)), first, start, 1).chunk(2, dim=-1)
+        u = hide_padding(short_convolution(u, self.conv1d.weight, self.conv1d.bias), first, start, 1)
         low, b, c = self.x_proj(u).split((self.rank, self.states, self.states), dim=-1)
         dtype = at_least_float32(u.dtype)
         step, rate = softplus(self.dt_proj(low).to(dtype)), -self.A_log.to(dtype).exp()

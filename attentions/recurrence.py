@@ -22,10 +22,10 @@ from attentions.base import Attention, Cost, Problem, Stream
 
 @dataclass(frozen=True)
 class Terms:
-    """The recurrence's inputs; `rate` is negative, `step` is positive, and both may have 1 in place of E or S."""
+    """The recurrence's inputs; `rate` is negative, `step` positive. K is G, or 1 for all, as axes with # may be."""
 
-    c: Float[Tensor, "B G R N S"]
-    b: Float[Tensor, "B G M S"]
+    c: Float[Tensor, "B K R N S"]
+    b: Float[Tensor, "B K M S"]
     x: Float[Tensor, "B G M E"]
     step: Float[Tensor, "B G M #E"]
     rate: Float[Tensor, "#G #E #S"]
@@ -158,14 +158,15 @@ class Recurrence(Attention):
     def stream(self, batch: int) -> Stream | None:
         return RecurrentStream(self) if self.causal else None
 
-    def recurrence_cost(self, problem: Problem, flops: int) -> Cost:
-        """`flops` with the N·S scores of each query head and the G·E·S values of the state, in float32 at least."""
+    def recurrence_cost(self, problem: Problem, flops: int, past_flops: int) -> Cost:
+        """FLOPs with the N·S scores of each query head and the G·E·S values of the state, in float32 at least."""
         p = problem
         state = p.batch * p.kv_heads * p.value_dim * self.states
         return Cost(
             flops=flops,
             comparisons=p.batch * p.heads * p.queries * self.states,
             state_bytes=state * at_least_float32(p.dtype).itemsize,
+            past_flops=past_flops,
         )
 
     def draw(self) -> torch.Generator:

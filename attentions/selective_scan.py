@@ -2,12 +2,16 @@
 
     h[t] = exp(delta[t] · a) · h[t - 1] + delta[t] · u[t] · b[t]        y[t] = c[t] · h[t]
 
-Gu and Dao 2023, Mamba, https://arxiv.org/abs/2312.00752, algorithm 2 (S6). A C++ kernel runs it on the CPU; without
-a compiler, and on other devices, torch does, in chunks whose steps are joined by doubling.
+Gu and Dao 2023, Mamba, https://arxiv.org/abs/2312.00752, algorithm 2 (S6). A C++ kernel runs it on the CPU and a Triton
+kernel on CUDA; without a compiler, without Triton and on other devices torch does, in chunks whose steps are joined by
+doubling.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,9 +25,25 @@ from attentions.segments import segmented
 CHUNK = 64  # positions that the torch fallback holds at once, each with all its states
 
 
+@functools.cache
+def _triton() -> ModuleType | None:
+    """The Triton kernels, imported when first needed, or None where Triton is not installed."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    return importlib.import_module("attentions.native.selective_scan_triton")
+
+
+def _kernel(device: torch.device) -> ModuleType | None:
+    """The module whose `forward` and `backward` run on a device, or None."""
+    if device.type == "cuda":
+        return _triton()
+    return native if native.available(device) else None
+
+
 def kernel_name(device: torch.device) -> str:
-    """Which implementation runs on a device: "native" or "torch fallback"."""
-    return "native" if native.available(device) else "torch fallback"
+    """Which implementation runs on a device: "native", "triton" or "torch fallback"."""
+    kernel = _kernel(device)
+    return "torch fallback" if kernel is None else "native" if kernel is native else "triton"
 
 
 def selective_scan(
@@ -36,11 +56,12 @@ def selective_scan(
 ) -> tuple[Float[Tensor, "B G R N E"], Float[Tensor, "B G E S"]]:
     """Output at the last N of M positions, and the state after the last; float32 or float64.
 
-    `state` is what to start from, zeros if None. The kernel gives no gradient of the states at either end.
+    `state` is what to start from, zeros if None. The kernels give no gradient of the states at either end.
     """
     if state is None:
         state = u.new_zeros(*u.shape[:2], u.shape[3], a.shape[2])
-    run = _native if native.available(u.device) else doubling
+    kernel = _kernel(u.device)
+    run = doubling if kernel is None else functools.partial(_groups, kernel)
     return run(u, delta, a, b, c, state)
 
 
@@ -78,27 +99,30 @@ def _doubling_chunk(state: Tensor, a: Tensor, u: Tensor, delta: Tensor, b: Tenso
     return torch.einsum("bgrts,bgtes->bgrte", c, h), h[:, :, -1]
 
 
-def _native(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """The kernel takes 16 states at a time: zeros fill them up, and the outputs of several groups add up."""
-    assert not state.requires_grad, "the kernel gives no gradient of the state it starts from"
+def _groups(
+    kernel: ModuleType, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Kernels take 16 states at a time: zeros fill them up, and the outputs of several groups add up."""
+    assert not state.requires_grad, "the kernels give no gradient of the state they start from"
     size = a.shape[-1]
     fill = -size % native.STATES
     a, b, c, state = (F.pad(x, (0, fill)) if fill else x for x in (a, b, c, state))
     groups = zip(*(x.split(native.STATES, dim=-1) for x in (a, b, c, state)), strict=True)
-    found = [_NativeScan.apply(u, delta, *group) for group in groups]
+    found = [_KernelScan.apply(kernel, u, delta, *group) for group in groups]
     outs, states = zip(*found, strict=True)
     out = outs[0] if len(outs) == 1 else torch.stack(outs).sum(0)
     return out, torch.cat(states, dim=-1)[..., :size]
 
 
-class _NativeScan(torch.autograd.Function):
+class _KernelScan(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor
+        ctx: Any, kernel: ModuleType, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor]:
         learns = any(ctx.needs_input_grad)
-        out, last, states = native.forward(u, delta, a, b, c, state, checkpoints=learns)
+        out, last, states = kernel.forward(u, delta, a, b, c, state, checkpoints=learns)
         if learns:
+            ctx.kernel = kernel
             ctx.save_for_backward(u, delta, a, b, c, states)
         ctx.mark_non_differentiable(last)
         return out, last
@@ -106,5 +130,4 @@ class _NativeScan(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        u, delta, a, b, c, states = ctx.saved_tensors
-        return *native.backward(grads[0], u, delta, a, b, c, states), None
+        return None, *ctx.kernel.backward(grads[0], *ctx.saved_tensors), None

@@ -4,22 +4,30 @@
 
 Dao and Gu 2024, Transformers are SSMs, https://arxiv.org/abs/2405.21060, section 6. One decay a head makes the sum
 over a chunk (C Bᵀ ∘ L) X with L[i, j] = exp(a[j + 1] + … + a[i]). Each of those sums is taken by itself: the
-difference of two running sums would cancel. Forward is a C++ kernel on the CPU, and torch elsewhere and without a
-compiler; backward runs the same chunks in torch, a segment at a time.
+difference of two running sums would cancel. A C++ kernel runs it on the CPU; without a compiler, and on other
+devices, torch does, a segment at a time.
 """
 
 from __future__ import annotations
+
+import functools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from attentions.native import selective_scan as native
+from attentions.native import duality as native
 from attentions.segments import segmented
 
 CHUNK = 64  # positions whose pairs are scored; the state then costs as much as the pairs at a head of 64
 SEGMENT = 2048  # positions worked on at once, so that what lies between the products stays in the cache
+
+
+def kernel_name(device: torch.device) -> str:
+    """Which implementation runs on a device: "native" or "torch fallback"."""
+    return "native" if native.available(device) else "torch fallback"
 
 
 def segment_sums(log: Float[Tensor, "*batch Q"]) -> Float[Tensor, "*batch Q Q"]:
@@ -34,36 +42,47 @@ def ssd(
     x: Float[Tensor, "B G M E"],
     step: Float[Tensor, "B G M 1"],
     rate: Float[Tensor, "G 1 1"],
-    b: Float[Tensor, "B G M S"],
-    c: Float[Tensor, "B G R N S"],
+    b: Float[Tensor, "B K M S"],
+    c: Float[Tensor, "B K R N S"],
     state: Float[Tensor, "B G E S"] | None = None,
     *,
     chunk: int = CHUNK,
 ) -> tuple[Float[Tensor, "B G R N E"], Float[Tensor, "B G E S"]]:
-    """Output at the last N of M positions, and the state after the last; `state` is zeros if None."""
+    """Output at the last N of M positions, and the state after the last; `state` is zeros if None.
+
+    K is G, or 1: all share one b and one c.
+    """
     if state is None:
         state = x.new_zeros(*x.shape[:2], x.shape[3], b.shape[3])
     past = b.shape[2] - c.shape[3]
     chunk = min(chunk, b.shape[2])
-
-    def run(state: Tensor, rate: Tensor, *pieces: Tensor) -> tuple[Tensor, Tensor]:
-        # Backward runs each segment again under autograd, which only torch's own operations have.
-        fast = not torch.is_grad_enabled() and native.available(x.device)
-        return (_native_segment if fast else _segment)(chunk, state, rate, *pieces)
-
     c = F.pad(c, (0, 0, past, 0)) if past else c
-    learns = torch.is_grad_enabled() and any(y.requires_grad for y in (x, step, rate, b, c, state))
-    if native.available(x.device) and not learns:
-        out, state = _native_segment(chunk, state, rate, x, step, b, c)
+    if native.available(x.device):
+        out, last = _NativeDuality.apply(step * x, (step * rate).squeeze(-1), b, c, state, chunk)  # type: ignore[misc]
     else:
-        out, state = segmented(run, max(1, SEGMENT // chunk) * chunk, state, rate, x, step, b, c)
-    return out[..., past:, :], state
+        segment = functools.partial(_segment, chunk)
+        out, last = segmented(segment, max(1, SEGMENT // chunk) * chunk, state, rate, x, step, b, c)
+    return out[..., past:, :], last
 
 
-def _native_segment(
-    chunk: int, state: Tensor, rate: Tensor, x: Tensor, step: Tensor, b: Tensor, c: Tensor
-) -> tuple[Tensor, Tensor]:
-    return native.duality(x, (step * rate).squeeze(-1), step * b, c, state, chunk)
+class _NativeDuality(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, log: Tensor, b: Tensor, c: Tensor, state: Tensor, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        learns = any(ctx.needs_input_grad)
+        out, last, before = native.forward(x, log, b, c, state, chunk, checkpoints=learns)
+        if learns:
+            ctx.save_for_backward(x, log, b, c, before)
+            ctx.chunk = chunk
+        return out, last
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        of_out, of_last = grads
+        x, log, b, c, before = ctx.saved_tensors
+        return *native.backward(of_out, of_last, x, log, b, c, before, ctx.chunk), None
 
 
 def _segment(
@@ -71,8 +90,8 @@ def _segment(
 ) -> tuple[Tensor, Tensor]:
     """A few chunks at once; what the last one lacks is filled with zeros, which neither decay nor add."""
     size = x.shape[2]
-    log = step * rate
-    x, log, b, c = (F.pad(y, (0, 0, 0, -size % chunk)).unflatten(-2, (-1, chunk)) for y in (x, log, step * b, c))
+    pieces = (x, step * rate, step * b, c)  # a key that is NaN is masked with its scores, a value would not be
+    x, log, b, c = (F.pad(y, (0, 0, 0, -size % chunk)).unflatten(-2, (-1, chunk)) for y in pieces)
     log = log.squeeze(-1)
     decay = segment_sums(log).exp()
     from_start = log.cumsum(-1).exp()

@@ -39,12 +39,17 @@ def forward(
     scale: float,
     *,
     once: bool,
+    onto: tuple[Float[Tensor, "X Q E"], Float[Tensor, "X Q"]] | None = None,
 ) -> tuple[Float[Tensor, "X Q E"], Float[Tensor, "X Q"]]:
-    """Output and log-sum-exp; zeros and minus infinity for a query without any key."""
+    """Output and log-sum-exp; zeros and minus infinity for a query without any key.
+
+    With `onto`, those of the keys here and of the keys that gave `onto`, written over it.
+    """
     wide = _wide(q.dtype)
-    top = torch.full((q.shape[0] * q.shape[1],), -torch.inf, dtype=wide, device=q.device)
-    total = torch.zeros_like(top)
-    out = torch.zeros(len(top), v.shape[2], dtype=wide, device=q.device)
+    if onto is None:
+        onto = (q.new_zeros(*q.shape[:2], v.shape[2], dtype=wide), q.new_full(q.shape[:2], -torch.inf, dtype=wide))
+    out, top = onto[0].flatten(0, 1), onto[1].flatten()
+    total = (top > -torch.inf).to(wide)
     rows = [x.flatten(0, 1) for x in (q, k, v)]
     for tile in _tiles(tables, q.shape[1], k.shape[1], once=once):
         at = tile.query.flatten()
@@ -59,8 +64,8 @@ def forward(
         out[at] = out[at] * shrink.unsqueeze(-1) + (weights @ values).flatten(0, 1)
         top[at] = highest.flatten()
     empty = total == 0
-    out = (out / total.masked_fill(empty, 1.0).unsqueeze(-1)).view(*q.shape[:2], -1)
-    return out, (top + total.log()).view(q.shape[:2])
+    out /= total.masked_fill(empty, 1.0).unsqueeze(-1)
+    return out.view(*q.shape[:2], -1), (top + total.log()).view(q.shape[:2])
 
 
 def backward(
@@ -127,9 +132,9 @@ def _tiles_of(tables: list[Windows], index: int, query: Tensor, Q: int, M: int, 
         for x, b in (part.unbind(1) for part in pending.split(slab)):
             rank = (low[x, b] + offset)[:, None] + torch.arange(width, device=query.device)
             inside = (rank[:, None] >= start[x, b][..., None]) & (rank[:, None] < end[x, b][..., None])
-            row = x[:, None]
-            key = table.key_order[row, rank.clamp(max=places - 1)].long()
-            pairs = inside & counts(tables, index, x[:, None, None], query[x, b][..., None], key[:, None], once=once)
+            row, rank = x[:, None], rank.clamp(max=places - 1)
+            pairs = inside & counts(tables, index, x[:, None, None], query[x, b][..., None], rank[:, None], once=once)
+            key = rank if table.by_rank else table.key_order[row, rank].long()
             yield Tile(query[x, b] + row * Q, key + row * M, pairs)
         offset += width
         pending = pending[span[pending[:, 0], pending[:, 1]] > offset]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -52,12 +53,24 @@ def problem_of_case(case: Case) -> Problem:
 
 
 def prime(*, case: dict[str, Any]) -> dict[str, Any]:
-    """Run a case's attention on a few tokens, in a child, for what its first use leaves behind. The answer is empty."""
-    this = Case(**case)
+    """Run a case's attention on a few tokens, in a child, for what its first use leaves behind: {"warnings": [...]}."""
+    this, warned = Case(**case), _Warnings(logging.WARNING)
+    logging.getLogger().addHandler(warned)
     attention, dtype = build_attention(this), getattr(torch, this.dtype)
     heads = ((this.heads, this.head_dim), (this.kv_heads, this.head_dim), (this.kv_heads, this.value_dim))
     attention(*(torch.ones(1, count, PRIME_TOKENS, width, dtype=dtype, device=this.device) for count, width in heads))
-    return {}
+    return {"warnings": warned.messages}
+
+
+class _Warnings(logging.Handler):
+    """Keeps what is logged, for a parent that does not see it."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
 
 
 def needs_calibration(backend: type[Attention]) -> bool:

@@ -107,7 +107,7 @@ class AttentionTrial(Trial):
         reads_all = not streaming or self._attention.exact
         return Facts(
             kernel=str(getattr(self._attention, "kernel", "")),
-            flops=cost.flops * passes if kernel_level else None,
+            flops=(cost.flops - cost.past_flops * streaming) * passes if kernel_level else None,
             moved_bytes=sum(t.numel() * t.itemsize for t in q_k_v) + (self._output_bytes or 0) if reads_all else 0.0,
             output_bytes=self._output_bytes,
             state_bytes=self._operation.state_bytes if isinstance(self._operation, Decode) else cost.state_bytes,

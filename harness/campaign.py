@@ -44,7 +44,7 @@ def measure(config: Config, planned: Sequence[Planned], folder: RunFolder, comma
             facts = _facts(config, planned, folder, command, earlier, executor, report_to)
             folder.write_config(config)
             folder.write_facts(facts)
-            _prime(planned, executor)
+            _prime(planned, executor, report_to)
             circumstances = _circumstances(config, planned, facts, started_s)
             Rounds(planned, circumstances, journal, executor, folder.cache, report_to, earlier).run()
             folder.write_facts({**facts, "finished": now()})
@@ -122,20 +122,25 @@ def _class_facts(backend: str) -> dict[str, Any]:
     """What a class says of itself; a class outside the project may leave some unsaid."""
     found = resolve(backend)
     names = ("paper", "exact", "approximates", "claimed_time", "causality")
-    return {name: getattr(found, name, "") for name in names}
+    components = {name: list(claim) for name, claim in getattr(found, "claimed_components", {}).items()}
+    return {name: getattr(found, name, "") for name in names} | {"claimed_components": components}
 
 
-def _prime(planned: Sequence[Planned], executor: Executor) -> None:
+def _prime(planned: Sequence[Planned], executor: Executor, report_to: Reporter) -> None:
     """Run each backend once on a few tokens, so that what is compiled on first use is there before the first case.
 
-    What goes wrong here goes wrong in the cases too, which say so.
+    What goes wrong here goes wrong in the cases too, which say so; why something could not be compiled is said here.
     """
     first: dict[str, Planned] = {}
     for one in sorted(planned, key=lambda one: one.case.n):
         if one.case.subject in SUBJECTS:
             first.setdefault(one.case.backend, one)
+    warned: dict[str, None] = {}
     for one in first.values():
-        executor.run("harness.attention_case:prime", {"case": one.case.model_dump()}, Limits(SERVICE_S))
+        outcome = executor.run("harness.attention_case:prime", {"case": one.case.model_dump()}, Limits(SERVICE_S))
+        warned |= dict.fromkeys(outcome.answer.get("warnings", ()))
+    for warning in warned:
+        report_to.note(warning)
 
 
 def _circumstances(

@@ -19,7 +19,7 @@ from harness.config_source import ConfigError, apply_overrides, read_mapping
 __all__ = ["FOREIGN_SECTIONS", "Backend", "Budget", "Config", "ConfigError", "Expectation", "Grid", "load_config"]
 
 # Top-level sections of conf.yml that belong to other systems, which read them themselves.
-FOREIGN_SECTIONS: tuple[str, ...] = ()
+FOREIGN_SECTIONS: tuple[str, ...] = ("vq",)
 
 Positive = Annotated[float, Field(gt=0)]
 Limit = Annotated[float, Field(ge=0)]

@@ -1,6 +1,6 @@
 """What can be measured. A subject sets a case up; the trial that it gives is called, timed and checked.
 
-`attention` and `accuracy` have names; any other subject is `package.module:Class`, built without arguments.
+`attention`, `accuracy` and `component` have names; any other is `package.module:Class`, built without arguments.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from harness.rows import Case
 SUBJECTS: dict[str, str] = {
     "attention": "harness.attention_subject:AttentionSubject",
     "accuracy": "harness.attention_subject:AccuracySubject",
+    "component": "harness.components:ComponentSubject",
 }
 
 

@@ -124,7 +124,8 @@ def _lock(path: Path) -> Iterator[None]:
 
 def _digest(source: Path, compiler: str, flags: list[str]) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    parts = [source.read_text(encoding="utf8"), version, " ".join(flags), platform.machine(), _processor()]
+    texts = [path.read_text(encoding="utf8") for path in (source, *sorted(source.parent.glob("*.hpp")))]
+    parts = [*texts, version, " ".join(flags), platform.machine(), _processor()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

@@ -39,6 +39,10 @@ struct Table {
   const int32_t *key_order, *query_order, *start, *end, *before, *skip;
   const int32_t *key_code, *query_code, *shift, *oldest, *newest;
   int64_t places;  // length of a row of key_order
+  bool by_rank;
+
+  // Where a key's vectors and code lie in their row, given its rank and what key_order says of it.
+  int32_t at(int32_t rank, int32_t key) const { return by_rank ? rank : key; }
 };
 constexpr int kPointers = 11;
 
@@ -50,6 +54,7 @@ struct Problem {
   T scale;
   bool once;
   int threads;
+  bool resume;  // forward goes on from the output and log-sum-exp that it is given
 
   int64_t blocks() const { return (queries + kBlock - 1) / kBlock; }
 };
@@ -133,15 +138,15 @@ struct Block {
     }
   }
 
-  // Which lanes the key at this place of `ranks` counts for: 1 or 0 each.
-  void mask(int32_t place, int32_t key, int32_t *__restrict__ keep) const {
+  // Which lanes the key at this place of `ranks`, its code at `at`, counts for: 1 or 0 each.
+  void mask(int32_t place, int32_t key, int32_t at, int32_t *__restrict__ keep) const {
     for (int i = 0; i < kBlock; ++i) keep[i] = (start[i] <= place) & (place < end[i]);
     if (bounded)
       for (int i = 0; i < kBlock; ++i) keep[i] &= key < before[i];
     if (skips)
       for (int i = 0; i < kBlock; ++i) keep[i] &= key != skip[i];
     for (const Earlier &e : earlier) {
-      const int32_t code = e.key_code[key];
+      const int32_t code = e.key_code[at];
       for (int i = 0; i < kBlock; ++i)
         keep[i] &= (((e.code[i] ^ code) >> e.shift[i]) != 0) | (key < e.oldest[i]) | (e.newest[i] < key);
     }
@@ -256,7 +261,7 @@ struct Forward {
   Rows<T> keys, values;
   std::vector<T> packed, scores, sum;
   T *out[kBlock];
-  int32_t which[kTile];
+  int32_t which[kTile], at_row[kTile];
 
   explicit Forward(const Problem<T> &p)
       : keys(p.dim, kTile), values(p.value_dim, kTile), packed(p.dim * kBlock),
@@ -280,16 +285,16 @@ struct Forward {
     for (int32_t begin = 0; begin < places; begin += kTile) {
       const int count = std::min<int32_t>(kTile, places - begin);
       for (int j = 0; j < count; ++j) {
-        which[j] = order[block.ranks[begin + j]];
-        keys.set(j, p.k + (block.row * p.keys + which[j]) * p.dim);
-        values.set(j, p.v + (block.row * p.keys + which[j]) * p.value_dim);
+        which[j] = order[block.ranks[begin + j]], at_row[j] = p.tables[table].at(block.ranks[begin + j], which[j]);
+        keys.set(j, p.k + (block.row * p.keys + at_row[j]) * p.dim);
+        values.set(j, p.v + (block.row * p.keys + at_row[j]) * p.value_dim);
       }
       score(keys.at.data(), count, packed.data(), p.dim, scores.data());
       alignas(64) T higher[kBlock];
       std::copy(most, most + kBlock, higher);
       for (int j = 0; j < count; ++j) {
         T *__restrict__ s = &scores[j * kBlock];
-        block.mask(begin + j, which[j], keep);
+        block.mask(begin + j, which[j], at_row[j], keep);
         for (int i = 0; i < kBlock; ++i) {
           s[i] = keep[i] ? s[i] : -std::numeric_limits<T>::infinity();
           higher[i] = std::max(higher[i], s[i]);
@@ -325,7 +330,10 @@ template <typename T>
 void forward(const Problem<T> &p, T *out, T *lse) {
   const int64_t n = p.rows * p.queries;
   std::vector<T> top(n, -std::numeric_limits<T>::infinity()), total(n, T(0));
-  std::fill(out, out + n * p.value_dim, T(0));
+  if (p.resume)  // a finished softmax is one of weight one at its log-sum-exp
+    for (int64_t at = 0; at < n; ++at) top[at] = lse[at], total[at] = std::isinf(lse[at]) ? T(0) : T(1);
+  else
+    std::fill(out, out + n * p.value_dim, T(0));
   for (size_t t = 0; t < p.tables.size(); ++t)
     parallel(p.threads, p.rows * p.blocks(), kChunk, [&] { return Forward<T>(p); },
              [&](int64_t item, Forward<T> &f) { f.run(p, t, item, out, top.data(), total.data()); });
@@ -349,7 +357,7 @@ struct Backward {
   Rows<T> keys, values, queries, grads;
   std::vector<T> packed_q, packed_g, scores, flow, dq, spare;
   T *dq_at[kBlock];
-  int32_t which[kTile];
+  int32_t which[kTile], at_row[kTile];
   alignas(64) T log_sum[kBlock], inner[kBlock];
 
   explicit Backward(const Problem<T> &p)
@@ -381,15 +389,15 @@ struct Backward {
     for (int32_t begin = 0; begin < places; begin += kTile) {
       const int count = std::min<int32_t>(kTile, places - begin);
       for (int j = 0; j < count; ++j) {
-        which[j] = order[block.ranks[begin + j]];
-        keys.set(j, p.k + (block.row * p.keys + which[j]) * p.dim);
-        values.set(j, p.v + (block.row * p.keys + which[j]) * p.value_dim);
+        which[j] = order[block.ranks[begin + j]], at_row[j] = p.tables[table].at(block.ranks[begin + j], which[j]);
+        keys.set(j, p.k + (block.row * p.keys + at_row[j]) * p.dim);
+        values.set(j, p.v + (block.row * p.keys + at_row[j]) * p.value_dim);
       }
       score(keys.at.data(), count, packed_q.data(), p.dim, scores.data());
       score(values.at.data(), count, packed_g.data(), p.value_dim, flow.data());
       for (int j = 0; j < count; ++j) {
         T *__restrict__ s = &scores[j * kBlock], *__restrict__ f = &flow[j * kBlock];
-        block.mask(begin + j, which[j], keep);
+        block.mask(begin + j, which[j], at_row[j], keep);
         for (int i = 0; i < kBlock; ++i) {
           s[i] = keep[i] ? exponential(s[i] - log_sum[i]) : T(0);
           f[i] = keep[i] ? s[i] * (f[i] - inner[i]) * p.scale : T(0);
@@ -447,7 +455,7 @@ void backward_of_row(const Problem<T> &p, size_t table, int64_t row, const T *gr
   const int32_t *order = p.tables[table].key_order + row * p.tables[table].places;
   for (const Run<T> &run : done)
     for (size_t i = 0; i < run.ranks.size(); ++i) {
-      const int64_t key = row * p.keys + order[run.ranks[i]];
+      const int64_t key = row * p.keys + p.tables[table].at(run.ranks[i], order[run.ranks[i]]);
       const T *from_k = &run.dk[i * wide_k], *from_v = &run.dv[i * wide_v];
       for (int64_t d = 0; d < p.dim; ++d) dk[key * p.dim + d] += from_k[d];
       for (int64_t e = 0; e < p.value_dim; ++e) dv[key * p.value_dim + e] += from_v[e];
@@ -475,7 +483,8 @@ void count(const Problem<T> &p, int64_t *found) {
       alignas(64) int32_t keep[kBlock], sum[kBlock] = {};
       const int32_t *order = p.tables[t].key_order + b.row * p.tables[t].places;
       for (size_t place = 0; place < b.ranks.size(); ++place) {
-        b.mask(static_cast<int32_t>(place), order[b.ranks[place]], keep);
+        const int32_t key = order[b.ranks[place]];
+        b.mask(static_cast<int32_t>(place), key, p.tables[t].at(b.ranks[place], key), keep);
         for (int i = 0; i < kBlock; ++i) sum[i] += keep[i];
       }
       for (int i = 0; i < b.count; ++i) found[b.row * p.queries + b.query[i]] += sum[i];
@@ -488,6 +497,7 @@ struct Sort {
   const int32_t *query_codes, *key_codes;
   int64_t queries, keys, heads, codes, window, real;
   bool causal;
+  const int32_t *limit;  // of each query position how many keys are not after it, or null: those up to its own
   int32_t *key_order, *query_order, *start, *end, *oldest, *newest;
 };
 
@@ -511,13 +521,15 @@ void bucket_ranges(const Sort &s, int shift, int32_t *order, const Found &found)
                 [&](int32_t rank, int64_t j) { order[rank] = static_cast<int32_t>(j); });
   // `next` now ends every bucket. Positions ascend below, so one pointer a bucket follows them.
   std::vector<int32_t> reached(next.begin(), next.end() - 2);
-  for (int64_t i = std::max<int64_t>(0, s.real - past); i < each; ++i)
+  for (int64_t i = s.limit ? 0 : std::max<int64_t>(0, s.real - past); i < each; ++i) {
+    const int64_t bound = s.limit ? s.limit[i] : past + i + 1;
     for (int64_t h = 0; h < s.heads; ++h) {
       const int64_t query = h * each + i, code = s.query_codes[query] >> shift;
       int32_t &to = reached[code];
-      while (to < next[code + 1] && order[to] <= past + i) ++to;
+      while (to < next[code + 1] && order[to] < bound) ++to;
       found(query, next[code], to, next[code + 1]);
     }
+  }
 }
 
 void set_window(const Sort &s, int64_t query, const int32_t *order, int64_t offset, int32_t first, int32_t reached,
@@ -568,15 +580,15 @@ void forest_row(const Sort &s, int bits, int64_t fewest, int32_t *shift) {
   order_queries(s, (bits + 1) * s.keys);
 }
 
-// `index` holds kPointers pointers a table; `sizes` rows, queries, keys, dim, value_dim, tables, once, threads, and
-// then the places of each table.
+// `index` holds kPointers pointers a table; `sizes` rows, queries, keys, dim, value_dim, tables, once, threads, resume,
+// and then of each table its places and whether it is by rank.
 template <typename T>
 Problem<T> problem(const T *q, const T *k, const T *v, const int32_t *const *index, const int64_t *sizes, double scale) {
   Problem<T> p{q, k, v, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], {}, static_cast<T>(scale), sizes[6] != 0,
-               static_cast<int>(sizes[7])};
+               static_cast<int>(sizes[7]), sizes[8] != 0};
   for (int64_t t = 0; t < sizes[5]; ++t) {
     const int32_t *const *i = index + kPointers * t;
-    p.tables.push_back({i[0], i[1], i[2], i[3], i[4], i[5], i[6], i[7], i[8], i[9], i[10], sizes[8 + t]});
+    p.tables.push_back({i[0], i[1], i[2], i[3], i[4], i[5], i[6], i[7], i[8], i[9], i[10], sizes[9 + 2 * t], sizes[10 + 2 * t] != 0});
   }
   return p;
 }
@@ -602,14 +614,15 @@ extern "C" void window_count(const int32_t *const *index, const int64_t *sizes, 
 }
 
 // `sizes` rows, queries, keys, heads of a group, codes, window, causal, threads, and for a forest bits (0 for plain
-// windows, whose `shift` is left alone) and fewest candidates; `real` a number a row.
+// windows, whose `shift` is left alone) and fewest candidates; `real` a number a row; `limit` as in Sort, or null.
 extern "C" void window_sort(const int32_t *query_codes, const int32_t *key_codes, const int64_t *real,
-                            const int64_t *sizes, int32_t *key_order, int32_t *query_order, int32_t *start,
-                            int32_t *end, int32_t *oldest, int32_t *newest, int32_t *shift) {
+                            const int32_t *limit, const int64_t *sizes, int32_t *key_order, int32_t *query_order,
+                            int32_t *start, int32_t *end, int32_t *oldest, int32_t *newest, int32_t *shift) {
   const int64_t queries = sizes[1], keys = sizes[2], bits = sizes[8];
   parallel(static_cast<int>(sizes[7]), sizes[0], 1, [] { return 0; }, [&](int64_t row, int) {
     const int64_t q = row * queries, k = row * keys;
     const Sort s{query_codes + q, key_codes + k, queries, keys, sizes[3], sizes[4], sizes[5], real[row], sizes[6] != 0,
+                 limit ? limit + row * (queries / sizes[3]) : nullptr,
                  key_order + k * (bits + 1), query_order + q, start + q, end + q, oldest + q, newest + q};
     if (bits)
       forest_row(s, static_cast<int>(bits), sizes[9], shift + q);

@@ -27,11 +27,15 @@ def forward(
     scale: float,
     *,
     once: bool,
+    onto: tuple[Float[Tensor, "X Q E"], Float[Tensor, "X Q"]] | None = None,
 ) -> tuple[Float[Tensor, "X Q E"], Float[Tensor, "X Q"]]:
-    """Output and log-sum-exp in float32 at least; zeros and minus infinity for a query without any key."""
+    """Output and log-sum-exp in float32 at least; zeros and minus infinity for a query without any key.
+
+    With `onto`, those of the keys here and of the keys that gave `onto`, written over it.
+    """
     q, k, v = (_contiguous(x) for x in (q, k, v))
-    out, lse = q.new_empty(*q.shape[:2], v.shape[2]), q.new_empty(q.shape[:2])
-    index, sizes = _index(tables), _sizes(q.shape, k.shape, v.shape[2], tables, once)
+    out, lse = onto if onto else (q.new_empty(*q.shape[:2], v.shape[2]), q.new_empty(q.shape[:2]))
+    index, sizes = _index(tables), _sizes(q.shape, k.shape, v.shape[2], tables, once, resume=onto is not None)
     _call(f"window_forward_{NAMES[q.dtype]}", q, k, v, index, sizes, scale, out, lse)
     return out, lse
 
@@ -67,11 +71,13 @@ def windows(
     *,
     causal: bool,
     real: Int[Tensor, " X"] | None = None,
+    limit: Int[Tensor, "X positions"] | None = None,
     forest: tuple[int, int] = (0, 0),
 ) -> Windows:
     """`bucket_windows` by counting sort, for the queries of `heads` heads that stand last among the keys.
 
-    `forest` is the bits and the fewest candidates of an LSH forest's tree, or zeros.
+    `limit` says for each position how many keys are not after it, in place of its own rank among the keys; it
+    ascends. `forest` is the bits and the fewest candidates of an LSH forest's tree, or zeros.
     """
     rows, queries = query_codes.shape
     keys, (bits, fewest) = key_codes.shape[1], forest
@@ -82,7 +88,8 @@ def windows(
     sizes = torch.tensor([rows, queries, keys, heads, codes, window, causal, threads, bits, fewest])
     real = torch.zeros(rows, dtype=torch.int64) if real is None else real.to(torch.int64).contiguous()
     query_codes, key_codes = (x.int().contiguous() for x in (query_codes, key_codes))
-    _call("window_sort", query_codes, key_codes, real, sizes, key_order, *rest, shift)
+    limit = None if limit is None else limit.int().contiguous()
+    _call("window_sort", query_codes, key_codes, real, limit, sizes, key_order, *rest, shift)
     query_order, start, end, oldest, newest = rest
     return Windows(key_order, query_order, start, end, Members(key_codes, query_codes, shift, oldest, newest))
 
@@ -110,13 +117,16 @@ def _index(tables: list[Windows]) -> list[Tensor | None]:
     return found
 
 
-def _sizes(q: tuple[int, ...], k: tuple[int, ...], value_dim: int, tables: list[Windows], once: bool) -> Tensor:
+def _sizes(
+    q: tuple[int, ...], k: tuple[int, ...], value_dim: int, tables: list[Windows], once: bool, *, resume: bool = False
+) -> Tensor:
     assert not once or all(table.members for table in tables[:-1]), "a union needs to know its windows' members"
-    places = [table.key_order.shape[1] for table in tables]
-    return torch.tensor([q[0], q[1], k[1], q[2], value_dim, len(tables), once, torch.get_num_threads(), *places])
+    places = [x for table in tables for x in (table.key_order.shape[1], table.by_rank)]
+    threads = torch.get_num_threads()
+    return torch.tensor([q[0], q[1], k[1], q[2], value_dim, len(tables), once, threads, resume, *places])
 
 
-def _call(name: str, *arguments: Tensor | list[Tensor | None] | float) -> None:
+def _call(name: str, *arguments: Tensor | list[Tensor | None] | float | None) -> None:
     """Call a function of the library; tensors go as pointers, a list of them as an array of pointers."""
     kernel = library("bucket_window")
     assert kernel is not None, "ask available() first"
@@ -125,7 +135,9 @@ def _call(name: str, *arguments: Tensor | list[Tensor | None] | float) -> None:
     function(*(_pointer(x) for x in arguments))
 
 
-def _pointer(x: Tensor | list[Tensor | None] | float) -> object:
+def _pointer(x: Tensor | list[Tensor | None] | float | None) -> object:
+    if x is None:
+        return ctypes.c_void_p(None)
     if isinstance(x, float | int):
         return ctypes.c_double(x)
     if isinstance(x, Tensor):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from harness.report import units
 from harness.report.answer import DEFINITIONS, answer_strip, answer_table
+from harness.report.components import component_groups
 from harness.report.facts import RunFacts
 from harness.report.figures import Quantity, length_figure
 from harness.report.growth import crossover_table, growth_tables, slope_table
@@ -44,6 +45,7 @@ def build_document(rows: Sequence[Row], facts: RunFacts) -> Document:
             "",
             _per_section(sections, lambda place, section: _roofline(section, styles)),
         ),
+        Chapter("components", "Where the time goes", "", component_groups(sections, styles)),
         Chapter("missing", "Not measured", "", _plain([missing_table(sections, styles)])),
         Chapter(
             "more", "Further metrics", "", _plain([metric_table(sections, name, styles) for name in _further(rows)])

@@ -42,6 +42,7 @@ class ClassFacts(_Part):
     approximates: _Said = ""
     claimed_time: _Said = ""
     causality: _Said = ""
+    claimed_components: dict[str, tuple[float, float]] = Field(default_factory=dict)  # share of the time, exponent
 
 
 class RunFacts(_Part):

@@ -14,6 +14,18 @@ from attentions.contract import CHECKS, main, nan_from_values
 from attentions.controls import RandomSupport
 from tests.attentions import broken
 
+# Each part of lsh_v2 alone (buckets, samples, compression, scan), and all but one.
+LSH_V2: dict[str, Any] = {
+    "n_hashes": 3, "hash_dim": 2, "bucket_size": 5, "local": 8, "samples": 2, "hash_steps": 2,
+}  # fmt: skip
+_BARE: dict[str, Any] = {"samples": 0, "compression_factors": [1], "global_context": False, "hash_steps": 0}
+LSH_V2_ALONE: list[dict[str, Any]] = [
+    _BARE,
+    {**_BARE, "n_hashes": 0, "samples": 3},
+    {**_BARE, "compression_factors": [1, 3], "local": 9},
+    {**_BARE, "n_hashes": 0, "global_context": True},
+]
+LSH_V2_OFF: list[dict[str, Any]] = [{"n_hashes": 0}, *({name: value} for name, value in _BARE.items())]
 # Settings small enough that windows truncate and buckets differ; a backend without an entry runs on its defaults.
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "bit_sampling": [
@@ -25,8 +37,11 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "simhash": [{"bits": 2, "tables": 3, "window": 7, "local": 2, "balanced": True}, {}],
     "lsh_forest": [{"trees": 3, "bits": 6, "min_candidates": 5, "max_candidates": 17, "local": 2}, {}],
     "reformer": [{"hashes": 3, "chunk": 5, "buckets": 6}, {"hashes": 1, "chunk": 16, "buckets": 200}],
+    "lsh_v2": [{**LSH_V2, **changes} for changes in ({}, *LSH_V2_ALONE, *LSH_V2_OFF)],
     "mamba": [{}, {"states": 21}],
     "mamba2": [{}, {"chunk": 5}],
+    "vq": [{"codes": 19, "block": 16}, {"codes": 1, "block": 1}, {}],
+    "vq_qk": [{"codes": 19, "block": 16}, {"codes": 5, "block": 300}, {}],
     "hyper": [
         {"block_size": 16, "sample_size": 8, "min_seq_len": 32},
         {"block_size": 5, "sample_size": 24, "min_seq_len": 7, "lsh_num_projs": 3},

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from attentions import build
 from attentions.mamba2_block import Mamba2Block
-from attentions.native import selective_scan as native
+from attentions.native import calls
+from attentions.native import duality as native
 from attentions.recurrence import Terms, sequential
 from attentions.ssd import segment_sums, ssd
-from tests.attentions.test_mamba import check_against_mixer
+from tests.attentions.test_mamba import check_against_mixer, check_same_weights
 
 B, G, R, M, E, S = 2, 3, 2, 150, 19, 5
 
@@ -62,6 +63,7 @@ def test_gradients_are_those_of_the_sequential_recurrence() -> None:
         torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.usefixtures("either_kernel")
 def test_gradcheck() -> None:
     leaves = [x.requires_grad_() for x in inputs(3, 5, channels=2, states=2)]
     state = torch.randn(B, G, 2, 2, dtype=torch.float64, requires_grad=True)
@@ -77,6 +79,34 @@ def test_pieces_of_a_long_sequence_are_the_whole() -> None:
     second, end = ssd(x[:, :, cut:], step[:, :, cut:], rate, b[:, :, cut:], c[:, :, :, cut:], middle)
     torch.testing.assert_close(torch.cat((first, second), dim=3), want, rtol=1e-10, atol=1e-11)
     torch.testing.assert_close(end, last, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.usefixtures("either_kernel")
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_one_b_and_c_for_all_heads_is_a_copy_for_each(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)  # the heads go to threads in parts
+    monkeypatch.setattr(calls, "ALONE", 1)
+    x, step, rate, b, c = inputs()
+    one = [y.requires_grad_() for y in (x, step, rate, b[:, :1].clone(), c[:, :1].clone())]
+    each = [*one[:3], *(y.expand(B, G, *y.shape[2:]) for y in one[3:])]
+    upstream = torch.randn(B, G, R, M, E, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    want, got = ssd(*each, chunk=16)[0], ssd(*one, chunk=16)[0]
+    torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-12)
+    found, expected = (torch.autograd.grad(y, one, upstream) for y in (got, want))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.usefixtures("either_kernel")
+def test_threads_that_share_the_channels_of_a_head_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    leaves = [y[:1, :1].clone().requires_grad_() for y in inputs(channels=40)]
+    leaves[2] = inputs()[2][:1].clone().requires_grad_()
+    found = []
+    monkeypatch.setattr(calls, "ALONE", 1)
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        out = ssd(*leaves, chunk=16)[0]
+        found.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-11, atol=1e-11)
 
 
 def test_segment_sums_keep_small_decays_beside_huge_ones() -> None:
@@ -136,3 +166,23 @@ def test_block_with_a_mixer_s_weights_is_the_mixer(length: int, groups: int) -> 
     )
     mixer = modeling.Mamba2Mixer(config, layer_idx=0).eval()
     check_against_mixer(Mamba2Block.from_hf(mixer), mixer, length, 16)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_block_goes_to_transformers_and_back(groups: int) -> None:
+    pytest.importorskip("transformers")
+    block = Mamba2Block(
+        12, inner_dim=36, head_dim=6, states=5, groups=groups, width=3, bias=True, conv_bias=False, eps=1e-3,
+        step_limit=(0.01, 0.05), seed=1,
+    )  # fmt: skip
+    mixer = block.to_hf()
+    check_against_mixer(block, mixer, 33, 12)
+    check_same_weights(Mamba2Block.from_hf(mixer), block)
+
+
+def test_block_that_transformers_has_no_mixer_for_says_so() -> None:
+    pytest.importorskip("transformers")
+    with pytest.raises(ValueError, match="causal"):
+        Mamba2Block(8, causal=False).to_hf()
+    with pytest.raises(ValueError, match="inner_dim"):
+        Mamba2Block(8, inner_dim=12).to_hf()

@@ -164,7 +164,7 @@ def test_a_backend_of_ones_own_is_named_by_its_path() -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"backends": ["flsh"]}, "backends.0: no backend is called 'flsh'; did you mean flash?"),
+        ({"backends": ["flsh"]}, "backends.0: no backend is called 'flsh'; did you mean flash, lsh_v2?"),
         ({"backends": ["vanilla", {"name": "no.such:One"}]}, "backends.1: backend 'no.such:One' cannot be imported"),
         (
             {"backends": [{"name": "bit_sampling", "bitz": 3}]},
@@ -203,7 +203,7 @@ def test_a_backend_of_ones_own_is_named_by_its_path() -> None:
         ({"inputs": "/nowhere.safetensors"}, "inputs: inputs file '/nowhere.safetensors' cannot be read"),
         (
             {"expect": {"flsh": {"error": 1.0}}},
-            "expect.flsh: no backend or label is called this; did you mean flash? there are vanilla, bit_sampling,",
+            "expect.flsh: no backend or label is called this; did you mean flash or lsh_v2? there are vanilla,",
         ),
     ],
     ids=lambda value: value.partition(":")[0] if isinstance(value, str) else "",
@@ -257,7 +257,7 @@ def test_the_default_configuration_holds_what_it_promises() -> None:
     assert values(main, "n") == [2**power for power in range(7, 19)]
     assert values(main, "inputs") == ["text"]
     assert {one.rounds for one in main} == {5}
-    assert values(extra, "label") == ["bit_sampling", "simhash", "lsh_forest", "hyper", *controls]
+    assert values(extra, "label") == ["bit_sampling", "simhash", "lsh_forest", "vq", "vq_qk", "hyper", *controls]
     assert values(extra, "inputs") == ["planted", "gaussian"]
     assert {one.rounds for one in extra} == {1}
     assert {one.case.label for one in planned if one.case.control} == set(controls)

@@ -1,0 +1,169 @@
+"""The softmax estimate of one level: band, buckets and samples of its keys, in stages that can be timed alone.
+
+`Past` is all that a level has to know of earlier tokens, nothing in `forward` and the state when decoding: `forward`
+on a sequence and `advance` on its pieces are the same code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attentions.buckets import Windows
+from attentions.lsh_v2.hashing import LearnedHash
+from attentions.lsh_v2.levels import Band, Level, band, pooled
+from attentions.lsh_v2.merge import Part
+from attentions.lsh_v2.samples import NOWHERE, Pools, Reservoir, Sampler, Samples, sample_windows
+from attentions.lsh_v2.windows import band_windows, coming_windows, recent_windows
+
+
+@dataclass(frozen=True)
+class Past:
+    """`keys` and `values` from position `begin` on, uncompressed; the pools before it that a window may still
+    reach; and the strata of all keys before the block that the next position lies in.
+    """
+
+    begin: int
+    keys: Float[Tensor, "X L D"]
+    values: Float[Tensor, "X L E"]
+    pools: Pools | None
+    reservoir: Reservoir | None
+
+    def rows(self, index: Int[Tensor, " X"]) -> Past:
+        """The rows that `index` names."""
+        pools, reservoir = (None if x is None else x.rows(index) for x in (self.pools, self.reservoir))
+        return Past(self.begin, self.keys[index], self.values[index], pools, reservoir)  # type: ignore[arg-type]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that is held."""
+        held = [x.tensors() for x in (self.pools, self.reservoir) if x is not None]
+        return self.keys, self.values, *(x for one in held for x in one)
+
+    def detach(self) -> Past:
+        """The same, of its own memory and without gradients."""
+        pools, reservoir = (None if x is None else x.detach() for x in (self.pools, self.reservoir))
+        keys, values = (x.detach().clone() for x in (self.keys, self.values))
+        return Past(self.begin, keys, values, pools, reservoir)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a level's estimate is made of: window of a bucket, keys of the band, block that shares samples."""
+
+    rounds: int
+    window: int
+    local: int
+    block: int
+    causal: bool
+    scale: float
+
+
+class Estimate:
+    """One level of one call: queries at positions `at` and the keys before and, if not causal, after them."""
+
+    def __init__(
+        self,
+        level: Level,
+        settings: Settings,
+        hashing: LearnedHash,
+        sampler: Sampler | None,
+        q: Float[Tensor, "B H N D"],
+        past: Past,
+    ) -> None:
+        self.level, self.settings, self.hashing, self.sampler = level, settings, hashing, sampler
+        self.past, self.batch = past, q.shape[0]
+        self.keys = past.begin + past.keys.shape[1]  # M
+        self.q = q[:, level.heads].unflatten(1, (level.rows, -1)).flatten(2, 3).flatten(0, 1)  # X, Q, D
+        self.at = torch.arange(self.keys - q.shape[2], self.keys, device=q.device).repeat(level.group)
+        self.heads = torch.arange(level.kv_heads.start, level.kv_heads.stop, device=q.device).repeat(self.batch)
+        self.band: Band = band(self.at, self.keys, level.factor, settings.local, causal=settings.causal)
+
+    def pool(self) -> tuple[Tensor, Tensor]:
+        """Keys and values pooled by the level's factor."""
+        return pooled(self.past.keys, self.level.factor), pooled(self.past.values, self.level.factor)
+
+    def codes(self, keys: Float[Tensor, "X L D"]) -> tuple[Int[Tensor, "rounds X Q"], Int[Tensor, "rounds X L"]]:
+        """Codes of queries and of pooled keys."""
+        found = []
+        for x in (self.q, keys):
+            by_head = x.unflatten(0, (self.batch, -1))
+            found.append(self.hashing(by_head, self.level.kv_heads).flatten(1, 2))
+        return found[0], found[1]
+
+    def fresh(self, keys: Tensor, values: Tensor, codes: Tensor) -> Pools:
+        """The pools of `past.keys` with their places in the sequence."""
+        index = torch.arange(keys.shape[1], device=keys.device) + self.past.begin // self.level.factor
+        return Pools(keys, values, codes, index.expand(len(keys), -1).contiguous())
+
+    def reached(self, fresh: Pools) -> Pools:
+        """All pools that windows may reach."""
+        return fresh if self.past.pools is None else Pools.cat(self.past.pools, fresh)
+
+    def tables(self, of_q: Int[Tensor, "rounds X Q"], pools: Pools) -> list[list[Windows]]:
+        """Windows in the buckets of each round: of pools before the band and, if not causal, of those after it."""
+        rounds, window = self.settings.rounds, self.settings.window
+        if pools.index.shape[1] == 0 or rounds == 0:
+            return []
+        both = list(zip(of_q[:rounds], pools.codes[:rounds], strict=True))
+        before, after = (self._place(pools, limit) for limit in (self.band.before, self.band.after))
+        codes = self.hashing.buckets**2
+        found = [[recent_windows(q, k, before, window, codes) for q, k in both]]
+        return found if self.settings.causal else [*found, [coming_windows(q, k, after, window) for q, k in both]]
+
+    def sample(self, fresh: Pools) -> tuple[Samples, Reservoir] | None:
+        """The samples of each block that queries lie in, and one more, which decoding goes on from."""
+        if self.sampler is None or (self.past.reservoir is None and fresh.index.shape[1] == 0):
+            return None
+        per_block = self.settings.block // self.level.factor
+        begin = self._block(self.at[0])
+        new = fresh
+        if self.past.reservoir is not None:  # which has counted what lies before its block
+            new = fresh.drop(int(begin) * per_block - self.past.begin // self.level.factor)
+        opens = (new.index[0] // per_block + 1 - begin).clamp(min=0)
+        blocks = int(self._block(self.at[-1] + 1) - begin) + 1
+        if not self.settings.causal:
+            opens, blocks = torch.zeros_like(opens), 1
+        if self.past.reservoir is None and opens[0] >= blocks:  # nobody's block has a past yet
+            return None
+        coarse = self.hashing.coarse(new.codes)
+        return self.sampler.sample(new, coarse, self.heads, opens, blocks, self.past.reservoir)
+
+    def parts(self, pools: Pools, tables: list[list[Windows]], samples: Samples | None) -> list[Part]:
+        """The disjoint sets of keys that queries meet, the band first."""
+        level, past, b = self.level, self.past, self.band
+        bias = float(torch.tensor(level.factor, dtype=torch.float64).log())
+        within = band_windows(b.start - past.begin, b.stop - past.begin, past.keys.shape[1], level.group, len(self.q))
+        found = [Part(self.q, past.keys, past.values, [within])]
+        found += [Part(self.q, pools.keys, pools.values, side, bias) for side in tables]
+        if samples is not None:
+            found += self._sample_parts(samples, pools, tables, bias)
+        return found
+
+    def _sample_parts(self, samples: Samples, pools: Pools, tables: list[list[Windows]], bias: float) -> list[Part]:
+        causal = self.settings.causal
+        samples = samples if causal else samples.by_position()
+        block = self._block(self.at) - self._block(self.at[0]) if causal else torch.zeros_like(self.at)
+        # A weight in the logit: one more dimension, in which every query is one.
+        weight = samples.count.clamp(min=1).to(self.q.dtype).log() / self.settings.scale
+        q, k = F.pad(self.q, (0, 1), value=1.0), torch.cat((samples.pools.keys, weight.unsqueeze(-1)), -1)
+        none, everything = None, torch.full_like(self.at, NOWHERE)
+        sides = [(none, self.band.before)] if causal else [(none, self.band.before), (self.band.after, everything)]
+        index = None if self.past.pools is None else pools.index
+        found = []
+        for side, (start, stop) in enumerate(sides):
+            own = tables[side] if tables else []
+            made = sample_windows(samples, own, index, block, self.level.group, start, stop)
+            found.append(Part(q, k, samples.pools.values, made, bias))
+        return found
+
+    def _block(self, at: Tensor) -> Tensor:
+        return at // self.settings.block
+
+    def _place(self, pools: Pools, limit: Int[Tensor, " Q"]) -> Int[Tensor, "X positions"]:
+        """How many of the pools at hand stand before pool `limit`; the same for each head."""
+        limit = limit[: len(limit) // self.level.group].expand(len(self.q), -1).contiguous()
+        return limit if self.past.pools is None else torch.searchsorted(pools.index, limit)

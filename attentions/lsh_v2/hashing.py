@@ -1,0 +1,71 @@
+"""Learned hash functions: a projection and two rotations a round, whose largest coordinates name the bucket.
+
+    z = x·P / |x·P|        code = (argmax [z·R; -z·R], argmax [z·R'; -z·R'])
+
+P (D, hash_dim) is shared by queries and keys of a key/value head; the two rotations start orthogonal and differ by
+round. A rotation alone gives 2·hash_dim buckets, the pair (2·hash_dim)². Codes do not need the normalisation, since
+the largest coordinate stays the largest; the soft assignment that training uses does. Rotational hashing is that of
+Andoni et al. 2015, "Practical and optimal LSH for angular distance", https://arxiv.org/abs/1509.02897.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class LearnedHash(nn.Module):
+    """`rounds` functions for each of `kv_heads` heads, codes in [0, (2·hash_dim)²)."""
+
+    def __init__(self, kv_heads: int, head_dim: int, *, rounds: int, hash_dim: int, seed: int) -> None:
+        super().__init__()
+        self.rounds, self.hash_dim = rounds, hash_dim
+        self.buckets = 2 * hash_dim  # of one rotation
+        draw = torch.Generator().manual_seed(seed)
+        projections = torch.randn(kv_heads, rounds, head_dim, hash_dim, generator=draw) * head_dim**-0.5
+        rotations = torch.randn(kv_heads, rounds, 2, hash_dim, hash_dim, generator=draw)
+        self.projections = nn.Parameter(projections)
+        self.rotations = nn.Parameter(torch.linalg.qr(rotations)[0])
+
+    def forward(
+        self, x: Float[Tensor, "B heads N D"], kv_heads: slice = slice(None)
+    ) -> Int[Tensor, "rounds B heads N"]:
+        """Codes of vectors whose heads, one or several each, belong to these key/value heads."""
+        with torch.no_grad():
+            first, second = self._largest(self._rotated(x, kv_heads)).unbind(3)  # B, G, rounds, Q
+            return (first * self.buckets + second).movedim(2, 0).reshape(self.rounds, *x.shape[:3])
+
+    def coarse(self, codes: Int[Tensor, "rounds X L"]) -> Int[Tensor, "X L"]:
+        """The first round's first rotation alone: 2·hash_dim buckets, the strata of dissimilarity sampling."""
+        return codes[0] // self.buckets
+
+    def soft(
+        self, x: Float[Tensor, "B heads N D"], temperature: float
+    ) -> Float[Tensor, "B G Q rounds rotations buckets"]:
+        """Log-probability of each bucket, differentiable in the functions; Q counts the queries of all heads."""
+        z = self._grouped(x, slice(None)).flatten(2, 3).unsqueeze(2) @ self.projections.to(x.dtype)
+        z = nn.functional.normalize(z, dim=-1).unsqueeze(3) @ self.rotations.to(x.dtype)  # B, G, rounds, 2, Q, hash_dim
+        both = torch.cat((z, -z), dim=-1) / temperature
+        return both.log_softmax(-1).movedim(4, 2)
+
+    def _rotated(self, x: Tensor, kv_heads: slice) -> Tensor:
+        """(B, G, rounds, 2, hash_dim, Q), not normalised."""
+        wide = x.dtype if x.dtype == torch.float64 else torch.float32
+        maps = self.projections[kv_heads].to(wide).unsqueeze(2) @ self.rotations[kv_heads].to(wide)
+        maps = maps.mT.flatten(1, 3)  # G, rounds·2·hash_dim, D
+        y = maps @ self._grouped(x.detach().to(wide), kv_heads).flatten(2, 3).mT
+        return y.unflatten(2, (self.rounds, 2, self.hash_dim))
+
+    def _grouped(self, x: Tensor, kv_heads: slice) -> Tensor:
+        G = len(self.projections[kv_heads])
+        return x.unflatten(1, (G, x.shape[1] // G))
+
+    def _largest(self, y: Tensor) -> Tensor:
+        """argmax [y; -y] over the axis before the last, the first of equals; along it, which is far faster here."""
+        best, code = torch.full_like(y[..., 0, :], -1.0), torch.zeros_like(y[..., 0, :], dtype=torch.int64)
+        for i, one in enumerate(y.unbind(-2)):
+            size = one.abs()
+            code = torch.where(size > best, (one < 0) * self.hash_dim + i, code)
+            best = torch.maximum(best, size)
+        return code

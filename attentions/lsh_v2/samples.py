@@ -1,0 +1,236 @@
+"""Dissimilarity sampling: one key of each stratum stands for what a query's buckets leave out.
+
+Keys are divided into strata by a coarse hash, and each bucket into `per_bucket` parts by position. Before each block of
+queries every stratum has one sampled key, uniform among its keys so far: the one with the smallest random number,
+which depends on seed, head and position alone. So a longer sequence has the same samples, and decoding needs no
+more than the sample, the count and the sum of values of each stratum.
+
+A sample's exponential counts as often as its stratum has keys (nothing, where the query meets that key anyway): an
+unbiased estimate of the rest of the normaliser. The value that goes with it is the mean of the stratum's, not the
+sampled key's own: that would put the noise of a few values, weighted a thousandfold, into the output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attentions.buckets import Members, Windows
+from attentions.hashing import splitmix
+from attentions.lsh_v2.windows import by_position
+
+NOWHERE = 2**31 - 2  # index of a sample that is not there: after every key
+NEVER = 2**63 - 1  # number that no key draws
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Keys of a level, pooled by its factor: `index` counts pools from the start of the sequence, -1 fills up."""
+
+    keys: Float[Tensor, "X L D"]
+    values: Float[Tensor, "X L E"]
+    codes: Int[Tensor, "rounds X L"]
+    index: Int[Tensor, "X L"]
+
+    @staticmethod
+    def cat(*parts: Pools) -> Pools:
+        """One after the other."""
+        keys, values, index = (torch.cat([getattr(p, name) for p in parts], 1) for name in ("keys", "values", "index"))
+        return Pools(keys, values, torch.cat([p.codes for p in parts], 2), index)
+
+    def keep(self, count: int) -> Pools:
+        """The first ones of each row alone."""
+        return Pools(self.keys[:, :count], self.values[:, :count], self.codes[:, :, :count], self.index[:, :count])
+
+    def rows(self, index: Int[Tensor, " X"]) -> Pools:
+        """The rows that `index` names."""
+        return Pools(self.keys[index], self.values[index], self.codes[:, index], self.index[index])
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that is held."""
+        return self.keys, self.values, self.codes, self.index
+
+    def detach(self) -> Pools:
+        """The same, of its own memory and without gradients."""
+        return Pools(*(x.detach().clone() for x in self.tensors()))
+
+    def drop(self, count: int) -> Pools:
+        """Without the first ones of each row."""
+        return Pools(self.keys[:, count:], self.values[:, count:], self.codes[:, :, count:], self.index[:, count:])
+
+    def with_values(self, place: Int[Tensor, "X K"], values: Float[Tensor, "X K E"]) -> Pools:
+        """The pools at these places of each row, with other values."""
+        codes = self.codes.gather(2, place.expand(len(self.codes), -1, -1))
+        return Pools(_rows_at(self.keys, place), values, codes, self.index.gather(1, place))
+
+    def select(self, place: Int[Tensor, "X K"]) -> Pools:
+        """The pools at these places of each row."""
+        return self.with_values(place, _rows_at(self.values, place))
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples of `blocks` blocks of queries, by stratum; one that is not there stands nowhere, after every key."""
+
+    pools: Pools  # X, blocks·strata
+    count: Int[Tensor, "X P"]
+    blocks: int
+
+    @property
+    def strata(self) -> int:
+        """Samples of a block."""
+        return self.count.shape[1] // self.blocks
+
+    def by_position(self) -> Samples:
+        """Those of one block, in order of position."""
+        order = self.pools.index.argsort(-1)
+        return Samples(self.pools.select(order), self.count.gather(1, order), self.blocks)
+
+
+@dataclass(frozen=True)
+class Reservoir:
+    """What sampling has to remember of all keys before a block; by stratum."""
+
+    pools: Pools  # `values` hold sums
+    draw: Int[Tensor, "X S"]
+    count: Int[Tensor, "X S"]
+
+    def rows(self, index: Int[Tensor, " X"]) -> Reservoir:
+        """The rows that `index` names."""
+        return Reservoir(self.pools.rows(index), self.draw[index], self.count[index])
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that is held."""
+        return *self.pools.tensors(), self.draw, self.count
+
+    def detach(self) -> Reservoir:
+        """The same, of its own memory and without gradients."""
+        return Reservoir(self.pools.detach(), self.draw.clone(), self.count.clone())
+
+
+class Sampler:
+    """Strata and draws. `seed` decides the draws, `heads` are the absolute key/value heads of the rows."""
+
+    def __init__(self, buckets: int, per_bucket: int, seed: int) -> None:
+        self.strata, self.per_bucket, self.seed = buckets * per_bucket, per_bucket, seed
+
+    def stratum(self, coarse: Int[Tensor, "*shape"], index: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+        """The stratum of keys with these coarse codes at these pool indices."""
+        return coarse * self.per_bucket + index % self.per_bucket
+
+    def draw(self, index: Int[Tensor, "X L"], heads: Int[Tensor, " X"]) -> Int[Tensor, "X L"]:
+        """A random number of 31 bits for each pool, a function of seed, head and index."""
+        stream = splitmix(splitmix(torch.full_like(heads, self.seed)) ^ heads)
+        return splitmix(stream[:, None] ^ index) & (2**31 - 1)
+
+    def sample(
+        self,
+        pools: Pools,
+        coarse: Int[Tensor, "X L"],
+        heads: Int[Tensor, " X"],
+        opens: Int[Tensor, " L"],
+        blocks: int,
+        before: Reservoir | None = None,
+    ) -> tuple[Samples, Reservoir]:
+        """Samples of each block, and what the last block's sampling knew. A pool counts from block `opens` on."""
+        S, held = self.strata, int((opens < blocks).sum())
+        pools = pools.keep(held)
+        cell = opens[:held] * S + self.stratum(coarse[:, :held], pools.index)
+        ticket = self.draw(pools.index, heads) << 32 | torch.arange(held, device=cell.device)
+        tickets = torch.full((len(cell), blocks * S), NEVER, device=cell.device)
+        tickets = tickets.scatter_reduce(1, cell, ticket, "amin").unflatten(1, (blocks, S))
+        count = _per_cell(torch.ones_like(pools.index), cell, blocks, S)
+        total = _per_cell(pools.values, cell, blocks, S)
+        if before is not None:
+            first = torch.where(before.count > 0, before.draw << 32 | torch.arange(S, device=cell.device), NEVER)
+            tickets = torch.where(tickets == NEVER, NEVER, tickets + S)
+            tickets[:, 0] = torch.minimum(tickets[:, 0], first)
+            count[:, 0] += before.count
+            total = torch.cat((total[:, :1] + before.pools.values[:, None], total[:, 1:]), 1)
+            pools = Pools.cat(before.pools, pools)
+        return self._drawn(pools, tickets.cummin(1).values, count.cumsum(1), _RunningSum.apply(total))  # type: ignore
+
+    def _drawn(self, pools: Pools, tickets: Tensor, count: Tensor, total: Tensor) -> tuple[Samples, Reservoir]:
+        _, blocks, S = tickets.shape
+        there, count, total = (tickets != NEVER).flatten(1), count.flatten(1), total.flatten(1, 2)
+        place = torch.where(there, tickets.flatten(1) & (2**32 - 1), 0)
+        chosen = pools.with_values(place, total)
+        chosen = replace(chosen, index=chosen.index.masked_fill(~there, NOWHERE))
+        reservoir = Reservoir(chosen.drop((blocks - 1) * S), tickets[:, -1] >> 32, count[:, -S:])
+        mean = total / count.clamp(min=1).unsqueeze(-1)
+        return Samples(replace(chosen, values=mean), count, blocks), reservoir
+
+
+def _per_cell(x: Tensor, cell: Tensor, blocks: int, strata: int) -> Tensor:
+    """(X, blocks, strata, ...): the sum of what each block adds to each stratum."""
+    rows = torch.arange(len(x), device=x.device)[:, None] * (blocks * strata)
+    into = x.new_zeros(len(x) * blocks * strata, *x.shape[2:])
+    into = into.index_add(0, (rows + cell).flatten(), x.flatten(0, 1))
+    return into.view(len(x), blocks, strata, *x.shape[2:])
+
+
+class _RunningSum(torch.autograd.Function):
+    """cumsum over axis 1, block after block: torch's own walks each column alone, ten times as slow."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        out = x.clone()
+        for one, two in pairwise(out.unbind(1)):
+            two += one
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # type: ignore[override]
+        out = grads[0].clone()
+        for one, two in pairwise(reversed(out.unbind(1))):
+            two += one
+        return out
+
+
+def _rows_at(x: Tensor, place: Tensor) -> Tensor:
+    """x (X, L, W) at places (X, K), by one selection of rows, which is far faster than a gather of elements."""
+    rows = torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
+    return x.flatten(0, 1).index_select(0, (rows + place).flatten()).view(*place.shape, x.shape[2])
+
+
+def sample_windows(
+    samples: Samples,
+    tables: list[Windows],
+    index: Int[Tensor, "X L"] | None,
+    block: Int[Tensor, " Q"],
+    heads: int,
+    start: Int[Tensor, " Q"] | None,
+    stop: Int[Tensor, " Q"],
+) -> list[Windows]:
+    """The samples of each query's block from pool `start` and before pool `stop`, but for those in its `tables`.
+
+    The latter come first, emptied: they know which pools the query meets anyway. `index` is that of the pools that
+    they are windows of, None where these stand at their own index. With `start`, samples are in order of position.
+    """
+    X, S = len(samples.count), samples.strata
+    order = samples.pools.index.int()
+    queries = by_position(len(block), heads, block.device).int().expand(X, -1).contiguous()
+    nothing = torch.zeros(X, len(block), dtype=torch.int32, device=block.device)
+    found = []
+    for table, codes in zip(tables, samples.pools.codes[: len(tables)], strict=True):
+        m = table.members
+        assert m is not None, "windows of buckets know their members"
+        oldest, newest = m.oldest, m.newest
+        if index is not None:
+            last = index.shape[1] - 1
+            empty = oldest > last
+            oldest = index.gather(1, oldest.long().clamp(max=last)).masked_fill(empty, NOWHERE).int()
+            newest = index.gather(1, newest.long().clamp(0, last)).masked_fill(empty, -1).int()
+        members = Members(codes.int(), m.query_code, m.shift, oldest, newest)
+        found.append(Windows(order, queries, nothing, nothing, members, by_rank=True))
+    first, last = (block * S).int().expand(X, -1), (block * S + S).int().expand(X, -1)
+    if start is not None:
+        first = torch.searchsorted(samples.pools.index, start.expand(X, -1).contiguous()).int()
+    before = stop.int().expand(X, -1).contiguous()
+    return [*found, Windows(order, queries, first.contiguous(), last.contiguous(), before=before, by_rank=True)]

@@ -1,0 +1,91 @@
+// What the kernels of recurrences share: vectors of lanes, an exponential on them, and threads.
+
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+namespace {
+
+#ifdef __AVX512F__
+constexpr int kVectorBytes = 64;
+#else
+constexpr int kVectorBytes = 32;
+#endif
+
+template <typename T>
+struct Number;
+
+template <>
+struct Number<float> {
+  using Integer = int32_t;
+  static constexpr float low = -87.0f, high = 88.0f, magic = 12582912.0f;  // 1.5 · 2^23: adding it rounds
+  static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+  static constexpr int mantissa = 23, degree = 7;
+};
+
+template <>
+struct Number<double> {
+  using Integer = int64_t;
+  static constexpr double low = -708.0, high = 709.0, magic = 6755399441055744.0;  // 1.5 · 2^52
+  static constexpr double ln2_high = 6.93145751953125e-1, ln2_low = 1.42860682030941723212e-6;
+  static constexpr int mantissa = 52, degree = 13;
+};
+
+template <typename T>
+struct Vector {
+  typedef T type __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
+  typedef typename Number<T>::Integer bits __attribute__((vector_size(kVectorBytes)));
+  static constexpr int lanes = kVectorBytes / static_cast<int>(sizeof(T));
+};
+
+template <typename T>
+using Vec = typename Vector<T>::type;
+
+template <typename T>
+inline Vec<T> load(const T *from) {
+  return *reinterpret_cast<const Vec<T> *>(from);
+}
+
+template <typename T>
+inline void store(T *to, Vec<T> x) {
+  *reinterpret_cast<Vec<T> *>(to) = x;
+}
+
+// 2^n · p(r) with Taylor's polynomial for |r| <= ln(2) / 2; what underflows gives the smallest normal number.
+template <typename T>
+inline Vec<T> exponential(Vec<T> x) {
+  using N = Number<T>;
+  using Bits = typename Vector<T>::bits;
+  const Vec<T> low = Vec<T>{} + N::low, high = Vec<T>{} + N::high;
+  x = x > low ? x : low;
+  x = x < high ? x : high;
+  const Vec<T> shifted = x * static_cast<T>(1.44269504088896340736) + N::magic;
+  const Vec<T> n = shifted - N::magic;
+  const Vec<T> r = (x - n * N::ln2_high) - n * N::ln2_low;
+  constexpr double inverse[] = {1.0, 1.0, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320,
+                                1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0};
+  Vec<T> p = Vec<T>{} + static_cast<T>(inverse[N::degree]);
+#pragma GCC unroll 16
+  for (int i = N::degree - 1; i >= 0; --i) p = p * r + static_cast<T>(inverse[i]);
+  return (Vec<T>)((Bits)p + ((Bits)shifted << N::mantissa));
+}
+
+// Runs work(item) for every item on a few threads, one by one.
+template <typename Work>
+void parallel(int threads, int64_t items, const Work &work) {
+  std::atomic<int64_t> next{0};
+  auto run = [&] {
+    for (int64_t item; (item = next.fetch_add(1)) < items;) work(item);
+  };
+  std::vector<std::thread> pool;
+  for (int64_t i = 1; i < std::min<int64_t>(threads, items); ++i) pool.emplace_back(run);
+  run();
+  for (auto &thread : pool) thread.join();
+}
+
+}  // namespace

@@ -1,0 +1,42 @@
+"""The short causal convolution of the Mamba blocks: depthwise, over a few positions, followed by SiLU.
+
+A C++ kernel runs it in one pass; elsewhere it is a product a tap. torch's own convolution is no help: it wants time
+last, so that input and output are transposed, and on a CPU with as many groups as channels it slows down with length.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from attentions.native import short_convolution as native
+
+
+def short_convolution(
+    x: Float[Tensor, "B N C"], weight: Float[Tensor, "C 1 W"], bias: Float[Tensor, " C"] | None
+) -> Float[Tensor, "B N C"]:
+    """SiLU of a depthwise convolution over each position and the W - 1 before it; weights as `torch.nn.Conv1d` has."""
+    if native.available(x):
+        bias = x.new_zeros(x.shape[2]) if bias is None else bias
+        return _Native.apply(x, weight[:, 0].T.contiguous(), bias)  # type: ignore[return-value]
+    padded, size = F.pad(x, (0, 0, weight.shape[2] - 1, 0)), x.shape[1]
+    out = torch.zeros_like(x) if bias is None else bias.expand_as(x)
+    for at, tap in enumerate(weight[:, 0].unbind(1)):
+        out = torch.addcmul(out, tap, padded[:, at : at + size])
+    return F.silu(out)
+
+
+class _Native(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        return native.forward(x, weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return native.backward(grads[0], *ctx.saved_tensors)

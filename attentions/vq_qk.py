@@ -1,0 +1,61 @@
+"""Softmax attention of queries and keys that are both the codewords nearest to them.
+
+Between S query codes and S key codes there are S² scores, whatever the length. Without a causal mask a query's code
+decides its output: S outputs a head are computed and then looked up, so outputs have at most S distinct rows. With
+one, sums of values by key code change with the position, and a query still weights S of them. After Lingle 2023,
+https://arxiv.org/abs/2309.16354, who quantises keys alone; the layer is `transformer_vq.nn.attn_vq.VQAttentionQK`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attentions.base import Problem
+from attentions.native import vq as native
+from attentions.quantised import Quantised
+from transformer_vq.codes import State, codewords, straight_through
+
+
+class VQQK(Quantised):
+    """Keys and queries quantised, each head of either with a codebook of its own."""
+
+    def __init__(self, heads: int, head_dim: int, *, codes: int = 128, block: int = 128, **shape: Any) -> None:
+        super().__init__(heads, head_dim, codes=codes, block=block, **shape)
+        self.register_buffer("query_book", self.drawn(heads, 1))
+
+    query_book: Tensor
+
+    def queries(self, q: Float[Tensor, "B H N D"]) -> Float[Tensor, "B H N D"]:
+        book = self.query_book.to(q.dtype)
+        return straight_through(q, codewords(book, self.codes_of(q, book)))
+
+    def fused(
+        self,
+        q: Float[Tensor, "B H N D"],
+        codes: Int[Tensor, "B G N"] | None,
+        v: Float[Tensor, "B G N E"] | None,
+        state: State,
+    ) -> Float[Tensor, "B H N E"]:
+        query_codes = self.codes_of(q, self.query_book)
+        query_book, key_book = self.query_book.to(q.dtype), self.key_book.to(q.dtype)
+        table = query_book @ key_book.repeat_interleave(self.heads // self.kv_heads, dim=0).mT * self.scale
+        if codes is not None:
+            return native.attend_by_code(query_codes, table, codes, v, state.counts, state.sums)
+        every = torch.arange(self.codes).expand(len(q), self.heads, -1)
+        outputs = native.attend_by_code(every, table, None, None, state.counts, state.sums)
+        return native.look_up(outputs, query_codes)
+
+    def prepare(self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], v: Float[Tensor, "B G M E"]) -> None:
+        super().prepare(q, k, v)
+        self.query_book.copy_(self.learnt(q, 1))
+
+    def score_cost(self, problem: Problem) -> tuple[int, int]:
+        """2·D·S for a query's code, 2·D for a score of two codes, and 2·E·S to weight values: of a query or a code."""
+        p, S, heads = problem, self.codes, problem.batch * problem.heads
+        weighted = p.queries if p.causal else S
+        flops = 2 * heads * S * (p.head_dim * (p.queries + S) + p.value_dim * weighted)
+        return flops, heads * S * S

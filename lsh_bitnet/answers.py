@@ -1,0 +1,98 @@
+"""Accuracy of a model's answers on a task.
+
+`measure_accuracy` decodes greedily from prompts in left-padded batches and takes the task's own score.
+`measure_forced` asks in one forward call whether each token of the right answer would have been chosen: the same
+verdict for strictly causal attentions and answers that must be exact, at a tenth of the time, and on prefill alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from scipy.stats import binomtest
+from transformers import GenerationConfig
+
+from lsh_bitnet.models import Loaded, require_length
+from tasks.encoding import encode, encode_prompt
+from tasks.example import Example, Task
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """`right` of `samples` answers got the full score; `answers` are what the model said, in order."""
+
+    right: int
+    samples: int
+    answers: tuple[str, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the answers with the full score."""
+        return self.right / self.samples
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the accuracy."""
+        found = binomtest(self.right, self.samples).proportion_ci(0.95, method="wilson")
+        return float(found.low), float(found.high)
+
+
+def measure_accuracy(
+    loaded: Loaded, task: Task, *, samples: int, batch_size: int = 1, use_cache: bool = True, bos: bool = True
+) -> Accuracy:
+    """Accuracy of the model as it is now, swapped attention included, on examples 0 to `samples` - 1.
+
+    use_cache: decode with keys and values kept; without, each token is a forward call on all of them, for
+    attentions that need as many queries as keys. bos: begin prompts with the tokenizer's token for that.
+
+    Raises ValueError for sizes below one and for prompts longer than the model was made for.
+    """
+    if samples < 1 or batch_size < 1:
+        raise ValueError(f"samples={samples}, batch_size={batch_size} are not allowed: at least 1")
+    examples = [task.example(index) for index in range(samples)]
+    answers: list[str] = []
+    for start in range(0, samples, batch_size):
+        answers += _answers(loaded, examples[start : start + batch_size], use_cache=use_cache, bos=bos)
+    right = sum(task.score(example, answer) >= 1 for example, answer in zip(examples, answers, strict=True))
+    return Accuracy(right, samples, tuple(answers))
+
+
+def measure_forced(loaded: Loaded, task: Task, *, samples: int) -> Accuracy:
+    """Share of examples 0 to `samples` - 1 of whose right answer every token is the most likely one; no text is kept.
+
+    The end of the answer is not asked for. Raises ValueError for examples longer than the model was made for.
+    """
+    return Accuracy(sum(_chosen(loaded, task.example(index)) for index in range(samples)), samples, ())
+
+
+def _chosen(loaded: Loaded, example: Example) -> bool:
+    ids, labels = encode(example, loaded.tokenizer)
+    require_length(loaded, len(ids))
+    with torch.no_grad():
+        chosen = loaded.model(ids[None, :-1].to(loaded.model.device), use_cache=False).logits[0].argmax(-1).cpu()
+    asked = (labels[1:] >= 0) & (ids[1:] != loaded.tokenizer.eos_id)
+    return bool((chosen == ids[1:])[asked].all())
+
+
+def _answers(loaded: Loaded, examples: Sequence[Example], *, use_cache: bool, bos: bool) -> list[str]:
+    tokenizer = loaded.tokenizer
+    model: Any = loaded.model
+    prompts = [encode_prompt(example, tokenizer)[0 if bos else 1 :] for example in examples]
+    longest = max(map(len, prompts))
+    new_tokens = max(len(tokenizer.encode(example.answer)) for example in examples) + 1  # and eos
+    require_length(loaded, longest + new_tokens)
+    ids = torch.stack([torch.nn.functional.pad(p, (longest - len(p), 0), value=tokenizer.pad_id) for p in prompts])
+    real = torch.stack([(torch.arange(longest) >= longest - len(prompt)).long() for prompt in prompts])
+    settings: dict[str, Any] = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    with torch.no_grad():
+        out = model.generate(
+            ids.to(model.device),
+            attention_mask=real.to(model.device),
+            generation_config=GenerationConfig(
+                do_sample=False, max_new_tokens=new_tokens, use_cache=use_cache, **settings
+            ),
+        )
+    return [tokenizer.decode(row[longest:].tolist()) for row in out]

@@ -1,0 +1,103 @@
+"""How many query-key comparisons a model's attention makes, by layer and head, next to full attention's: counted.
+
+Full attention scores every key at or before a query. A selecting attention scores fewer, and how many depends on
+what is in the sequence, so each call is counted on its own q and k (`Attention.comparisons`). Padding counts on
+neither side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attentions import Attention
+from attentions.base import attended_pairs
+
+
+@dataclass
+class LayerCount:
+    """Scores of one layer, summed over calls and sequences: `made` and `full`, each by query head."""
+
+    made: Int[Tensor, " H"]
+    full: Int[Tensor, " H"]
+    calls: int = 0
+
+    @property
+    def ratio(self) -> float:
+        """Comparisons made, of those full attention makes."""
+        return int(self.made.sum()) / int(self.full.sum())
+
+
+class ComparisonLog:
+    """Counts by layer; `ratio` over all of them. `reset` forgets."""
+
+    def __init__(self) -> None:
+        self.layers: dict[int, LayerCount] = {}
+
+    def count(
+        self,
+        layer: int,
+        attention: Attention,
+        q: Float[Tensor, "B H N D"],
+        k: Float[Tensor, "B G M D"],
+        first: Int[Tensor, " B"] | None,
+    ) -> None:
+        """Add one call of a layer's attention."""
+        found = self.layers.setdefault(layer, LayerCount(_zeros(q), _zeros(q)))
+        with torch.no_grad():
+            for own_q, own_k in _unpadded(q, k, first):
+                found.made += attention.comparisons(own_q, own_k).sum(0).cpu()
+                found.full += len(own_q) * attended_pairs(own_q.shape[2], own_k.shape[2], attention.causal)
+        found.calls += 1
+
+    def reset(self) -> None:
+        """Start again from nothing."""
+        self.layers.clear()
+
+    @property
+    def made(self) -> int:
+        """Comparisons of all layers and heads."""
+        return sum(int(layer.made.sum()) for layer in self.layers.values())
+
+    @property
+    def full(self) -> int:
+        """Comparisons that full attention would have made in their place."""
+        return sum(int(layer.full.sum()) for layer in self.layers.values())
+
+    @property
+    def ratio(self) -> float:
+        """`made` / `full`. Raises ValueError before anything was counted."""
+        if not self.full:
+            raise ValueError("there is no ratio yet: run the model on at least one token while counting")
+        return self.made / self.full
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A line a layer and head: layer, head, comparisons, full and their ratio."""
+        return [
+            {"layer": layer, "head": head, "comparisons": made, "full": full, "ratio": made / full}
+            for layer, counts in sorted(self.layers.items())
+            for head, (made, full) in enumerate(zip(counts.made.tolist(), counts.full.tolist(), strict=True))
+        ]
+
+
+def _zeros(q: Float[Tensor, "B H N D"]) -> Int[Tensor, " H"]:
+    return torch.zeros(q.shape[1], dtype=torch.int64)
+
+
+def _unpadded(
+    q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], first: Int[Tensor, " B"] | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batch as it is, or its rows one by one without their padding."""
+    if first is None:
+        yield q, k
+        return
+    before = k.shape[2] - q.shape[2]
+    for row, real in enumerate(first.tolist()):
+        one = slice(row, row + 1)
+        if (start := max(real - before, 0)) < q.shape[2]:
+            yield q[one, :, start:], k[one, :, real:]

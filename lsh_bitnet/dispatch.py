@@ -1,0 +1,109 @@
+"""An attention of this project as the function that transformers' layers call.
+
+A layer calls its attention function with q, k and v after rotary positions and cache: query (B, H, N, D), key and
+value (B, G, M, D) with G key/value heads, not repeated, M - N keys of them from the cache. That is the interface of
+`attentions.Attention`, so what is left is to build one for each layer and to pass the padding on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from attentions import Attention, build
+from attentions.base import problem_of
+from lsh_bitnet.comparisons import ComparisonLog
+from lsh_bitnet.padding import require_first, require_no_extras
+
+MODEL_DECIDES = ("heads", "head_dim", "kv_heads", "value_dim", "causal", "scale", "max_len")
+SEEDS_APART = 10_000  # a model has fewer layers, so no layer of one seed draws as a layer of another
+
+
+class Dispatch:
+    """Backend `name` with `settings` in every layer but the `dense` ones, which stay exact.
+
+    Layers draw their hash functions from different seeds, all of them made from the setting `seed`. With a `log`,
+    each call counts its comparisons there, which costs about as much as the selection itself.
+
+    Raises ValueError for settings that the model decides.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        *,
+        dense: Collection[int] = (),
+        log: ComparisonLog | None = None,
+    ) -> None:
+        decided = [setting for setting in MODEL_DECIDES if setting in settings]
+        if decided:
+            raise ValueError(f"settings {decided} are not allowed: the model decides {', '.join(MODEL_DECIDES)}")
+        self.name, self.settings, self.dense, self.log = name, dict(settings), frozenset(dense), log
+        self._built: WeakKeyDictionary[nn.Module, Attention] = WeakKeyDictionary()
+
+    def __call__(
+        self,
+        module: nn.Module,
+        query: Float[Tensor, "B H N D"],
+        key: Float[Tensor, "B G M D"],
+        value: Float[Tensor, "B G M E"],
+        attention_mask: Any,
+        *,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        **extras: Any,
+    ) -> tuple[Float[Tensor, "B N H E"], None]:
+        """What transformers calls. Raises ValueError for a problem that the attention cannot run, with the reason."""
+        if dropout:
+            raise ValueError(f"attention_dropout={dropout} is not allowed: these attentions drop nothing")
+        if not getattr(module, "is_causal", True):
+            raise ValueError(f"{type(module).__name__} is not allowed: it is not causal")
+        require_no_extras(extras, key.shape[2])
+        first = require_first(attention_mask)
+        attention = self._attention(module, query, key, value, scaling)
+        if reason := attention.why_not(problem_of(attention, query, key, backward=query.requires_grad)):
+            raise ValueError(f"{self.name} cannot attend here: {reason}")
+        if self.log is not None:
+            self.log.count(layer_of(module), attention, query, key, first)
+        out = attention(query, key, value, first=first)
+        return out.transpose(1, 2).contiguous(), None
+
+    def _attention(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float | None
+    ) -> Attention:
+        """The module's own attention, built at its first call and moved with the model."""
+        found = self._built.get(module)
+        if found is None:
+            config: Any = getattr(module, "config", None)
+            found = self._built[module] = self.make(
+                layer_of(module),
+                heads=query.shape[1],
+                head_dim=query.shape[3],
+                kv_heads=key.shape[1],
+                value_dim=value.shape[3],
+                scale=scaling,
+                max_len=getattr(config, "max_position_embeddings", None),
+            ).eval()
+        return found.to(query.device)
+
+    def make(self, layer: int, **shape: Any) -> Attention:
+        """The attention of a layer: this backend, or an exact one in a dense layer.
+
+        Raises ValueError for an unknown backend and for settings that it does not have or allow.
+        """
+        if layer in self.dense:
+            return build("flash", **shape)
+        return build(self.name, **shape, **self._seeded(layer))
+
+    def _seeded(self, layer: int) -> dict[str, Any]:
+        return {**self.settings, "seed": self.settings.get("seed", 0) * SEEDS_APART + layer}
+
+
+def layer_of(module: nn.Module) -> int:
+    """The layer that an attention module belongs to."""
+    return int(getattr(module, "layer_idx", None) or 0)

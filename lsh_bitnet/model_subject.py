@@ -1,0 +1,192 @@
+"""A whole model with one attention after another, as a subject of the harness: time and memory of a forward call,
+perplexity and accuracy, over the comparisons made.
+
+    subject: lsh_bitnet.model_subject:TinyBitNet
+
+A model of your own is a subclass with its name, in any module that Python finds:
+
+    class Mine(ModelSubject):
+        model = "microsoft/bitnet-b1.58-2B-4T"
+
+Metrics: `perplexity` and `bits_per_byte` on held-out text in windows of n tokens, the mean over `seeds` of the hash
+functions, with `perplexity_low` and `perplexity_high` among them; `accuracy` of whole answers; `comparison_ratio`,
+comparisons made of those full attention makes, counted on the perplexity text.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attentions import resolve
+from harness.references import Store
+from harness.rows import Case
+from harness.subjects import Facts, Finding, Trial, Unsupported
+from lsh_bitnet.answers import measure_forced
+from lsh_bitnet.dispatch import MODEL_DECIDES
+from lsh_bitnet.models import Loaded, load_model
+from lsh_bitnet.perplexity import Perplexity, measure_perplexity
+from lsh_bitnet.swap import Swap, attend_with
+from tasks.corpora import load_corpus
+from tasks.example import Example, Task
+from tasks.needles import Needles
+
+SAME = 1e-4  # relative error allowed between the logits of an exact attention and the model's own, in float32
+
+
+class ModelSubject:
+    """A forward call of `model` on n tokens of the standard library's test split, with the case's attention."""
+
+    model: ClassVar[str]
+    windows: ClassVar[int] = 8  # of n tokens, for perplexity
+    samples: ClassVar[int] = 20  # of the task
+    seeds: ClassVar[int] = 3  # of the hash functions, for perplexity
+
+    def task(self, loaded: Loaded, n: int) -> Task | None:
+        """What accuracy is taken on; None takes none."""
+        return Needles(n, wording="short", tokenizer=loaded.tokenizer, seed=1)
+
+    def setup(self, case: Case, store: Store, key: str) -> Trial:
+        if case.mode != "forward" or not case.causal:
+            raise Unsupported("a language model is measured in causal forward calls")
+        loaded = load_model(self.model, device=case.device, dtype=case.dtype)
+        _require_shape(loaded, case)
+        return ModelTrial(self, loaded, case, store, key)
+
+
+class TinyBitNet(ModelSubject):
+    """The small BitNet that was trained here."""
+
+    model = "tiny-bitnet"
+
+
+class WrittenInduction(ModelSubject):
+    """The model whose weights were written to retrieve; its questions repeat the needle's own words."""
+
+    model = "written-induction"
+    windows = 3
+    samples = 10
+
+    def task(self, loaded: Loaded, n: int) -> Task | None:
+        return Completion(n, wording="short", tokenizer=loaded.tokenizer, seed=1)
+
+
+class Completion(Needles):
+    """A needle in text, asked by its first words: what followed them?"""
+
+    def example(self, index: int) -> Example:
+        found = super().example(index)
+        lines = found.prompt.split("\n")
+        lines[-1] = f"The special magic of {found.metadata['keys'][0]} is"
+        return replace(found, prompt="\n".join(lines))
+
+
+def _require_shape(loaded: Loaded, case: Case) -> None:
+    """The case's heads are the model's, or its row would say what is not so."""
+    config: Any = loaded.model.config.get_text_config()
+    heads = config.num_attention_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    want = {"heads": heads, "kv_heads": config.num_key_value_heads, "head_dim": dim, "value_dim": dim}
+    wrong = {name: value for name, value in want.items() if getattr(case, name) != value}
+    if wrong:
+        raise Unsupported(f"{loaded.name} has {', '.join(f'{name}={value}' for name, value in wrong.items())}")
+    if case.n > loaded.positions:
+        raise Unsupported(f"{loaded.name} was made for {loaded.positions} tokens")
+
+
+class ModelTrial(Trial):
+    """One model with one attention in it, on two rows of tokens that alternate."""
+
+    def __init__(self, subject: ModelSubject, loaded: Loaded, case: Case, store: Store, key: str) -> None:
+        self.device = torch.device(case.device)
+        self.tokens = case.batch * case.n
+        self._subject, self._loaded, self._case, self._store, self._key = subject, loaded, case, store, key
+        self._known = store.fingerprint(key)
+        self._own = [self._sample(self._forward(ids)) for ids in self._ids]
+        self._swap = self._attend(seed=case.seed)
+
+    def call(self, variant: int) -> Float[Tensor, "B n V"]:
+        return self._forward(self._ids[variant])
+
+    def warm(self) -> None:
+        self._forward(self._ids[0][:, :16])
+
+    def check(self, variant: int, answer: Any) -> Finding:
+        with torch.compiler.set_stance("force_eager"):
+            return self._check(variant, answer)
+
+    def _forward(self, ids: Int[Tensor, "B n"]) -> Float[Tensor, "B n V"]:
+        """Logits; quantised linears as they are written, since compiling them takes minutes a shape."""
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            return self._loaded.model(ids, use_cache=False).logits
+
+    def _check(self, variant: int, answer: Float[Tensor, "B n V"]) -> Finding:
+        if not torch.isfinite(answer).all():
+            return Finding(wrong="logits are not finite")
+        sample = self._sample(answer)
+        exact = resolve(self._case.backend).exact
+        if wrong := _differs(sample, self._own[variant], "the model's own") if exact else "":
+            return Finding(wrong=wrong)
+        if variant in self._known:
+            return Finding(wrong=_differs(sample, self._known[variant], "the first round's"))
+        self._known[variant] = sample
+        return Finding(self._quality() if variant == 0 else {})
+
+    def keep(self) -> None:
+        self._store.keep_fingerprint(self._key, self._known)
+
+    def facts(self, *, thorough: bool) -> Facts:
+        del thorough
+        return Facts()
+
+    def _attend(self, *, seed: int, count: bool = False) -> Swap:
+        settings = {name: value for name, value in self._case.settings.items() if name not in MODEL_DECIDES}
+        return attend_with(self._loaded.model, self._case.backend, count=count, seed=seed, **settings)
+
+    def _quality(self) -> dict[str, float]:
+        found, ratios = zip(*(self._perplexity(seed) for seed in range(self._subject.seeds)), strict=True)
+        each = [one.perplexity for one in found]
+        metrics = {
+            "perplexity": statistics.mean(each),
+            "perplexity_low": min(each),
+            "perplexity_high": max(each),
+            "bits_per_byte": statistics.mean(one.bits_per_byte for one in found),
+            "comparison_ratio": statistics.mean(ratios),
+        }
+        task = self._subject.task(self._loaded, self._case.n)
+        if task is not None:
+            metrics["accuracy"] = measure_forced(self._loaded, task, samples=self._subject.samples).accuracy
+        return metrics
+
+    def _perplexity(self, seed: int) -> tuple[Perplexity, float]:
+        with self._attend(seed=seed, count=True) as swap:
+            found = measure_perplexity(
+                self._loaded, self._text, seq_len=self._case.n, batch_size=1, max_batches=self._subject.windows
+            )
+            assert swap.log is not None, "it was asked to count"
+            return found, swap.log.ratio
+
+    @cached_property
+    def _text(self) -> str:
+        return load_corpus("stdlib", "test")[: 8 * self._case.n * (self._subject.windows + 1)]
+
+    @cached_property
+    def _ids(self) -> Sequence[Int[Tensor, "B n"]]:
+        """Two sets of rows from the start of the text."""
+        tokens = torch.tensor(self._loaded.tokenizer.encode(self._text)[: 2 * self.tokens], device=self.device)
+        return tokens.view(2, self._case.batch, self._case.n).unbind()
+
+    def _sample(self, logits: Float[Tensor, "B n V"]) -> Float[Tensor, "B rows V"]:
+        return logits[:, :: max(1, self._case.n // 64)].float().cpu()
+
+
+def _differs(found: Tensor, want: Tensor, whose: str) -> str:
+    error = ((found - want).norm() / want.norm()).item()
+    return "" if error <= SAME else f"logits differ from {whose} by {error:.2g}, {SAME:g} is allowed"

@@ -1,0 +1,80 @@
+"""Accuracy baseline on the New York task, as in the original README: 50 samples, the adjective before the 2nd mention.
+
+python -m lsh_bitnet.new_york --n-samples 50 --batch-size 1 --device cpu
+python -m lsh_bitnet.new_york --model bitnet-2b --wording full --length 512      # with the hub
+python -m lsh_bitnet.new_york --attention lsh_forest --settings '{"max_candidates": 128}'
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from lsh_bitnet.answers import measure_accuracy
+from lsh_bitnet.commands import attention_of, baseline_parser
+from lsh_bitnet.models import load_model
+from lsh_bitnet.results import save
+from lsh_bitnet.swap import attend_with
+from tasks.new_york import QUESTIONS, NewYork
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    parser = baseline_parser("new_york", "Accuracy on the New York task: the adjective before the n-th mention.")
+    parser.add_argument("--n-samples", type=int, default=50, help="examples")
+    parser.add_argument("--batch-size", type=int, default=1, help="prompts at once, padded on the left")
+    parser.add_argument("--length", type=int, default=1024, help="tokens of a prompt with its answer, at most")
+    parser.add_argument("--nth", type=int, default=2, help="mention that is asked, from 1")
+    parser.add_argument("--decoys", type=int, default=2, help="adjectives before other cities")
+    parser.add_argument("--distance", type=int, help="tokens from the mention to the answer; any if not given")
+    parser.add_argument("--wording", default="short", choices=list(QUESTIONS), help="of the question")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(arguments)
+    try:
+        values = _measure(given)
+    except ValueError as error:
+        parser.error(str(error))
+    low, high = values["interval"]
+    print(f"Accuracy = {values['accuracy']:.1%} ({values['right']}/{values['samples']}; 95 % {low:.1%} to {high:.1%})")
+    print(save(f"baseline_synthetic_ny_adj_{given.n_samples}samples", values, given.out))
+    return 0
+
+
+def _measure(given: Any) -> dict[str, Any]:
+    loaded = load_model(given.model, device=given.device, dtype=given.dtype)
+    task = NewYork(
+        given.length,
+        nth=given.nth,
+        decoys=given.decoys,
+        distance=given.distance,
+        wording=given.wording,
+        tokenizer=loaded.tokenizer,
+        seed=given.seed,
+    )
+    wanted = attention_of(given)
+    swap = (
+        nullcontext()
+        if wanted is None
+        else attend_with(loaded.model, wanted.backend, dense_layers=wanted.dense_layers, **wanted.settings)
+    )
+    started = time.perf_counter()
+    with swap, torch.compiler.set_stance("force_eager"):
+        found = measure_accuracy(loaded, task, samples=given.n_samples, batch_size=given.batch_size)
+    options = {name: value for name, value in vars(given).items() if name != "out"}
+    return {
+        **options,
+        "accuracy": found.accuracy,
+        "interval": found.interval,
+        "right": found.right,
+        "samples": found.samples,
+        "answers": found.answers,
+        "time_s": time.perf_counter() - started,
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,74 @@
+"""Perplexity of a causal language model on a text, in windows, with exact counts.
+
+The text is one row of tokens, cut into windows that do not overlap; what is left at the end is dropped. In each
+window every token but the first is predicted from those before it in the window.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor
+
+from lsh_bitnet.models import Loaded, require_length
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """`nats` summed over `predicted` tokens, of `tokens` read; `text_bytes` is what the predicted ones spell."""
+
+    nats: float
+    predicted: int
+    tokens: int
+    text_bytes: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean loss in nats, by token; infinite where that is beyond a float."""
+        mean = self.nats / self.predicted
+        return math.exp(mean) if mean < 700 else math.inf
+
+    @property
+    def bits_per_byte(self) -> float:
+        """The loss in bits over the bytes of text: comparable between tokenizers."""
+        return self.nats / math.log(2) / self.text_bytes
+
+
+def windows_of(loaded: Loaded, text: str, seq_len: int) -> Int[Tensor, "windows seq_len"]:
+    """The text's tokens in windows. Raises ValueError where there is not one, or where they are too long."""
+    if seq_len < 2:
+        raise ValueError(f"seq_len={seq_len} is not allowed: a window needs at least 2 tokens")
+    require_length(loaded, seq_len)
+    tokens = torch.tensor(loaded.tokenizer.encode(text))
+    if len(tokens) < seq_len:
+        raise ValueError(f"seq_len={seq_len} is not allowed: the text has only {len(tokens)} tokens")
+    return tokens[: len(tokens) // seq_len * seq_len].view(-1, seq_len)
+
+
+def measure_perplexity(
+    loaded: Loaded, text: str, *, seq_len: int = 128, batch_size: int = 2, max_batches: int | None = None
+) -> Perplexity:
+    """Perplexity of the model as it is now, swapped attention included, on the first `max_batches` batches.
+
+    Raises ValueError for a batch size below one and for windows that cannot be.
+    """
+    if batch_size < 1 or (max_batches is not None and max_batches < 1):
+        raise ValueError(f"batch_size={batch_size}, max_batches={max_batches} are not allowed: at least 1")
+    windows = windows_of(loaded, text, seq_len)
+    batches = windows.split(batch_size)[:max_batches]
+    nats, text_bytes = 0.0, 0
+    with torch.no_grad():
+        for batch in batches:
+            nats += _nats(loaded, batch.to(loaded.model.device))
+            text_bytes += sum(len(loaded.tokenizer.decode(row[1:].tolist()).encode()) for row in batch)
+    tokens = sum(batch.numel() for batch in batches)
+    return Perplexity(nats, tokens - sum(map(len, batches)), tokens, text_bytes)
+
+
+def _nats(loaded: Loaded, batch: Int[Tensor, "B n"]) -> float:
+    logits = loaded.model(batch, use_cache=False).logits[:, :-1].float()
+    return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").double().item()

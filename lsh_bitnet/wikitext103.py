@@ -1,0 +1,62 @@
+"""Perplexity baseline on WikiText-103, as in the original README: 987 batches of 2 windows of 128 tokens.
+
+    python -m lsh_bitnet.wikitext103 --max-batches 500 --batch-size 2 --seq-len 128 --split validation --device cpu
+    python -m lsh_bitnet.wikitext103 --model bitnet-2b                        # with the hub, the README's own run
+    python -m lsh_bitnet.wikitext103 --corpus stdlib --attention simhash      # without it
+
+`--corpus auto` is WikiText-103 for a hub model, and the standard library's source, which needs no network, for the
+project's own byte-level models; the file written is named after the corpus that was read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lsh_bitnet.commands import attention_of, baseline_parser
+from lsh_bitnet.evaluate import evaluate
+from lsh_bitnet.models import RANDOM, SMALL
+from lsh_bitnet.results import save
+from lsh_bitnet.settings import Experiment, Text
+from tasks.corpora import CORPORA
+
+OFFLINE = {*SMALL, *(f"random-{architecture}" for architecture in RANDOM)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    parser = baseline_parser("wikitext103", "Perplexity on WikiText-103 in windows.")
+    parser.add_argument("--max-batches", type=int, default=987, help="at most so many")
+    parser.add_argument("--batch-size", type=int, default=2, help="windows at once")
+    parser.add_argument("--seq-len", type=int, default=128, help="tokens of a window")
+    parser.add_argument("--split", default="validation", choices=["train", "validation", "test"])
+    parser.add_argument("--corpus", default="auto", choices=["auto", "stdlib", *CORPORA])
+    parser.add_argument("--path", help="text file or folder of Parquet files, instead of the hub")
+    given = parser.parse_args(arguments)
+    corpus = given.corpus
+    if corpus == "auto":
+        corpus = "stdlib" if given.model in OFFLINE and given.path is None else "wikitext103"
+    batches = "all" if given.max_batches == parser.get_default("max_batches") else f"{given.max_batches}batches"
+    try:
+        values = evaluate(
+            Experiment(
+                name=f"baseline_{corpus}_{given.split}_all_{batches}",
+                model=given.model,
+                attention=attention_of(given),
+                text=Text(corpus=corpus, split=given.split, path=given.path),
+                seq_len=given.seq_len,
+                batch_size=given.batch_size,
+                max_batches=given.max_batches,
+                device=given.device,
+                dtype=given.dtype,
+            )
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    print(f"{corpus} {given.split}, {values['predicted_tokens']:,} of {values['tokens']:,} tokens predicted")
+    print(f"Perplexity = {values['perplexity']:.2f} ({values['bits_per_byte']:.3f} bits per byte)")
+    print(save(values["name"], values, given.out))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,139 @@
+"""Checkpoints that are whole or not there: written beside their place, synced, hashed, and renamed.
+
+A folder `step-00000100` holds model.safetensors, optimizer.safetensors and state.json, which has everything else and
+the SHA-256 of the other two. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lsh_v2.configuration import model_config
+from lsh_v2.model import LSHv2Model
+
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+NAME = re.compile(r"step-(\d{8})")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or read; the message says which, why, and what is left."""
+
+
+def save(
+    folder: Path, step: int, model: dict[str, Tensor], optimizer: dict[str, Tensor], state: dict[str, Any]
+) -> Path:
+    """Write a checkpoint of `step` below `folder`. Raises CheckpointError, leaving earlier checkpoints as they were."""
+    final, writing = folder / f"step-{step:08d}", folder / f".writing-{step:08d}"
+    try:
+        writing.mkdir(parents=True, exist_ok=True)
+        for name, tensors in ((MODEL, model), (OPTIMIZER, optimizer)):
+            save_file({key: x.detach().contiguous() for key, x in tensors.items()}, writing / name)
+        hashes = {name: _hash(writing / name) for name in (MODEL, OPTIMIZER)}
+        (writing / STATE).write_text(json.dumps({**state, "step": step, "sha256": hashes}), encoding="utf-8")
+        for path in writing.iterdir():
+            _sync(path)
+        if final.exists():
+            shutil.rmtree(final)
+        writing.rename(final)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(writing, ignore_errors=True)
+        raise CheckpointError(_unwritten(folder, step, error)) from error
+    return final
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints below a folder, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if NAME.fullmatch(path.name))
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints, and what an interrupted write left."""
+    for path in [*checkpoints(folder)[:-keep], *folder.glob(".writing-*")]:
+        shutil.rmtree(path)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """state.json of a checkpoint, after its files were compared with their hashes. Raises CheckpointError."""
+    try:
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        hashes = state["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(_damaged(path, f"{STATE}: {error}")) from error
+    for name, expected in hashes.items():
+        if not (path / name).is_file():
+            raise CheckpointError(_damaged(path, f"{name} is missing"))
+        if _hash(path / name) != expected:
+            raise CheckpointError(_damaged(path, f"{name} is not what was written (another SHA-256)"))
+    return state
+
+
+def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of one file of a checkpoint, on the CPU."""
+    return load_file(path / name)
+
+
+def load_model(folder: Path | str) -> LSHv2Model:
+    """The model of a checkpoint, or of the newest one below a run's folder, in eval mode.
+
+    Raises CheckpointError where there is none, or it is damaged.
+    """
+    folder = Path(folder)
+    found = [folder] if (folder / STATE).exists() else checkpoints(folder / "checkpoints") or checkpoints(folder)
+    if not found:
+        raise CheckpointError(f"there is no checkpoint in {folder}")
+    model = LSHv2Model(model_config(**read_state(found[-1])["model"]))
+    model.load_state_dict(read_tensors(found[-1], MODEL))
+    return model.eval()
+
+
+def flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimizer's state of each parameter as tensors with names; groups are made again from the configuration."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": torch.as_tensor(x) for index, entry in state.items() for name, x in entry.items()}
+
+
+def unflatten(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Give an optimizer the state that `flatten` returned."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, x in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = x
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unwritten(folder: Path, step: int, error: Exception) -> str:
+    left = checkpoints(folder)
+    kept = f"the newest one is {left[-1]}" if left else "there is none yet"
+    free = shutil.disk_usage(folder).free / 1e9 if folder.exists() else 0.0
+    return f"checkpoint of step {step} could not be written: {error} ({free:.2f} GB free in {folder}); {kept}"
+
+
+def _damaged(path: Path, reason: str) -> str:
+    others = [other.name for other in checkpoints(path.parent) if other != path]
+    advice = f"remove the folder to go on from {others[-1]}" if others else "there is no other checkpoint beside it"
+    return f"checkpoint {path} is damaged: {reason}; {advice}"

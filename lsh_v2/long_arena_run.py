@@ -1,0 +1,229 @@
+"""Runs the long arena: every case once, each in a fresh process, a row for each whatever happens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attentions import resolve
+from harness import machine
+from harness.backend_series import Series
+from harness.executor import Executor, Limits
+from harness.journal import Journal, read_rows
+from harness.plan import all_cores, resolve_device
+from harness.progress import reporter
+from harness.report import write_report
+from harness.rows import SCHEMA, Case, Row
+from harness.run_folder import FolderError, RunFolder, now
+from harness.source import source_hash
+from lsh_v2.configuration import ModelConfig
+from lsh_v2.long_arena_config import ArenaConfig
+from lsh_v2.long_arena_summary import write_summary
+from lsh_v2.training import CheckpointError, load_model
+
+MODULE = "lsh_v2.long_arena_case"
+FORWARD, LEARNING = f"{MODULE}:forward", f"{MODULE}:learning"
+CHECKPOINT = "checkpoint"  # the label of a trained model
+CLASS_FACTS = ("paper", "exact", "approximates", "claimed_time", "causality")
+INCIDENTAL = {"out", "attentions", "sequence_lengths", "tasks"}  # may grow from one start to the next
+
+
+@dataclass(frozen=True)
+class Job:
+    """A case, the arguments that its function takes beside it, and its limits."""
+
+    case: Case
+    arguments: dict[str, Any]
+    limits: Limits
+
+
+def run(config: ArenaConfig, command: str = "") -> dict[str, Any]:
+    """Measure everything that `config.out` does not hold yet; returns what `benchmark_summary.json` then holds.
+
+    Raises ValueError where `config.out` cannot be used, or holds a run of another configuration.
+    """
+    folder = RunFolder(Path(config.out), {})
+    folder.make()
+    jobs, facts = list(jobs_of(config)), facts_of(config, command)
+    wanted = [(job, key_of(job, facts)) for job in jobs]
+    journal, report_to = Journal(folder.path), reporter()
+    try:
+        folder.write_facts(facts)
+        rows = {row.key: row for row in read_rows(folder.path)}
+        todo = [(job, key) for job, key in wanted if key not in rows]
+        report_to.round(1, len(todo))
+        with tempfile.TemporaryDirectory(dir=folder.path, prefix="children-") as scratch:
+            executor = Executor(Path(scratch))
+            for job, key in todo:
+                report_to.starts(job.case, sum(other.limits.time_s for other, _ in todo))
+                rows[key] = row = row_of(job, key, facts["run"], executor, _stopped(job.case, rows.values()))
+                journal.append(row)
+                report_to.ended(row)
+        folder.write_facts({**facts, "finished": now()})
+    finally:
+        report_to.close()
+        journal.close()
+    summary = write_summary(folder.path, [rows[key] for _, key in wanted])
+    write_report(folder.path)
+    return summary
+
+
+def jobs_of(config: ArenaConfig) -> Iterator[Job]:
+    """Costs first, short lengths before long ones, then the tasks."""
+    series = config.series()
+    for n in config.sequence_lengths:
+        for one in series:
+            yield _cost(config, one, config.model_of(one, n), n, None)
+        if config.checkpoint is not None:
+            yield _checkpoint(config, config.checkpoint, n)
+    for name in config.tasks:
+        for one in series:
+            yield _learning(config, name, one)
+
+
+def row_of(job: Job, key: str, run: str, executor: Executor, stopped: str = "") -> Row:
+    """Run a job in a child of its own, unless it was `stopped` for a reason; its row says how that ended."""
+    identity = {**job.case.model_dump(), "run": run, "key": key, "round": 0}
+    if stopped:
+        return Row(**identity, status="skipped", reason=stopped)
+    outcome = executor.run(job.case.subject, {"case": job.case.model_dump(), **job.arguments}, job.limits)
+    if outcome.status != "ok":
+        return Row(**identity, status=outcome.status, reason=outcome.reason)
+    return Row(**identity, **outcome.answer)
+
+
+def _stopped(case: Case, rows: Iterable[Row]) -> str:
+    """Why a length is hopeless: a shorter one of the same attention ran out of time or memory. Empty if it is not."""
+    for row in rows:
+        same = (row.subject, row.label, row.inputs) == (case.subject, case.label, case.inputs)
+        if same and row.n < case.n and row.status in ("timeout", "oom"):
+            return f"{row.n} tokens ended in {row.status} already"
+    return ""
+
+
+def key_of(job: Job, facts: dict[str, Any]) -> str:
+    """What decides a job's row: its case and arguments, the machine, the libraries, and the source."""
+    source = _source(resolve(job.case.backend).__module__)
+    return job.case.digest(
+        facts["machine"]["name"], json.dumps([facts["versions"], job.arguments], sort_keys=True), source
+    )
+
+
+@cache
+def _source(backend: str) -> str:
+    return source_hash(MODULE, backend)
+
+
+def facts_of(config: ArenaConfig, command: str) -> dict[str, Any]:
+    """What `run.json` holds; a run that goes on keeps its name and start.
+
+    Raises FolderError for an `out` that holds a run of another configuration.
+    """
+    path, plain = Path(config.out) / "run.json", config.model_dump(mode="json")
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    differing = [key for key, value in before.get("config", plain).items() if plain.get(key) != value]
+    if differing := sorted(set(differing) - INCIDENTAL):
+        raise FolderError(
+            f"{config.out} holds a run of another configuration, different in {', '.join(differing)}: choose another "
+            "`out`, or remove it"
+        )
+    device = resolve_device(config.device)
+    gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else ""
+    commit, dirty = machine.commit()
+    labels = {one.label: one.backend for one in config.series()}
+    return {
+        "run": before.get("run", f"long-arena-{now()}"),
+        "schema": SCHEMA,
+        "started": before.get("started", now()),
+        "command": command,
+        "commit": commit,
+        "dirty": dirty,
+        "machine": machine.describe(gpu).as_dict(),
+        "versions": machine.versions(),
+        "config": plain,
+        "class_facts": {
+            label: {name: getattr(resolve(backend), name, "") for name in CLASS_FACTS}
+            for label, backend in labels.items()
+        },
+        "finished": None,
+    }
+
+
+def _cost(config: ArenaConfig, one: Series, model: ModelConfig, n: int, checkpoint: str | None) -> Job:
+    case = _case(config, one, model, subject=FORWARD, n=n, inputs="text", mode="forward")
+    arguments = {
+        "model": model.model_dump(mode="json"),
+        "checkpoint": checkpoint,
+        "weights": "",
+        "samples": config.num_samples_per_length,
+        "time_s": config.timeout_seconds,
+        "memory_gb": config.max_memory_gb,
+    }
+    on_cpu = case.device == "cpu"
+    limit = int(config.max_memory_gb * 1e9) if on_cpu else None  # a GPU's driver maps more than there is
+    return Job(case, arguments, Limits(config.timeout_seconds, limit, None))
+
+
+def _checkpoint(config: ArenaConfig, folder: str, n: int) -> Job:
+    """The trained model at a length, be it longer than it was trained for."""
+    kept, weights = _trained(folder)
+    model = kept.model_copy(update={"max_seq_len": max(n, kept.max_seq_len)})
+    one = Series(model.attention, CHECKPOINT, model.attention_settings, False, "checkpoint")
+    job = _cost(config, one, model, n, folder)
+    return Job(job.case, {**job.arguments, "weights": weights}, job.limits)
+
+
+@cache
+def _trained(folder: str) -> tuple[ModelConfig, str]:
+    """Configuration of a trained model, and the hash of its weights."""
+    try:
+        model = load_model(folder)
+    except CheckpointError as error:
+        raise ValueError(f"checkpoint={folder} is not allowed: {error}") from error
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return model.config, digest.hexdigest()
+
+
+def _learning(config: ArenaConfig, name: str, one: Series) -> Job:
+    label = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in one.label)
+    training = config.training_of(name, one, Path(config.out) / "training" / f"{name}-{label}")
+    model = training.model_of(vocab_size=259)
+    case = _case(config, one, model, subject=LEARNING, n=training.seq_length, inputs=name, mode="train")
+    arguments = {"training": training.model_dump(mode="json")}
+    return Job(case, arguments, Limits(config.training_timeout_seconds, None, None))
+
+
+def _case(
+    config: ArenaConfig, one: Series, model: ModelConfig, *, subject: str, n: int, inputs: str, mode: Any
+) -> Case:
+    return Case(
+        subject=subject,
+        backend=one.backend,
+        label=one.label,
+        settings=one.settings,
+        control=one.control,
+        level="layer",
+        mode=mode,
+        inputs=inputs,
+        n=n,
+        batch=1,
+        heads=model.n_heads,
+        kv_heads=model.n_kv_heads,
+        head_dim=model.key_dim,
+        value_dim=model.head_dim,
+        dtype=config.dtype if subject == FORWARD else "float32",
+        device=resolve_device(config.device),
+        threads=config.threads or all_cores(),
+        causal=model.causal,
+        seed=config.seed,
+    )

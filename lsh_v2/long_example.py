@@ -1,0 +1,62 @@
+"""131,072 tokens through the 100M model: time, peak memory, and the logits of the last token.
+
+    python -m lsh_v2.long_example                            # 131,072 tokens, the default attention
+    python -m lsh_v2.long_example --tokens 16384 --set attention=flash
+
+    parameters 99,9..,...   tokens 131,072   seconds ...   peak ... GB beyond the weights
+
+Logits of all positions would be 131,072 × 32,000 × 4 bytes = 16.8 GB, so only the last position's are made. Every
+other value that is as wide as the feed-forward layer exists for one chunk of the sequence alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+
+from harness.config_source import apply_overrides
+from harness.memory import resident_peak, return_freed_memory
+from lsh_v2.presets import create_lsh_v2_model
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run once and print the figures; exit code 2 for settings that are not allowed."""
+    parser = argparse.ArgumentParser(prog="python -m lsh_v2.long_example", description="A long sequence, measured.")
+    parser.add_argument("--tokens", type=int, default=131_072, help="length of the sequence (default: 131072)")
+    parser.add_argument("--size", default="100M", help="parameters of the model (default: 100M)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the model")
+    given = parser.parse_args(arguments)
+    try:
+        model = create_lsh_v2_model(target_params=given.size, **apply_overrides({}, given.set, ())).eval()
+        print(measure(model, given.tokens))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+@torch.no_grad()
+def measure(model: torch.nn.Module, tokens: int) -> str:
+    """One line with the figures of one forward pass over random tokens."""
+    ids = torch.randint(0, 32_000, (1, tokens), generator=torch.Generator().manual_seed(0))
+    model(ids[:, :64], logits_to_keep=1)  # builds native kernels, outside the clock
+    return_freed_memory()
+    started = time.perf_counter()
+    out, peak = resident_peak(lambda: model(ids, logits_to_keep=1))
+    time_s = time.perf_counter() - started
+    finite = bool(torch.isfinite(out["logits"]).all())
+    steps = f"   steps {float(out['expected_steps']):.2f}" if "expected_steps" in out else ""
+    memory = "unknown" if peak is None else f"{peak / 1e9:.2f} GB beyond the weights"
+    parameters = sum(p.numel() for p in model.parameters())
+    return (
+        f"parameters {parameters:,}   tokens {tokens:,}   seconds {time_s:.1f}   "
+        f"peak {memory}{steps}   logits {tuple(out['logits'].shape)} {'finite' if finite else 'NOT FINITE'}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

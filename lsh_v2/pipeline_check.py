@@ -1,0 +1,72 @@
+"""Whether the model of a training configuration is what it should be, before hours are spent on it.
+
+    python -m lsh_v2.pipeline_check lsh_v2/train.yml data/results data/results/model_check.json
+
+Arguments: the configuration, the folder that the training will have (a tokenizer made for it stays there), the report.
+Counts its parameters against the size asked for, runs it on text, and decodes token by token: finite, and the same.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.gate import not_finite, relative_error
+from lsh_v2.model import LSHv2Model
+from lsh_v2.presets import parse_size
+from lsh_v2.training import TrainingConfig, load_training_config
+from lsh_v2.training.tokenizer import tokenizer_of
+from tasks.text import TextBytes
+
+TOKENS = 96
+SIZE_TOLERANCE = 0.03
+TOLERANCE = 1e-3  # relative, between logits of one pass and of decoding, in float32 through many layers
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check the model, write what was found, and return 1 if something is wrong."""
+    config, out, report = map(Path, sys.argv[1:] if arguments is None else arguments)
+    try:
+        found = check(load_training_config(config, [f"out={out}"]))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    report.parent.mkdir(parents=True, exist_ok=True)
+    report.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(found))
+    for wrong in found["wrong"]:
+        print(f"wrong: {wrong}", file=sys.stderr)
+    return 1 if found["wrong"] else 0
+
+
+@torch.no_grad()
+def check(config: TrainingConfig) -> dict[str, Any]:
+    """Figures of the model, and under `wrong` a sentence for each that is not as it should be."""
+    tokenizer = tokenizer_of(config)
+    model = LSHv2Model(config.model_of(tokenizer.vocab_size)).eval()
+    count = sum(p.numel() for p in model.parameters())
+    found: dict[str, Any] = {"attention": model.config.attention, "parameters": count, "asked": config.model_size}
+    wrong = []
+    if config.model_size and abs(count / (target := parse_size(config.model_size)) - 1) > SIZE_TOLERANCE:
+        wrong.append(f"{count} parameters where {target} were asked for")
+    ids = TextBytes().tokens(min(TOKENS, model.config.max_seq_len)).long()[None]
+    logits = model(ids)["logits"]
+    if tuple(logits.shape) != (1, ids.shape[1], tokenizer.vocab_size):
+        wrong.append(f"logits have shape {tuple(logits.shape)}")
+    if reason := not_finite(logits):
+        wrong.append(reason)
+    if stream := model.stream(1):
+        decoded = torch.cat([stream.extend(ids[:, i : i + 1]) for i in range(ids.shape[1])], dim=1)
+        found["decoding_error"] = relative_error(decoded, logits)
+        if found["decoding_error"] > TOLERANCE:
+            wrong.append(f"decoding token by token differs by {found['decoding_error']:.2g} (relative) from one pass")
+    return {**found, "wrong": wrong}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

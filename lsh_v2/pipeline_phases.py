@@ -1,0 +1,115 @@
+"""The phases of the pipeline, each a command, and where everything lies."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+COUNT, QUICK_COUNT = 10_000, 1_000  # examples of the data phase
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where results lie below `root`, as the original guide lays them out."""
+
+    root: Path
+    quick: bool = False
+
+    @property
+    def results(self) -> Path:
+        """Markers, logs and metrics."""
+        return self.root / "data" / "results"
+
+    @property
+    def training(self) -> Path:
+        """Metrics, checkpoints and profile of the training."""
+        return self.results / "quick_training" if self.quick else self.results
+
+    @property
+    def benchmark(self) -> Path:
+        """Rows, report and summary of the long arena."""
+        return self.results / "quick_benchmark" if self.quick else self.results
+
+    @property
+    def manifest(self) -> Path:
+        """What ran and what came of it."""
+        return self.root / "final_results" / "pipeline_results.json"
+
+    def named(self, phase: str, suffix: str) -> Path:
+        """A phase's marker or log."""
+        return self.results / f"{'quick_' if self.quick else ''}{phase}{suffix}"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One command. `makes` are files and folders that are its own, removed when it is forced to begin anew.
+
+    `reads` are files that decide its result beside the command: where one has changed, an OK marker is void.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    makes: tuple[Path, ...]
+    reads: tuple[Path, ...] = ()
+
+
+def phases_of(layout: Layout, *, training: bool, benchmark: bool) -> list[Phase]:
+    """The phases that are asked for, in order."""
+    phases = [_model(layout), _data(layout)]
+    if training:
+        phases += [_training(layout), _profile(layout)]
+    if benchmark:
+        phases.append(_benchmark(layout, trained=training or (layout.training / "checkpoints").is_dir()))
+    return phases
+
+
+def _model(layout: Layout) -> Phase:
+    config, report = _config(layout, "train"), layout.results / _quick(layout, "model_check.json")
+    command = _python("lsh_v2.pipeline_check", str(config), str(layout.training), str(report))
+    return Phase("model", command, (report,), (config,))
+
+
+def _data(layout: Layout) -> Phase:
+    path = layout.results / _quick(layout, "examples.jsonl")
+    count = QUICK_COUNT if layout.quick else COUNT
+    options = ["--quick"] if layout.quick else []
+    return Phase("data", _python("tasks.synthetic", str(path), "--count", str(count), *options), (path,))
+
+
+def _training(layout: Layout) -> Phase:
+    config, out = _config(layout, "train"), layout.training
+    names = ("training_metrics.json", "training_metrics.png", "steps.jsonl", "checkpoints", "tensorboard", "tokenizer")
+    command = _python("lsh_v2.train", str(config), "--set", f"out={out}", "--set", "profile_components=false")
+    return Phase("training", command, tuple(out / name for name in names), (config,))
+
+
+def _profile(layout: Layout) -> Phase:
+    out = layout.training
+    quick = ["--no-report"] if layout.quick else []
+    command = _python("lsh_v2.profile", str(out), "--out", str(out), *quick)
+    makes = tuple(out / name for name in ("component_profiles.json", "component_profiles.png", "component_report"))
+    return Phase("profile", command, makes, (out / "training_metrics.json",))
+
+
+def _benchmark(layout: Layout, *, trained: bool) -> Phase:
+    config, out = _config(layout, "long_arena"), layout.benchmark
+    names = ("rows.jsonl", "run.json", "report.html", "report.md", "benchmark_summary.json", "benchmark_summary.png")
+    checkpoint = ["--set", f"checkpoint={layout.training}"] if trained else []
+    reads = (config, *([layout.training / "training_metrics.json"] if trained else []))
+    command = _python("lsh_v2.long_arena", str(config), "--set", f"out={out}", *checkpoint)
+    return Phase("benchmark", command, tuple(out / name for name in (*names, "training")), reads)
+
+
+def _config(layout: Layout, name: str) -> Path:
+    quick = {"train": "quick.yml", "long_arena": "long_arena_quick.yml"}
+    return HERE / (quick[name] if layout.quick else f"{name}.yml")
+
+
+def _quick(layout: Layout, name: str) -> str:
+    return f"quick_{name}" if layout.quick else name
+
+
+def _python(module: str, *arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", module, *arguments)

@@ -1,0 +1,219 @@
+"""Runs phases one after another: markers, logs, and what a failed phase said last."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from harness import machine
+from harness.run_folder import now
+from lsh_v2.pipeline_flags import Flag
+from lsh_v2.pipeline_phases import Layout, Phase
+
+EXCERPT_LINES = 20
+PROJECT = Path(__file__).parents[1]
+SET_PDEATHSIG = 1  # prctl(2)
+
+
+class PipelineError(ValueError):
+    """The pipeline cannot run here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of a phase. `seconds` is of the run that finished it."""
+
+    name: str
+    status: Literal["done", "done before", "failed"]
+    seconds: float
+    command: str
+    log: str
+    excerpt: str = ""
+
+
+class PhaseFailed(RuntimeError):  # noqa: N818, it is the phase's failure
+    """A phase ended badly; `records` are those of all phases so far, the failed one last."""
+
+    def __init__(self, records: list[Record]) -> None:
+        self.records, last = records, records[-1]
+        super().__init__(
+            f"phase {last.name} failed; its whole output is in {last.log}, and ends:\n\n{last.excerpt}\n\n"
+            "When the cause is removed, the same command goes on with this phase."
+        )
+
+
+def run_phases(phases: Sequence[Phase], layout: Layout, *, force: bool = False) -> list[Record]:
+    """Run the phases that have no valid marker, in order, and all after the first of them.
+
+    Raises PhaseFailed, with everything before it kept; PipelineError where another pipeline runs on the same results,
+    or they cannot be written.
+    """
+    records: list[Record] = []
+    try:
+        layout.results.mkdir(parents=True, exist_ok=True)
+        with _alone(layout.results):
+            for phase in phases:
+                marker = layout.named(phase.name, ".ok")
+                if force:
+                    _remove((marker, *phase.makes))
+            for phase in phases:
+                records.append(_before(phase, layout) or _run(phase, layout))
+                if records[-1].status == "failed":
+                    raise PhaseFailed(records)
+    except OSError as error:
+        raise PipelineError(
+            f"{error.filename or layout.results} cannot be written: {error.strerror}; phases that have finished keep "
+            "their markers"
+        ) from error
+    return records
+
+
+def write_results(layout: Layout, records: Sequence[Record], flags: Sequence[Flag]) -> Path:
+    """Write the manifest, complete or as it was: phases, flags, machine, versions and every artifact with its hash."""
+    commit, dirty = machine.commit()
+    results = {
+        "mode": "quick" if layout.quick else "full",
+        "written": now(),
+        "phases": [asdict(record) for record in records],
+        "flags": [asdict(flag) for flag in flags],
+        "machine": machine.describe("").as_dict(),
+        "versions": machine.versions(),
+        "commit": commit,
+        "dirty": dirty,
+        "artifacts": {str(path.relative_to(layout.root)): digest(path) for path in artifacts(layout)},
+    }
+    layout.manifest.parent.mkdir(parents=True, exist_ok=True)
+    draft = layout.manifest.with_name(layout.manifest.name + ".part")
+    draft.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    draft.replace(layout.manifest)
+    return layout.manifest
+
+
+def artifacts(layout: Layout) -> list[Path]:
+    """Files with results, of the checkpoints the newest; not what serves the machinery alone."""
+    suffixes = {".json", ".jsonl", ".png", ".html", ".md", ".log", ".safetensors"}
+    folders = {layout.results, layout.training, layout.benchmark}
+    found = {path for folder in folders for path in folder.glob("*") if path.suffix in suffixes}
+    found |= set(max((layout.training / "checkpoints").glob("step-*"), default=layout.manifest).glob("*"))
+    return sorted(path for path in found if path.is_file())
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def excerpt(log: str) -> str:
+    """The last traceback of a log, or its last lines where there is none; at most EXCERPT_LINES of them."""
+    lines = log.rstrip().split("\n")
+    begins = [place for place, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
+    return "\n".join(lines[begins[-1] if begins else 0 :][-EXCERPT_LINES:])
+
+
+def _before(phase: Phase, layout: Layout) -> Record | None:
+    """The record of a phase that finished earlier with the same command and inputs, and whose results are there."""
+    try:
+        kept = json.loads(layout.named(phase.name, ".ok").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if kept["of"] != _identity(phase):
+        print(f"phase {phase.name}: its settings have changed since it finished; it runs again", flush=True)
+        return None
+    if not phase.makes[0].exists():
+        return None
+    print(f"phase {phase.name}: done before, in {kept['seconds']:.0f} s", flush=True)
+    return Record(phase.name, "done before", kept["seconds"], _shown(phase), str(layout.named(phase.name, ".log")))
+
+
+def _run(phase: Phase, layout: Layout) -> Record:
+    print(f"phase {phase.name}: {_shown(phase)}", flush=True)
+    log, started = layout.named(phase.name, ".log"), time.monotonic()
+    status = _tee(phase.command, log)
+    seconds = time.monotonic() - started
+    if status:
+        said = excerpt(log.read_text(encoding="utf-8", errors="replace"))
+        return Record(phase.name, "failed", seconds, _shown(phase), str(log), said)
+    marker = layout.named(phase.name, ".ok")
+    draft = marker.with_name(marker.name + ".part")
+    draft.write_text(json.dumps({"of": _identity(phase), "seconds": seconds, "finished": now()}) + "\n")
+    draft.replace(marker)
+    return Record(phase.name, "done", seconds, _shown(phase), str(log))
+
+
+def _tee(command: Sequence[str], log: Path) -> int:
+    """Run a command with its output on the screen and in a file; returns its exit status."""
+    path = os.pathsep.join(p for p in (str(PROJECT), os.environ.get("PYTHONPATH")) if p)
+    environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    with (
+        log.open("w", encoding="utf-8") as file,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            text=True,
+            errors="replace",
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509, no threads here
+        ) as process,
+    ):
+        assert process.stdout is not None, "it is piped"
+        try:
+            for line in process.stdout:
+                file.write(line)
+                file.flush()
+                print(f"  {line}", end="", flush=True)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode < 0:
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"killed by signal {signal.Signals(-process.returncode).name}\n")
+    return process.returncode
+
+
+def _die_with_parent() -> None:
+    """A phase must not go on when the pipeline is killed: the next one would write to the same files."""
+    ctypes.CDLL(None).prctl(SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _identity(phase: Phase) -> str:
+    """What decides a phase's result: its command and the files that it reads."""
+    parts = [*phase.command[1:], *(digest(path) if path.is_file() else "" for path in phase.reads)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _shown(phase: Phase) -> str:
+    return " ".join(("python", *phase.command[1:]))
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone(results: Path) -> Iterator[None]:
+    """Hold the lock of these results. Raises PipelineError where another process has it."""
+    with (results / ".pipeline.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PipelineError(f"{results} is in use by another pipeline") from error
+        yield

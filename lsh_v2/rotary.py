@@ -1,0 +1,35 @@
+"""Rotary positions that may start anywhere, for whole sequences and for decoding.
+
+Su et al. 2021, RoFormer, https://arxiv.org/abs/2104.09864, equation 34; halves paired as in GPT-NeoX.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Rotation(NamedTuple):
+    """Cosine and sine of each position's angles, one for each pair of coordinates."""
+
+    cos: Float[Tensor, "N P"]
+    sin: Float[Tensor, "N P"]
+
+
+def rotation(
+    start: int, count: int, width: int, base: float, *, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Rotation:
+    """Angles of positions start to start + count - 1 for vectors of an even `width`, computed in float64."""
+    frequency = base ** (-torch.arange(width // 2, device=device, dtype=torch.float64) / max(width // 2, 1))
+    angle = torch.arange(start, start + count, device=device, dtype=torch.float64)[:, None] * frequency
+    return Rotation(angle.cos().to(dtype), angle.sin().to(dtype))
+
+
+def rotate(x: Float[Tensor, "B H N D"], by: Rotation) -> Float[Tensor, "B H N D"]:
+    """x with each pair of coordinates (i, i + D/2) turned by its position's angle."""
+    a, b = x.chunk(2, dim=-1)
+    cos, sin = by.cos.to(x.dtype), by.sin.to(x.dtype)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)

@@ -1,0 +1,9 @@
+"""Training of the language model: configuration, data, checkpoints, evaluation, the loop."""
+
+from __future__ import annotations
+
+from lsh_v2.checkpoint import CheckpointError, load_model
+from lsh_v2.training.configuration import TrainingConfig, load_training_config
+from lsh_v2.training.trainer import Trainer
+
+__all__ = ["CheckpointError", "Trainer", "TrainingConfig", "load_model", "load_training_config"]

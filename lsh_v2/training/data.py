@@ -1,0 +1,121 @@
+"""Examples as rows of tokens: generated or from a file, one a row or packed, in an order that resumes anywhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from harness.names import import_path
+from lsh_v2.training.configuration import TrainingConfig
+from tasks.encoding import Encoded, collate, encode
+from tasks.example import Example, Task
+from tasks.jsonl import read_examples
+from tasks.tokenizer import Tokenizer
+
+
+class FileTask(Task):
+    """The examples of a `.jsonl` file, around and around. Raises ValueError naming a broken line, or an empty file."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.examples = list(read_examples(path))
+        if not self.examples:
+            raise ValueError(f"{path} holds no examples")
+
+    def example(self, index: int) -> Example:
+        return self.examples[index % len(self.examples)]
+
+
+class Rows(Dataset):
+    """`count` rows of at most `length` tokens.
+
+    Packed, row r holds examples r, r + count, r + 2·count and so on, as many as fit whole; they see one another, as
+    documents do in the training of language models. Raises ValueError for an example that alone is too long.
+    """
+
+    def __init__(self, task: Task, tokenizer: Tokenizer, *, count: int, length: int, pack: bool, learn: str) -> None:
+        self._task, self._tokenizer = task, tokenizer
+        self._count, self._length, self._pack, self._learn = count, length, pack, learn
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, row: int) -> Encoded:
+        parts: list[Encoded] = []
+        room = self._length
+        for index, example in enumerate(self._task.stream(row, self._count)):
+            encoded = encode(example, self._tokenizer, learn=self._learn)
+            if len(encoded.input_ids) > room:
+                if not parts:
+                    raise ValueError(
+                        f"example {row + index * self._count} has {len(encoded.input_ids)} tokens, "
+                        f"more than seq_length={self._length}"
+                    )
+                break
+            parts.append(encoded)
+            room -= len(encoded.input_ids)
+            if not self._pack:
+                break
+        return Encoded(*(torch.cat(same) for same in zip(*parts, strict=True)))
+
+
+class Batches(Sampler):
+    """Row numbers in batches, shuffled by seed and epoch alone; `start` batches of the epoch are passed over."""
+
+    def __init__(self, rows: int, batch_size: int, seed: int) -> None:
+        self._rows, self.batch_size, self._seed = rows, batch_size, seed
+        self.drop_last = False
+        self.epoch = self.start = 0
+
+    def __len__(self) -> int:
+        return math.ceil(self._rows / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        draw = torch.Generator().manual_seed(self._seed * 1_000_003 + self.epoch)
+        order = torch.randperm(self._rows, generator=draw).split(self.batch_size)
+        return iter([batch.tolist() for batch in order[self.start :]])
+
+
+def task_of(config: TrainingConfig, *, evaluation: bool) -> Task:
+    """The task of a configuration; evaluation takes another seed, and hence other examples, or its own file.
+
+    Raises ValueError for a path that names no task, for settings it does not take, and for broken files.
+    """
+    path = config.eval_file if evaluation else config.train_file
+    if path is not None:
+        return FileTask(Path(path))
+    maker = import_path(config.task)
+    try:
+        made = maker(seed=2 * config.seed + evaluation, **config.task_settings)  # type: ignore[operator]
+    except TypeError as error:
+        raise ValueError(f"task={config.task} does not take task_settings={config.task_settings}: {error}") from error
+    if not isinstance(made, Task):
+        raise ValueError(f"task={config.task!r} is not allowed: it must make a tasks.example.Task")
+    return made
+
+
+def loader_of(config: TrainingConfig, tokenizer: Tokenizer) -> tuple[DataLoader, Batches]:
+    """Training batches and the sampler that orders them."""
+    rows = Rows(
+        task_of(config, evaluation=False),
+        tokenizer,
+        count=config.num_train_sequences,
+        length=config.seq_length,
+        pack=config.pack,
+        learn=config.learn,
+    )
+    batches = Batches(len(rows), config.batch_size, config.seed)
+    loader = DataLoader(
+        rows, batch_sampler=batches, collate_fn=collator(tokenizer.pad_id), num_workers=config.num_workers
+    )
+    return loader, batches
+
+
+def collator(pad_id: int) -> Callable[[list[Encoded]], Encoded]:
+    """What makes a batch of rows, in a form that worker processes can be handed."""
+    return partial(collate, pad_id=pad_id)

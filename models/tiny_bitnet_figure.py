@@ -1,0 +1,47 @@
+"""Draws the learning curve of the tiny BitNet from its log.
+
+python -m models.tiny_bitnet_figure        # models/tiny-bitnet/log.jsonl to learning.svg beside it
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+FOLDER = Path(__file__).parent / "tiny-bitnet"
+ACCURACIES = {
+    "mqar": "MQAR, tokens",
+    "needles": "needles",
+    "new_york_1": "New York, 1st",
+    "new_york_2": "New York, 2nd",
+}
+
+
+def draw(log: Path, figure: Path) -> None:
+    """Bits per byte on held-out text, and accuracy on tasks, over the tokens read."""
+    import matplotlib.pyplot as plt
+
+    lines = pd.read_json(log, lines=True)
+    drawing, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(6.5, 5), layout="constrained")
+    above.plot(lines.tokens / 1e6, lines.bits_per_byte, marker=".")
+    above.set(ylabel="bits per byte, held out")
+    for name, title in ACCURACIES.items():
+        below.plot(lines.tokens / 1e6, 100 * lines[name], marker=".", label=title)
+    below.set(xlabel="million tokens read", ylabel="accuracy, %", ylim=(-3, 103))
+    below.legend()
+    drawing.savefig(figure)
+    plt.close(drawing)
+
+
+def main() -> None:
+    """Draw the log that is stored."""
+    parser = argparse.ArgumentParser(description="Draw the learning curve of the tiny BitNet.")
+    parser.add_argument("--log", type=Path, default=FOLDER / "log.jsonl")
+    given = parser.parse_args()
+    draw(given.log, given.log.with_name("learning.svg"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Texts to take perplexity on: WikiText-103 raw, WikiText-2 raw, EnWik8, and the standard library's source offline.
+
+Merity et al. 2016, https://arxiv.org/abs/1609.07843; Mahoney, http://mattmahoney.net/dc/textdata.html. Articles are
+joined as they stand, blank lines and " = Heading = " lines included. A corpus comes from a local file, from a folder
+of Parquet files laid out as on the hub, from the hub's cache, or from the hub.
+
+    load_corpus("wikitext103", "validation")
+    load_corpus("enwik8", "test", path="data/enwik8")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from tasks.text import TextBytes
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Where a text stands on the hub, and the shares of train, validation and test of a whole that has no splits."""
+
+    repository: str
+    configuration: str
+    revision: str | None = None
+    shares: tuple[float, float, float] | None = None
+
+
+CORPORA: Mapping[str, Corpus] = MappingProxyType(
+    {
+        "wikitext103": Corpus("Salesforce/wikitext", "wikitext-103-raw-v1"),
+        "wikitext2": Corpus("Salesforce/wikitext", "wikitext-2-raw-v1"),
+        # `datasets` no longer runs its loading script; the hub keeps the one row it makes as Parquet.
+        "enwik8": Corpus("LTCB/enwik8", "enwik8-raw", "refs/convert/parquet", (0.9, 0.05, 0.05)),
+    }
+)
+STDLIB_SHARES = (0.95, 0.025, 0.025)
+
+
+def load_corpus(name: str, split: str = "validation", *, path: str | Path | None = None) -> str:
+    """The text of a split.
+
+    name: "stdlib", or one of `CORPORA`. path: a file that is the text, or a folder of Parquet files. Of "enwik8" a
+    file is the whole, of which train, validation and test are the first 90 %, the next and the last 5 %; of the
+    others it is the split itself. "stdlib" takes no path; its validation and test are the last 5 %, half each.
+
+    Raises ValueError for an unknown name or split, and for a corpus that is not there, with how to get it.
+    """
+    if name not in CORPORA and name != "stdlib":
+        raise ValueError(f"corpus {name!r} is not allowed: it must be stdlib, {', '.join(CORPORA)}")
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r} is not allowed: it must be {', '.join(SPLITS)}")
+    if name == "stdlib":
+        if path is not None:
+            raise ValueError(f"path={str(path)!r} is not allowed for stdlib, which is this Python's own source")
+        whole = TextBytes()
+        return _share(bytes(whole.tokens(len(whole)).tolist()), split, STDLIB_SHARES)
+    corpus = CORPORA[name]
+    if path is not None and Path(path).is_file():
+        content = Path(path).read_bytes()
+        return _share(content, split, corpus.shares) if corpus.shares else content.decode("utf-8", errors="replace")
+    if path is not None and not Path(path).is_dir():
+        raise ValueError(f"path={str(path)!r} is not allowed: there is no such file or folder")
+    return _from_datasets(name, corpus, split, None if path is None else Path(path))
+
+
+def _share(content: bytes, split: str, shares: tuple[float, float, float]) -> str:
+    """The split's part of a whole, by bytes."""
+    place = SPLITS.index(split)
+    start, stop = (round(sum(shares[:end]) * len(content)) for end in (place, place + 1))
+    return content[start:stop].decode("utf-8", errors="replace")
+
+
+def _from_datasets(name: str, corpus: Corpus, split: str, folder: Path | None) -> str:
+    """The rows of the split one after another, or the split's share of all rows where there is only a whole."""
+    import datasets
+
+    stored = "train" if corpus.shares else split
+    try:
+        if folder is None:
+            rows = datasets.load_dataset(
+                corpus.repository, corpus.configuration, split=stored, revision=corpus.revision
+            )
+        else:
+            rows = datasets.load_dataset("parquet", data_files=_parquet_files(folder, corpus, stored), split="train")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"corpus {name!r} cannot be read from {folder or 'the hub, ' + corpus.repository}: {error}. Where there is "
+            "a network it is downloaded once, and then found in the cache; without one, give path=FILE with its text "
+            "or a folder that holds the repository's Parquet files, or use 'stdlib'"
+        ) from error
+    text = "".join(rows["text"])
+    return _share(text.encode("utf-8"), split, corpus.shares) if corpus.shares else text
+
+
+def _parquet_files(folder: Path, corpus: Corpus, split: str) -> list[str]:
+    below = folder / corpus.configuration
+    found = sorted(str(path) for path in (below if below.is_dir() else folder).rglob(f"{split}*.parquet"))
+    if not found:
+        raise FileNotFoundError(f"there is no {split}*.parquet")
+    return found

@@ -1,0 +1,154 @@
+"""Which adjective stands before the n-th "New York"? Counting mentions and reading at a chosen distance.
+
+Sentences such as "The radiant New York slept." lie among lines of filler, with decoys that give adjectives to other
+cities. No two sentences of a prompt share an adjective, no other line speaks of New York, and every mention has an
+adjective, so there is exactly one answer.
+
+    for example in NewYork(1024, nth=2, distance=600): ...
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from tasks.example import Example, Task, one_of
+from tasks.haystack import Room, last_that, place, text_lines
+from tasks.text import TextBytes
+from tasks.tokenizer import Tokenizer
+from tasks.words import ADJECTIVES, CITIES
+
+SENTENCES = (
+    "The {} {} slept.",
+    "They came to the {} {} by night.",
+    "She wrote about the {} {} again.",
+    "We left the {} {} in spring.",
+    "He dreamt of the {} {} for years.",
+)
+QUESTIONS: Mapping[str, str] = MappingProxyType(
+    {
+        "full": "Question: in the text above, which adjective stands right before mention number {} of New York? "
+        "Answer with this one word.\nAnswer:",
+        "short": "Adjective before New York, mention {}:",
+    }
+)
+
+
+class NewYork(Task):
+    """Prompts of at most `length` tokens with `mentions` of New York, of which the `nth` is asked, and `decoys`.
+
+    length: of prompt, answer, bos and eos, in tokens of `tokenizer` (default: bytes). Filler takes what is left, by
+        whole lines of `text` (default: the standard library's source).
+    nth: 1 for the first mention. mentions: at least nth; None: nth + 1, so that the last is not always asked.
+    distance: tokens from the end of the asked mention to the answer: at least this, and as near to it as lines allow;
+        None: anywhere. The metadata's `distance` is what it came to.
+    wording: of the question, "full", or "short" for small models.
+
+    The score is 1 if the output's first word is the adjective.
+    Raises ValueError for settings that cannot be; for a length too short for its sentences or for the distance when
+    an example is made.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        nth: int = 2,
+        mentions: int | None = None,
+        decoys: int = 2,
+        distance: int | None = None,
+        wording: str = "full",
+        text: TextBytes | None = None,
+        tokenizer: Tokenizer | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(seed=seed)
+        mentions = nth + 1 if mentions is None else mentions
+        if not 1 <= nth <= mentions or decoys < 0 or mentions + decoys > len(ADJECTIVES):
+            raise ValueError(
+                f"nth={nth}, mentions={mentions}, decoys={decoys} are not allowed: nth is 1 to mentions, and mentions "
+                f"and decoys together are at most {len(ADJECTIVES)}, the number of adjectives"
+            )
+        if distance is not None and not 0 <= distance < length:
+            raise ValueError(f"distance={distance} is not allowed: it must be 0 to length={length}, or None")
+        one_of("wording", wording, QUESTIONS)
+        self.room, self.text, self.question = Room(length, tokenizer), text, QUESTIONS[wording]
+        self.nth, self.mentions, self.decoys, self.distance = nth, mentions, decoys, distance
+
+    def example(self, index: int) -> Example:
+        draw = self.draw(index)
+        adjectives = draw.sample(ADJECTIVES, self.mentions + self.decoys)
+        mentions = [_sentence(draw, adjective, "New York") for adjective in adjectives[: self.mentions]]
+        decoys = [_sentence(draw, adjective, draw.choice(CITIES)) for adjective in adjectives[self.mentions :]]
+        early = draw.randint(0, self.decoys)
+        parts = _Parts(
+            before=_strewn(draw, mentions[: self.nth - 1], decoys[:early]),
+            asked=mentions[self.nth - 1],
+            after=_strewn(draw, mentions[self.nth :], decoys[early:]),
+            question=self.question.format(self.nth),
+        )
+        answer = " " + adjectives[self.nth - 1]
+        where, filler = (
+            draw.random(),
+            text_lines(self.text, start=draw.random(), without=r"(?i:new\s*york)|New$|^\s*York"),
+        )
+        lines = self.room.fill(filler, lambda lines: parts.prompt(lines, 0) + answer)
+        while True:  # lines cost a few tokens more or less at another place, bytes none
+            split = round(where * len(lines)) if self.distance is None else self._split(parts, lines, self.distance)
+            prompt = parts.prompt(lines, split)
+            if self.room.holds(prompt + answer):
+                break
+            lines = lines[:-1]
+        facts = {"task": self.name, "nth": self.nth, "mentions": self.mentions}
+        facts["distance"] = self.room.tokenizer.count(parts.behind(lines[split:]))
+        return Example(prompt, answer, facts)
+
+    def score(self, example: Example, output: str) -> float:
+        words = re.findall(r"\w+", output.lower())
+        return float(words[:1] == [example.answer.strip()])
+
+    def _split(self, parts: _Parts, lines: list[str], distance: int) -> int:
+        """The last line before which the asked mention is `distance` tokens or more from the answer."""
+
+        def far(split: int) -> bool:
+            return self.room.tokenizer.count(parts.behind(lines[split:])) >= distance
+
+        if not far(0):
+            raise ValueError(
+                f"distance={distance} is not allowed: with length={self.room.length} it is at most "
+                f"{self.room.tokenizer.count(parts.behind(lines))} in this example"
+            )
+        return len(lines) if far(len(lines)) else last_that(far, len(lines))
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Everything but filler: sentences with their depths before and after the asked one."""
+
+    before: list[tuple[float, str]]
+    asked: str
+    after: list[tuple[float, str]]
+    question: str
+
+    def prompt(self, lines: list[str], split: int) -> str:
+        """The prompt in which `split` lines of filler stand before the asked mention."""
+        end = self.asked.index("New York") + len("New York")
+        return "\n".join([*place(lines[:split], self.before), self.asked[:end]]) + self.behind(lines[split:])
+
+    def behind(self, lines: list[str]) -> str:
+        """What stands between the asked mention and the answer."""
+        end = self.asked.index("New York") + len("New York")
+        return "\n".join([self.asked[end:], *place(lines, self.after), self.question])
+
+
+def _sentence(draw: random.Random, adjective: str, city: str) -> str:
+    return draw.choice(SENTENCES).format(adjective, city)
+
+
+def _strewn(draw: random.Random, mentions: list[str], decoys: list[str]) -> list[tuple[float, str]]:
+    """Sentences with random depths; mentions keep their order."""
+    depths = sorted(draw.random() for _ in mentions)
+    return [*zip(depths, mentions, strict=True), *((draw.random(), decoy) for decoy in decoys)]

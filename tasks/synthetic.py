@@ -1,0 +1,56 @@
+"""The three kinds of computational reasoning in one stream, and as a file.
+
+python -m tasks.synthetic examples.jsonl --count 1000 --seed 0   # writes
+python -m tasks.synthetic examples.jsonl --check                 # reads again, and names a broken line
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections import Counter
+from pathlib import Path
+
+from tasks.example import Mixed
+from tasks.fuzzy_regex import FuzzyRegex
+from tasks.jsonl import read_examples, write_examples
+from tasks.odd_one_out import OddOneOut
+from tasks.set_data import SetData
+
+
+def computational_reasoning(*, quick: bool = False, seed: int = 0) -> Mixed:
+    """Set of data, odd one out and fuzzy regex in equal parts; `quick` is what minutes of training can learn.
+
+    Quick: three to five integers of at most two digits by MOD_2 or MOD_5; five to seven numbers below 100, odd by
+    parity, by digits or by being a multiple of 5; plain patterns on four to six words.
+    """
+    if not quick:
+        return Mixed([SetData(seed=seed), OddOneOut(seed=seed), FuzzyRegex(seed=seed)], seed=seed)
+    sets = SetData(items=(3, 5), functions=("MOD_2", "MOD_5"), kinds=("integer",), digits=2, seed=seed)
+    odd = OddOneOut(items=(5, 7), keys=("parity", "multiple of 5", "digits"), highest=99, seed=seed)
+    return Mixed([sets, odd, FuzzyRegex(words=(4, 6), parts=1, fuzzy=0.0, seed=seed)], seed=seed)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write or check a file of examples."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.synthetic", description="Examples of computational reasoning."
+    )
+    parser.add_argument("file", type=Path, help="a .jsonl file")
+    parser.add_argument("--count", type=int, default=1000, help="how many examples to write (default: 1000)")
+    parser.add_argument("--seed", type=int, default=0, help="which examples (default: 0)")
+    parser.add_argument("--quick", action="store_true", help="the easy settings that a few minutes of training learn")
+    parser.add_argument("--check", action="store_true", help="read the file instead of writing it")
+    given = parser.parse_args(arguments)
+    try:
+        if not given.check:
+            stream = computational_reasoning(quick=given.quick, seed=given.seed).stream()
+            write_examples(given.file, itertools.islice(stream, given.count))
+        found = Counter(example.metadata.get("task", "unnamed") for example in read_examples(given.file))
+    except ValueError as error:
+        parser.exit(2, f"{error}\n")
+    print(f"{found.total()} examples in {given.file}: " + ", ".join(f"{n} {task}" for task, n in sorted(found.items())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Stages of an attention as cases of their own, and the table that they end in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from harness.components import SUBJECT, ComponentSubject, ComponentTrial, component_cases
+from harness.config import Config
+from harness.journal import read_rows
+from harness.plan import expand
+from harness.profile import main
+from harness.report.components import plain_slope
+from harness.rows import Case
+from harness.subjects import Unsupported
+from tests.harness.backends import Right
+from tests.harness.test_sweep import BASE
+
+
+class Staged(Right):
+    """Two stages, of which one claims three quarters of the time and another exponent."""
+
+    claimed_components = {"scores": (0.75, 0.5)}  # noqa: RUF012
+
+    def components(self, q: Tensor, k: Tensor, v: Tensor) -> Mapping[str, Callable[[], object]]:
+        return {"scores": lambda: q @ k.mT, "output": lambda: [self(q, k, v)]}
+
+
+NAME = "tests.harness.test_components:Staged"
+CONFIG = BASE | {
+    "backends": [{"name": NAME, "label": "staged"}, "tests.harness.backends:Right"],
+    "lengths": [64, 128, 256],
+}
+
+
+def test_each_stage_is_a_case_beside_the_whole_and_others_are_left_out() -> None:
+    planned = component_cases(expand(Config.model_validate(CONFIG)))
+    first = [one.case for one in planned if one.case.n == 64]
+    assert [(case.label, case.subject) for case in first] == [
+        ("staged", "attention"),
+        ("staged: scores", SUBJECT),
+        ("staged: output", SUBJECT),
+    ]
+    assert first[1].settings == {"component": "scores"}
+    assert len(planned) == 9
+
+
+@pytest.mark.parametrize(
+    ("answer", "wrong"),
+    [
+        (torch.ones(3), ""),
+        ([(torch.ones(2), {"no": "tensor"}), torch.arange(3)], ""),
+        ([torch.ones(2), [torch.tensor([1.0, math.nan])]], "NaN or infinite values"),
+        ("text", "the stage returned no tensor"),
+    ],
+    ids=str,
+)
+def test_stage_is_wrong_where_its_tensors_are_not_finite_or_there_are_none(answer: Any, wrong: str) -> None:
+    trial = ComponentTrial([lambda: answer] * 2, torch.device("cpu"), 1)
+    assert trial.check(0, trial.call(0)).wrong == wrong
+
+
+def test_plain_slope_is_pulled_down_by_a_floor() -> None:
+    assert plain_slope({n: 3e-6 * n**1.5 for n in (64, 256, 1024)}) == pytest.approx(1.5)
+    assert plain_slope({n: 1e-3 + 1e-6 * n for n in (64, 256, 1024)}) < 0.4
+    assert math.isnan(plain_slope({64: 1.0}))
+
+
+def test_profile_reports_shares_and_claims_of_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    conf, folder = tmp_path / "conf.yml", tmp_path / "run"
+    conf.write_text(yaml.safe_dump(CONFIG))
+    assert main([str(conf), "--out", str(folder)]) == 0
+    assert f"report: {folder / 'report.html'}" in capsys.readouterr().out
+    rows = read_rows(folder)
+    assert {(row.label, row.status) for row in rows} == {
+        ("staged", "ok"), ("staged: scores", "ok"), ("staged: output", "ok"),
+    }  # fmt: skip
+    report = (folder / "report.md").read_text()
+    table = report[report.index("Stages of staged at 256 tokens") :].splitlines()
+    scores, output = (next(line for line in table if line.startswith(f"| staged: {name} ")) for name in
+                      ("scores", "output"))  # fmt: skip
+    shares = [float(line.split("|")[2].strip().rstrip("%")) for line in (scores, output)]
+    assert sum(shares) == pytest.approx(100, abs=0.2)
+    assert scores.split("|")[3].strip() == "75.0%"
+    assert scores.split("|")[7].strip() == "0.50"
+    assert output.split("|")[3].strip() == "–"
+
+
+def test_profile_without_any_stage_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    conf = tmp_path / "conf.yml"
+    conf.write_text(yaml.safe_dump(BASE))
+    assert main([str(conf)]) == 2
+    assert "no backend of this configuration names its stages" in capsys.readouterr().err
+
+
+def test_unknown_stage_is_refused_with_those_that_there_are() -> None:
+    """A configuration resumed after a stage was renamed."""
+    case = expand(Config.model_validate(CONFIG))[0].case
+    renamed = case.model_copy(update={"subject": SUBJECT, "settings": {"component": "score"}})
+
+    class Inputs:
+        def inputs(self, case: Case, variant: int) -> list[Tensor]:
+            return [torch.ones(1, 2, 64, 8)] * 3
+
+    restored = torch.enable_grad()  # a child needs none and turns it off for good
+    with restored, pytest.raises(Unsupported, match="no stage 'score' here; it has scores, output"):
+        ComponentSubject().setup(renamed, Inputs(), "key")  # type: ignore[arg-type]

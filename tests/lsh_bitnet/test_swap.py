@@ -1,0 +1,292 @@
+"""The contract: every model with every attention, at prefill, in decoding and with padding; and nothing left behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, DynamicCache
+
+from attentions import BACKENDS, build
+from attentions.base import problem_of
+from lsh_bitnet import attend_with, register
+from lsh_bitnet.models import random_model
+from tests.lsh_bitnet.models import ARCHITECTURES, close, logits, padded, positions, shared, tokens
+
+EXACT = ("vanilla", "flash")
+# Small enough that something is left out at 61 tokens.
+SMALL: dict[str, dict[str, Any]] = {
+    "bit_sampling": {"bits": 2, "window": 8, "local": 4},
+    "simhash": {"bits": 2, "window": 8, "local": 4},
+    "lsh_forest": {"min_candidates": 4, "max_candidates": 16, "trees": 2, "local": 4},
+    "reformer": {"chunk": 8},
+    "lsh_v2": {"bucket_size": 2, "local": 4, "samples": 1, "n_hashes": 1},
+}
+models = pytest.mark.parametrize("architecture", ARCHITECTURES)
+backends = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def can(backend: str, queries: int, keys: int) -> bool:
+    attention = build(backend, heads=4, head_dim=16, kv_heads=2, **SMALL.get(backend, {}))
+    q, k = torch.zeros(1, 4, queries, 16), torch.zeros(1, 2, keys, 16)
+    return not attention.why_not(problem_of(attention, q, k))
+
+
+def needs(backend: str, queries: int, keys: int) -> None:
+    if not can(backend, queries, keys):
+        pytest.skip(f"{backend} cannot attend with {queries} queries to {keys} keys")
+
+
+@models
+@pytest.mark.parametrize("backend", EXACT)
+def test_exact_attention_gives_the_models_own_logits(architecture: str, backend: str) -> None:
+    model, ids = shared(architecture), tokens()
+    want = logits(model, ids)
+    with attend_with(model, backend):
+        got = logits(model, ids)
+    assert close(got, want)
+
+
+@models
+@pytest.mark.parametrize("backend", EXACT)
+def test_exact_attention_gives_the_models_own_logits_with_padding(architecture: str, backend: str) -> None:
+    model, (ids, mask) = shared(architecture), padded()
+    want = logits(model, ids, attention_mask=mask)
+    with attend_with(model, backend):
+        got = logits(model, ids, attention_mask=mask)
+    assert close(got[mask.bool()], want[mask.bool()])
+
+
+@models
+@pytest.mark.parametrize("backend", EXACT)
+@pytest.mark.parametrize("padding", [False, True])
+def test_exact_attention_generates_the_models_own_tokens(architecture: str, backend: str, padding: bool) -> None:
+    model, (ids, mask) = shared(architecture), padded() if padding else padded((61, 61))
+    settings: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False}
+    want = model.generate(ids, attention_mask=mask, **settings)
+    with attend_with(model, backend):
+        assert torch.equal(model.generate(ids, attention_mask=mask, **settings), want)
+
+
+@models
+@backends
+def test_every_attention_prefills(architecture: str, backend: str) -> None:
+    needs(backend, 61, 61)
+    model, ids = shared(architecture), tokens()
+    with attend_with(model, backend, **SMALL.get(backend, {})):
+        got = logits(model, ids)
+    assert torch.isfinite(got).all()
+    if backend not in EXACT and backend != "hyper":  # which is exact below its shortest length
+        assert not close(got, logits(model, ids), 1e-2)
+
+
+@models
+@backends
+def test_padding_changes_nothing_in_the_rows_it_pads(architecture: str, backend: str) -> None:
+    needs(backend, 61, 61)
+    model, (ids, mask) = shared(architecture), padded()
+    with attend_with(model, backend, **SMALL.get(backend, {})):
+        together = logits(model, ids, attention_mask=mask, position_ids=positions(mask))
+        alone = logits(model, ids[1:, -37:])
+    assert close(together[1:, -37:], alone, 1e-4)
+
+
+@models
+@backends
+def test_decoding_with_a_cache_gives_the_logits_of_a_prefill(architecture: str, backend: str) -> None:
+    needs(backend, 3, 61)
+    if BACKENDS[backend].causality != "strict":
+        pytest.skip(f"{backend} selects keys by what comes later")
+    model, ids = shared(architecture), tokens()
+    with attend_with(model, backend, **SMALL.get(backend, {})):
+        whole = logits(model, ids)
+        cache = DynamicCache(config=model.config)
+        pieces = [logits(model, piece, past_key_values=cache, use_cache=True) for piece in ids.split([50, 7, 3, 1], 1)]
+    assert close(torch.cat(pieces, dim=1), whole, 1e-4)
+
+
+@backends
+def test_what_an_attention_cannot_do_is_refused_in_words(backend: str) -> None:
+    if can(backend, 1, 62):
+        pytest.skip(f"{backend} decodes")
+    model, ids = shared("llama"), tokens()
+    with attend_with(model, backend), pytest.raises(ValueError, match=rf"{backend} cannot attend here: \w+"):
+        model.generate(ids, max_new_tokens=2, do_sample=False)
+
+
+def test_a_bfloat16_model_keeps_its_dtype() -> None:
+    model: Any = random_model("llama")
+    model.to(torch.bfloat16)
+    want = logits(model, tokens())
+    for backend in ("flash", "simhash"):
+        with attend_with(model, backend):
+            got = logits(model, tokens())
+        assert got.dtype == torch.bfloat16
+    with attend_with(model, "flash"):
+        assert close(logits(model, tokens()).float(), want.float(), 5e-2)
+
+
+def test_gradients_flow_through_a_swapped_attention() -> None:
+    model, ids = random_model("llama"), tokens()
+    want = torch.autograd.grad(model(ids, labels=ids).loss, list(model.parameters()))
+    with attend_with(model, "flash"):
+        got = torch.autograd.grad(model(ids, labels=ids).loss, list(model.parameters()))
+    assert all(close(a, b, 1e-4) for a, b in zip(got, want, strict=True))
+
+
+def test_the_layers_own_scale_is_used() -> None:
+    model: Any = random_model("llama")
+    ids = tokens()
+    for layer in model.model.layers:
+        layer.self_attn.scaling = 0.01
+    want = logits(model, ids)
+    assert not close(want, logits(shared("llama"), ids), 1e-2)
+    with attend_with(model, "flash"):
+        assert close(logits(model, ids), want)
+
+
+def test_layers_draw_different_hash_functions() -> None:
+    seen: dict[int, Any] = {}
+    model = shared("llama")
+    with attend_with(model, "simhash", bits=4) as swap:
+        logits(model, tokens())
+        function: Any = AttentionInterface()[model.config._attn_implementation]
+        for layer in model.model.layers:
+            seen[layer.self_attn.layer_idx] = function._built[layer.self_attn]
+    assert swap.log is None
+    assert not torch.equal(*(attention.hash.planes for attention in seen.values()))
+
+
+def test_dense_layers_stay_exact() -> None:
+    model, ids = shared("llama"), tokens()
+    want = logits(model, ids)
+    poor: dict[str, Any] = {"bits": 2, "window": 1, "local": 1}
+    with attend_with(model, "simhash", dense_layers=[0, -1], **poor):
+        assert close(logits(model, ids), want)
+    with attend_with(model, "simhash", dense_layers=[1], count=True, **poor) as swap:
+        assert not close(logits(model, ids), want, 1e-2)
+    assert swap.log is not None
+    assert [swap.log.layers[layer].ratio == 1 for layer in (0, 1)] == [False, True]
+
+
+def test_the_models_own_attention_is_back_after_the_block_and_after_an_error() -> None:
+    model, ids = random_model("llama"), tokens()
+    before, names = model.config._attn_implementation, registered()
+    want = logits(model, ids)
+    with pytest.raises(RuntimeError, match="inside"), attend_with(model, "simhash", bits=6):
+        raise RuntimeError("inside")
+    assert model.config._attn_implementation == before
+    assert registered() == names
+    assert torch.equal(logits(model, ids), want)
+
+
+def test_a_one_way_swap_stays_until_it_is_restored() -> None:
+    model, ids = random_model("llama"), tokens()
+    want, names = logits(model, ids), registered()
+    swap = attend_with(model, "simhash", bits=2, window=4, local=2)
+    assert not close(logits(model, ids), want, 1e-2)
+    swap.restore()
+    swap.restore()
+    assert torch.equal(logits(model, ids), want)
+    assert registered() == names
+
+
+def test_swaps_nest() -> None:
+    model, ids = shared("llama"), tokens()
+    with attend_with(model, "simhash", **SMALL["simhash"]):
+        outer = logits(model, ids)
+        with attend_with(model, "flash"):
+            assert not close(logits(model, ids), outer, 1e-2)
+        assert torch.equal(logits(model, ids), outer)
+
+
+def test_two_models_are_swapped_independently() -> None:
+    one, two, ids = random_model("llama", seed=1), random_model("llama", seed=2), tokens()
+    want = logits(two, ids)
+    with attend_with(one, "simhash", **SMALL["simhash"]):
+        assert torch.equal(logits(two, ids), want)
+
+
+def test_quantised_linears_stay_what_they_are() -> None:
+    from transformers.integrations.bitnet import AutoBitLinear
+
+    model = shared("bitnet")
+    linears = [module for module in model.modules() if isinstance(module, AutoBitLinear)]
+    assert len(linears) == 2 * 7
+    with attend_with(model, "simhash", **SMALL["simhash"]):
+        logits(model, tokens())
+        assert [module for module in model.modules() if isinstance(module, AutoBitLinear)] == linears
+    assert len(linears[0].weight.unique()) > 3  # rounded as it runs, not in place
+
+
+def test_registered_names_work_as_attn_implementation() -> None:
+    before = registered()
+    names = register({"simhash": {"bits": 2, "window": 4, "local": 2}})
+    try:
+        assert "attentions_bit_sampling" in names
+        model, ids = random_model("llama"), tokens()
+        want = logits(model, ids)
+        model.set_attn_implementation("attentions_exact")
+        assert close(logits(model, ids), want)
+        fresh = AutoModelForCausalLM.from_config(model.config, attn_implementation="attentions_simhash").eval()
+        fresh.load_state_dict(model.state_dict())
+        with attend_with(model, "simhash", bits=2, window=4, local=2):
+            assert torch.equal(logits(fresh, ids), logits(model, ids))
+    finally:
+        for name in names:
+            AttentionInterface._global_mapping.pop(name)
+            AttentionMaskInterface._global_mapping.pop(name)
+    assert registered() == before
+
+
+def registered() -> list[list[str]]:
+    return [sorted(AttentionInterface._global_mapping), sorted(AttentionMaskInterface._global_mapping)]
+
+
+def test_importing_the_package_registers_nothing() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "from transformers import AttentionInterface as A, AttentionMaskInterface as M; before = set(A()), set(M());"
+        "import lsh_bitnet; assert (set(A()), set(M())) == before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_unknown_backend_is_refused_with_the_nearest_one() -> None:
+    with pytest.raises(ValueError, match=r"no backend is called 'simhas'; did you mean simhash\?"):
+        attend_with(shared("llama"), "simhas")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bitz": 4}, "has no setting 'bitz'; did you mean bits"),
+        ({"bits": 99}, "bits=99 is not allowed"),
+        ({"heads": 2}, r"settings \['heads'\] are not allowed: the model decides"),
+        ({"dense_layers": [2]}, r"dense_layers=\[2\] is not allowed: the model's layers are 0 to 1"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_swapped(options: dict[str, Any], message: str) -> None:
+    model, before = shared("llama"), registered()
+    with pytest.raises(ValueError, match=message):
+        attend_with(model, "simhash", **options)
+    assert registered() == before
+
+
+def test_settings_of_an_unknown_backend_are_not_registered() -> None:
+    before = registered()
+    with pytest.raises(ValueError, match=r"settings of \['simhsh'\] are not allowed"):
+        register({"simhsh": {}})
+    assert registered() == before
+
+
+def test_a_model_that_does_not_look_its_attention_up_is_refused() -> None:
+    from transformers import BloomConfig, BloomForCausalLM
+
+    model, before = BloomForCausalLM(BloomConfig(vocab_size=32, hidden_size=16, n_layer=1, n_head=2)), registered()
+    with pytest.raises(ValueError, match="BloomForCausalLM is not allowed"):
+        attend_with(model, "flash")
+    assert registered() == before

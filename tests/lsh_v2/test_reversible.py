@@ -1,0 +1,99 @@
+"""Reversible layers: the gradients of ordinary ones, and memory that does not grow with depth."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from harness.memory import allocator_peak
+from lsh_v2.model import LSHv2Model
+from lsh_v2.reversible import ordinary
+from tests.lsh_v2.small import small_config, small_model, token_ids
+
+
+def gradients(model: LSHv2Model, length: int = 21) -> dict[str, torch.Tensor]:
+    ids = token_ids(length)
+    model.train().zero_grad()
+    model(ids, ids)["loss"].backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_ponder": False, "n_layers": 12}, {"latent": False}])
+@pytest.mark.parametrize("name", ["flash", "simhash", "mamba", "lsh_v2"])
+def test_gradients_are_those_of_stored_activations(name: str, settings: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model(attention=name, **settings)
+    found = gradients(model)
+    monkeypatch.setattr("lsh_v2.model.reversible", ordinary)
+    want = gradients(model)
+    assert found.keys() == want.keys()
+    for key, gradient in want.items():
+        torch.testing.assert_close(
+            found[key], gradient, rtol=1e-8, atol=1e-11, msg=lambda text, key=key: f"{key}: {text}"
+        )
+
+
+def test_checkpointed_layers_have_the_same_gradients() -> None:
+    found, want = (
+        gradients(small_model(gradient_checkpoint=True, reversible=False)),
+        gradients(small_model(reversible=False)),
+    )
+    for key, gradient in want.items():
+        torch.testing.assert_close(found[key], gradient, rtol=1e-10, atol=1e-12)
+
+
+def test_gradients_agree_with_finite_differences() -> None:
+    model = small_model(n_layers=2, weight_tied_layers=1)
+    model.train()
+    ids, weight = token_ids(6), model.block(0).mixer.output.weight
+    loss = model(ids, ids)["loss"]
+    (gradient,) = torch.autograd.grad(loss, weight)
+    direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    with torch.no_grad():
+        values = []
+        for sign in (1, -1):
+            weight += sign * 1e-6 * direction
+            values.append(float(model(ids, ids)["loss"]))
+            weight -= sign * 1e-6 * direction
+    assert (values[0] - values[1]) / 2e-6 == pytest.approx(float((gradient * direction).sum()), rel=1e-6)
+
+
+def test_weights_that_are_not_trained_get_no_gradient() -> None:
+    model = small_model()
+    frozen = model.block(0).feed_forward.down.weight.requires_grad_(False)
+    assert "blocks.0.feed_forward.down.weight" not in gradients(model)
+    assert frozen.grad is None
+
+
+def test_backward_runs_in_the_precision_of_the_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run() -> dict[str, torch.Tensor]:
+        model, ids = LSHv2Model(small_config()).train(), token_ids(21)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model(ids, ids)["loss"]
+        loss.backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    found = run()
+    monkeypatch.setattr("lsh_v2.model.reversible", ordinary)
+    for key, gradient in run().items():
+        assert (found[key] - gradient).norm() <= 0.05 * gradient.norm() + 1e-6, key
+
+
+def step_bytes(layers: int, *, reversible: bool, sets: int = 6) -> int:
+    """Peak of a training step beyond the weights: activations, and the gradients that it makes."""
+    settings = {"n_layers": layers, "weight_tied_layers": sets, "use_ponder": False, "reversible": reversible}
+    model, ids = LSHv2Model(small_config(**settings)).train(), token_ids(256)
+
+    def step() -> None:
+        model(ids, ids)["loss"].backward()
+
+    step()
+    return allocator_peak(step)[1]
+
+
+def test_memory_of_a_step_does_not_grow_with_depth() -> None:
+    """`pytest -s` prints the figures."""
+    six, many = (step_bytes(layers, reversible=True) for layers in (6, 24))
+    stored = step_bytes(24, reversible=False) / step_bytes(6, reversible=False)
+    print(f"\n24 layers over 6, peak of a step: reversible {many / six:.2f}, activations stored {stored:.2f}")
+    assert many <= 1.3 * six
+    assert stored > 2.5

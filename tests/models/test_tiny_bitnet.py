@@ -1,0 +1,159 @@
+"""Training of the tiny BitNet: rows that can be told again, a loss that falls, a run that goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+
+from lsh_bitnet import load_model
+from models import tiny_bitnet
+from models.tiny_bitnet import FOLDER, Plan, Training, evaluate
+from models.tiny_bitnet_data import KINDS, TOKENIZER, Mixture, split_text
+from models.tiny_bitnet_figure import draw
+from tasks.example import Example, Task
+from tasks.text import TextBytes
+
+
+@pytest.fixture(autouse=True)
+def _eager() -> Iterator[None]:
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> TextBytes:
+    return split_text(tmp_path_factory.mktemp("text"), 0.05)[0]
+
+
+@pytest.fixture
+def plan() -> Plan:
+    """The real plan on a very small model, with easy rows."""
+    content = yaml.safe_load((FOLDER / "train.yaml").read_text(encoding="utf8"))
+    small = {"width": 32, "layers": 1, "heads": 2, "kv_heads": 1, "mlp": 48, "positions": 256, "rope_theta": 1e4}
+    stages = [{"until": 1.0, "length": 48, "compiled": False, "mix": {"repeats": 1.0}}]
+    return Plan.model_validate(content | {"model": small, "stages": stages, "step_tokens": 480, "warmup": 5})
+
+
+def mixture(kind: str, text: TextBytes, length: int = 256) -> Mixture:
+    return Mixture({kind: 1.0}, length, text=text, answer_weight=8.0, seed=3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_steps_rows_are_the_same_every_time_and_differ_from_the_next(kind: str, text: TextBytes) -> None:
+    one, again, other = (mixture(kind, text).batch(4, step) for step in (7, 7, 8))
+    assert torch.equal(one.ids, again.ids)
+    assert torch.equal(one.weights, again.weights)
+    assert not torch.equal(one.ids, other.ids)
+    assert (one.weights.sum(1) > 0).all()
+    assert not one.weights[one.ids == TOKENIZER.pad_id].any()
+
+
+@pytest.mark.parametrize("kind", ["needles", "new_york"])
+def test_tokens_of_answers_weigh_more_than_text(kind: str, text: TextBytes) -> None:
+    rows = mixture(kind, text).batch(3, 0)
+    for ids, weights in zip(rows.ids, rows.weights, strict=True):
+        asked = ids[weights == 8]
+        assert asked[-1] == TOKENIZER.eos_id
+        assert 3 <= len(asked) <= 14
+        said = TOKENIZER.decode(asked.tolist()).strip()
+        assert said in TOKENIZER.decode(ids[weights == 1].tolist())
+
+
+@pytest.mark.parametrize(("kind", "context"), [("repeats", 1), ("mqar", 2)])
+def test_what_counts_has_followed_the_same_before(kind: str, context: int, text: TextBytes) -> None:
+    rows = Mixture({kind: 1.0}, 192, piece=64, text=text, answer_weight=8.0, seed=0).batch(4, 0)
+    for ids, weights in zip(rows.ids.tolist(), rows.weights.tolist(), strict=True):
+        asked = [at for at, weight in enumerate(weights) if weight and ids[at] < TOKENIZER.pad_id]
+        assert len(asked) > 10
+        for at in asked:
+            before = [ids[i] for i in range(context, at) if ids[i - context : i] == ids[at - context : at]]
+            assert ids[at] in before
+
+
+def test_an_unknown_kind_is_refused(text: TextBytes) -> None:
+    with pytest.raises(ValueError, match=r"mix=\['prose'\] is not allowed: the kinds are text, repeats"):
+        mixture("prose", text)
+
+
+def test_held_out_text_is_not_trained_on(tmp_path: Path) -> None:
+    train, held_out = split_text(tmp_path, 0.05)
+    whole = TextBytes()
+    assert len(train) + len(held_out) == len(whole)
+    assert torch.equal(held_out.tokens(1000), whole.tokens(1000, start=len(train)))
+    assert 0.0499 < len(held_out) / len(whole) < 0.0501
+
+
+def test_the_loss_falls(plan: Plan, tmp_path: Path) -> None:
+    training = Training(plan, tmp_path, seconds=1e9)
+    losses = [training.advance() for _ in range(30)]
+    assert sum(losses[-5:]) < sum(losses[:5]) - 3
+
+
+def test_a_stopped_run_goes_on_where_it_was(plan: Plan, tmp_path: Path) -> None:
+    whole = Training(plan, tmp_path / "whole", seconds=1e9)
+    want = [whole.advance() for _ in range(6)]
+    part = Training(plan, tmp_path / "part", seconds=1e9)
+    got = [part.advance() for _ in range(3)]
+    part.save()
+    resumed = Training(plan, tmp_path / "part", seconds=1e9)
+    resumed.load()
+    assert (resumed.step, resumed.tokens) == (3, 3 * 480)
+    got += [resumed.advance() for _ in range(3)]
+    assert got == pytest.approx(want, rel=1e-4)
+
+
+def test_the_exported_model_is_the_trained_one(plan: Plan, tmp_path: Path) -> None:
+    training = Training(plan, tmp_path, seconds=1e9)
+    training.advance()
+    training.export(tmp_path / "model")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    ids = torch.randint(0, 256, (1, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, training.model.eval()(ids).logits)
+
+
+def test_rates_rise_stay_and_fall(plan: Plan) -> None:
+    assert [plan.rate(0.0, step) for step in (0, 4, 99)] == pytest.approx([0.2, 1, 1])
+    assert plan.rate(1 - plan.decay / 2, 10_000) == pytest.approx(0.5)
+    assert plan.rate(1.0, 10_000) == 0
+
+
+def test_the_plan_that_is_stored_can_be_read_and_its_lengths_fit_the_model() -> None:
+    stored = Plan.model_validate(yaml.safe_load((FOLDER / "train.yaml").read_text(encoding="utf8")))
+    assert [stage.until for stage in stored.stages] == sorted(stage.until for stage in stored.stages)
+    assert stored.stages[-1].until == 1
+    assert all(stage.length <= stored.model.positions for stage in stored.stages)
+    assert stored.stage(0.0) == stored.stages[0]
+    assert stored.stage(1.0) == stored.stages[-1]
+
+
+def test_the_log_holds_what_the_figure_draws() -> None:
+    lines = [json.loads(line) for line in (FOLDER / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
+    assert all({"tokens", "loss", "bits_per_byte", "mqar", "needles"} <= line.keys() for line in lines)
+
+
+class Told(Task):
+    """A number that stands in the prompt after the same words; in every other prompt it does not."""
+
+    def example(self, index: int) -> Example:
+        known = f"the code of the door is {index:02d};\n" if index % 2 else ""
+        return Example(f"{known}{'.' * 20}\nthe code of the door is ", f"{index:02d}")
+
+
+def test_an_evaluation_is_right_about_a_model_that_copies(text: TextBytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny_bitnet, "checks", lambda *given: {"told": Told()})
+    found = evaluate(load_model("written-induction").model, 192, text, examples=8)
+    assert found["told"] == 0.5
+    assert 2 < found["bits_per_byte"] < 12
+
+
+def test_the_learning_curve_is_drawn_from_the_log(tmp_path: Path) -> None:
+    draw(FOLDER / "log.jsonl", tmp_path / "learning.svg")
+    assert "<svg" in (tmp_path / "learning.svg").read_text()

@@ -1,0 +1,1 @@
+"""Layers: attention with learnt codebooks, what trains them, and their configuration."""

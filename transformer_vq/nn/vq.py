@@ -1,0 +1,115 @@
+"""A vector quantiser that learns: nearest codewords, which follow the mean of what is near them.
+
+Van den Oord et al. 2017, "Neural discrete representation learning", https://arxiv.org/abs/1711.00937, appendix A, with
+the constants of Lingle 2023, https://arxiv.org/abs/2309.16354. k-means++ on the first training batch starts the
+codebook; codes that fall out of use are seeded anew with vectors of the batch.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from transformer_vq.codes import codewords, straight_through
+from transformer_vq.kmeans import kmeans, nearest, tally
+
+SMALLEST_COUNT = 0.01  # what a mean is divided by at least
+
+
+class Quantised(NamedTuple):
+    """What became of some vectors.
+
+    `codewords` have the gradient of the vectors. `commitment`: squared distance to the codeword, summed over heads, the
+    mean over vectors, with its gradient; `codebook`: the same number, which the codebooks' own averaging lowers, as a
+    figure alone. `perplexity`: exp of the entropy of the codes' use, the mean over heads.
+    """
+
+    codes: Int[Tensor, "B H N"]
+    codewords: Float[Tensor, "B H N D"]
+    commitment: Float[Tensor, ""]
+    codebook: Float[Tensor, ""]
+    perplexity: Float[Tensor, ""]
+
+
+class VectorQuantiser(nn.Module):
+    """`heads` codebooks of `codes` codewords of width `dim`.
+
+    `gamma` is what a codebook keeps of itself in a step, `dead` the share of the mean use below which a code is seeded
+    anew. Until the first training step codebooks are Gaussian draws of `seed` with standard deviation `spread`.
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        codes: int,
+        dim: int,
+        *,
+        gamma: float = 0.99,
+        dead: float = 0.03,
+        spread: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.heads, self.codes, self.dim, self.gamma, self.dead = heads, codes, dim, gamma, dead
+        drawn = torch.randn(heads, codes, dim, generator=torch.Generator().manual_seed(seed)) * spread
+        self.register_buffer("sums", drawn)
+        self.register_buffer("counts", torch.ones(heads, codes))
+        self.register_buffer("started", torch.tensor(False))
+
+    sums: Tensor
+    counts: Tensor
+    started: Tensor
+
+    @property
+    def codebook(self) -> Float[Tensor, "H S D"]:
+        """The codewords: running means of the vectors of each code."""
+        return self.sums / self.counts.clamp(min=SMALLEST_COUNT).unsqueeze(-1)
+
+    def mount(self, codebook: Float[Tensor, ...]) -> None:
+        """Use a codebook that was learnt elsewhere. Raises ValueError for another shape, NaN and infinity."""
+        wanted = (self.heads, self.codes, self.dim)
+        if tuple(codebook.shape) != wanted:
+            raise ValueError(f"codebook of shape {tuple(codebook.shape)} is not allowed: it must be {wanted}")
+        if not torch.isfinite(codebook).all():
+            raise ValueError("codebook with NaN or infinity is not allowed: it must be finite")
+        self.sums.copy_(codebook)
+        self.counts.fill_(1)
+        self.started.fill_(True)
+
+    def forward(self, x: Float[Tensor, "B H N D"]) -> Quantised:
+        """Nearest codewords of x. Changes nothing but, in training, what a codebook starts from."""
+        if self.training and not self.started:
+            self.start(x)
+        codes = nearest(x, self.codebook)
+        found = codewords(self.codebook.to(x.dtype), codes)
+        commitment = (x - found).square().sum((1, 3)).mean()
+        used = torch.stack([row.bincount(minlength=self.codes) for row in codes.transpose(0, 1).flatten(1)])
+        share = used.double() / used.sum(-1, keepdim=True)
+        perplexity = torch.special.entr(share).sum(-1).exp().mean()
+        return Quantised(codes, straight_through(x, found), commitment, commitment.detach(), perplexity)
+
+    @torch.no_grad()
+    def start(self, x: Float[Tensor, "B H N D"]) -> None:
+        """Take the codebook from x by k-means++, and the use of each code."""
+        self.mount(kmeans(x.transpose(0, 1).flatten(1, 2), self.codes).to(self.sums.dtype))
+        counts, _ = tally(x, nearest(x, self.codebook), self.codes)
+        self.sums.mul_(counts.sum(0).clamp(min=1).to(self.sums.dtype).unsqueeze(-1))
+        self.counts.copy_(counts.sum(0).clamp(min=1))
+
+    @torch.no_grad()
+    def update(self, x: Float[Tensor, "B H N D"], codes: Int[Tensor, "B H N"]) -> Int[Tensor, " H"]:
+        """One step of the running means, then new seeds for dead codes; the number of those in each head."""
+        counts, sums = (y.sum(0) for y in tally(x, codes, self.codes))
+        self.counts.lerp_(counts.to(self.counts.dtype), 1 - self.gamma)
+        self.sums.lerp_(sums.to(self.sums.dtype), 1 - self.gamma)
+        mean = self.counts.mean(-1, keepdim=True)
+        dead = self.counts < self.dead * mean
+        rows = x.transpose(0, 1).flatten(1, 2)
+        chosen = torch.randint(rows.shape[1], dead.shape, device=x.device)
+        seeds = rows.gather(1, chosen.unsqueeze(-1).expand(-1, -1, self.dim)).to(self.sums.dtype)
+        self.sums.copy_(torch.where(dead.unsqueeze(-1), seeds * mean.unsqueeze(-1), self.sums))
+        self.counts.copy_(torch.where(dead, mean, self.counts))
+        return dead.sum(-1)
