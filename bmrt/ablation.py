@@ -1,0 +1,142 @@
+"""The ablation grid: every strategy and mode on the same samples, one table, one figure.
+
+    python -m bmrt.ablation --model_path DIR --tasks niah_single_2 niah_multikey_1 --length 2048 --num_samples 40 \
+        --compression_ratio 0.25
+
+Runs full attention, `exact` and both `lsh` modes in both compression modes, twelve hybrids (shares 0.5 and 0.75 of
+exact + frequency_rank, exact + magicpig_baseline and of the two lsh modes, in both modes), and the baselines.
+One model load; interrupted runs continue. Writes <save_dir>/ablation.md, ablation.svg, and the records behind them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from attentions.base import require
+from bmrt.engine import RecursiveCompressionEngine
+from bmrt.evaluation import Sample, evaluate, interval
+from bmrt.options import command, engine_of, run
+from bmrt.plan import MODES
+from bmrt.ruler import TASKS, CountedBy, contained, generator, sample_of
+from bmrt.settings import BASELINES, Settings
+
+HYBRIDS = (("exact", "frequency_rank"), ("exact", "magicpig_baseline"), ("frequency_rank", "magicpig_baseline"))
+HYBRID_RATIOS = (0.5, 0.75)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse and run."""
+    parser = command("ablation", "Every strategy and mode on the same samples.", max_new_tokens=32, method=False)
+    parser.add_argument("--tasks", nargs="+", default=["niah_single_2"], help=f"of {', '.join(TASKS)}")
+    parser.add_argument("--length", type=int, default=2048, help="tokens of prompt and answer")
+    parser.add_argument("--num_samples", type=int, default=40, help="a task")
+    parser.add_argument("--wording", default="ruler", choices=("ruler", "short"), help="short: for small models")
+    parser.add_argument("--num_bits", type=int, default=12)
+    parser.add_argument("--num_tables", type=int, default=20)
+    parser.add_argument("--no_baselines", action="store_true", help="the seventeen core runs only")
+    run(_ablate, parser, arguments)
+
+
+def grid(*, baselines: bool) -> Iterator[dict[str, Any]]:
+    """Settings of each run, full attention first."""
+    yield {"selector_type": "full"}
+    for mode in MODES:
+        yield {"selector_type": "exact", "compression_mode": mode}
+        for lsh in ("frequency_rank", "magicpig_baseline"):
+            yield {"selector_type": "lsh", "lsh_mode": lsh, "compression_mode": mode}
+        for (first, second), ratio in product(HYBRIDS, HYBRID_RATIOS):
+            parts = {"hybrid_primary": first, "hybrid_secondary": second, "hybrid_ratio": ratio}
+            yield {"selector_type": "hybrid", **parts, "compression_mode": mode}
+    if baselines:
+        yield from ({"selector_type": name, "compression_mode": "recursive"} for name in BASELINES)
+
+
+def _ablate(given: argparse.Namespace) -> str:
+    for task in given.tasks:
+        require(task in TASKS, "task", task, f"one of {', '.join(TASKS)}")
+    engine = engine_of(given)
+    sources = [
+        generator(task, given.length, wording=given.wording, seed=given.seed, tokenizer=CountedBy(engine.prompts))
+        for task in given.tasks
+    ]
+    samples = [
+        sample_of(source.example(i), f"{task}-{i}")
+        for task, source in zip(given.tasks, sources, strict=True)
+        for i in range(given.num_samples)
+    ]
+    rows = [result(engine, changes, samples, given.save_dir) for changes in grid(baselines=not given.no_baselines)]
+    table = render(rows, given)
+    (given.save_dir / "ablation.md").write_text(table + "\n", encoding="utf-8")
+    draw(rows, given.save_dir / "ablation.svg")
+    return table
+
+
+def result(
+    engine: RecursiveCompressionEngine, changes: dict[str, Any], samples: list[Sample], folder: Path
+) -> dict[str, Any]:
+    """One row of the table: method, mode, scores, and the most tokens that were kept."""
+    common = engine.settings
+    engine.settings = Settings(**(asdict(common) | changes))
+    try:
+        title, mode = engine.settings.title, engine.settings.compression_mode
+        name = "full" if title == "full" else f"{title.replace(' ', '_')}_{mode}"
+        records = evaluate(engine, samples, folder / f"ablation_{name}.jsonl", contained, name)
+    finally:
+        engine.settings = common
+    return {
+        "method": title,
+        "mode": "" if title == "full" else mode,
+        "scores": [record["score"] for record in records],
+        "kept": max(record["kept_tokens"] for record in records),
+        "bytes": max(record["cache_bytes"] for record in records),
+    }
+
+
+def render(rows: list[dict[str, Any]], given: argparse.Namespace) -> str:
+    """Markdown: accuracy with 95 % interval, share of full attention's, and what was kept."""
+    full = sum(rows[0]["scores"]) / len(rows[0]["scores"])
+    size = f"{given.compression_ratio:g} of the prompt" if given.compression_ratio else f"{given.budget} tokens"
+    lines = [
+        f"{', '.join(given.tasks)}; {given.length} tokens, {given.num_samples} samples a task, budget {size}, "
+        f"blocks of {given.block_size}, n = {given.protection_divisor}, seed {given.seed}, model {given.model_path}",
+        "",
+        "| method | mode | accuracy | 95 % | of full | kept tokens | cache |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        mean, (low, high) = sum(row["scores"]) / len(row["scores"]), interval(row["scores"])
+        share = f"{100 * mean / full:.0f} %" if full else ""
+        lines.append(
+            f"| {row['method']} | {row['mode']} | {100 * mean:.1f} % | {100 * low:.1f}-{100 * high:.1f} | {share} "
+            f"| {row['kept']} | {row['bytes'] / 2**20:.2f} MiB |"
+        )
+    return "\n".join(lines)
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy and interval of every run, as an SVG."""
+    import seaborn as sns
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 0.3 * len(rows) + 1), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.subplots()
+    names = [f"{row['method']}  {row['mode']}".strip() for row in rows]
+    means = [100 * sum(row["scores"]) / len(row["scores"]) for row in rows]
+    colour = sns.color_palette("colorblind")[0]
+    sns.barplot(x=means, y=names, color=colour, ax=axes, errorbar=None)
+    for place, row in enumerate(rows):
+        low, high = interval(row["scores"])
+        axes.plot([100 * low, 100 * high], [place, place], color="black", linewidth=1)
+    axes.set(xlabel="accuracy, % (line: 95 % interval)", ylabel="", xlim=(0, 100))
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()

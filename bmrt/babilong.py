@@ -1,0 +1,59 @@
+"""BABILong with a compressed cache.
+
+    python -m bmrt.babilong --model_path DIR --dataset_config 4k --tasks qa1 qa2 --compression_ratio 0.25
+    python -m bmrt.babilong --model_path DIR --data generated ...        # no network
+
+Writes <save_dir>/<task>_<length>_<method>.csv (target, output, question), the records behind it, and prints accuracy
+with its 95 % interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from pathlib import Path
+from typing import Any
+
+from bmrt.babilong_data import HUB, right, samples_of
+from bmrt.evaluation import evaluate, summary
+from bmrt.options import command, engine_of, run
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse and run."""
+    parser = command("babilong", "BABILong with a compressed cache.", max_new_tokens=20)
+    parser.add_argument("--data", default=HUB, help=f"hub id (default: {HUB}), a .jsonl file, or 'generated'")
+    parser.add_argument("--dataset_config", default="16k", help="length: 0k, 1k, ... 10M")
+    parser.add_argument("--tasks", nargs="+", default=["qa1"], help="qa1 to qa20; generated: qa1, qa2")
+    parser.add_argument("--num_samples", type=int, default=100)
+    parser.add_argument("--start_sample_index", type=int, default=0)
+    run(_evaluate, parser, arguments)
+
+
+def _evaluate(given: argparse.Namespace) -> str:
+    engine, lines = engine_of(given), []
+    for task in given.tasks:
+        samples = samples_of(
+            given.data,
+            config=given.dataset_config,
+            split=task,
+            start=given.start_sample_index,
+            count=given.num_samples,
+            seed=given.seed,
+        )
+        name = f"{task}_{given.dataset_config}_{engine.settings.title.replace(' ', '_')}"
+        records = evaluate(engine, samples, given.save_dir / f"{name}.jsonl", right, task)
+        _write_csv(given.save_dir / f"{name}.csv", records)
+        lines.append(f"{name}: {summary([record['score'] for record in records])}")
+    return "\n".join(lines)
+
+
+def _write_csv(path: Path, records: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["target", "output", "question"])
+        writer.writerows([record["target"], record["response"], record["question"]] for record in records)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""A transformers cache that never holds more than its budget: `generate(ids, past_key_values=BoundedCache(model, …))`.
+
+Between forward passes each layer holds at most the budget; during one, the tokens at hand come on top. So give long
+prompts in chunks, `generate(…, prefill_chunk_size=…)`: what the budget bounds is memory, what the chunk bounds is the
+peak.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache, get_layer_types_and_kwargs
+
+from attentions.base import require
+from bmrt.budget import Budget
+from bmrt.layer import BoundedLayer, Moment
+from bmrt.plan import Mode, Plan
+from bmrt.positions import Rotary
+from bmrt.strategies import Strategy, build_strategy
+from bmrt.watch import require_watched, watch
+
+Positions = Literal["absolute", "compact"]
+SLIDING = ("sliding_attention", "chunked_attention")  # bounded by themselves; they keep transformers' own layers
+
+
+class BoundedCache(Cache):
+    """Keys and values of at most `budget` tokens a layer and head, whatever the length.
+
+    `budget` tokens, or a `Budget`; `strategy` a name in `STRATEGIES` or a `Strategy`; `mode`, `context_tokens` and
+    `slack` as in `Plan`. `positions`: "absolute" leaves kept tokens where they were; "compact" moves them right before
+    what comes next, so that lengths beyond those a model was trained for stay within what it knows.
+
+    Works with the model that it is made for. `probing` shows a question that is to choose what is kept. Beams, several
+    turns, batches padded on the left (absolute positions only) and grouped heads are fine; `crop` is not. The positions
+    kept are in `layers[i].positions`. Raises ValueError for impossible settings and for models whose layers are not
+    attention, RuntimeError if another model uses it.
+    """
+
+    layers: list[Any]
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        budget: int | Budget,
+        *,
+        strategy: str | Strategy = "exact",
+        protection_divisor: int = 4,
+        mode: Mode = "recursive",
+        positions: Positions = "absolute",
+        context_tokens: int | None = None,
+        slack: int | None = None,
+    ) -> None:
+        require(positions in ("absolute", "compact"), "positions", positions, "absolute or compact")
+        self.strategy = build_strategy(strategy) if isinstance(strategy, str) else strategy
+        budget = budget if isinstance(budget, Budget) else Budget(budget, protection_divisor)
+        self.plan = Plan(budget, mode, context_tokens, slack)
+        if mode == "accumulate" and self.strategy.accumulates:
+            name = type(self.strategy).__name__
+            raise ValueError(f"{name} is not allowed with compression_mode='accumulate': it scores every token again")
+        self.positions: str = positions
+        self._decoder: Any = model.base_model
+        self._rotary = Rotary(self._decoder) if positions == "compact" else None
+        self._probe = 0
+        self._most_positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        super().__init__(layers=self._make_layers(model))
+        self._unwatch: Callable[[], None] = watch(self._decoder, self)
+
+    @property
+    def bounded(self) -> list[BoundedLayer]:
+        """The layers whose tokens are counted: all but those with a sliding window."""
+        return [layer for layer in self.layers if isinstance(layer, BoundedLayer)]
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes that the bounded layers hold now: keys, values, positions, and what the strategy remembers."""
+        return sum(layer.state_bytes for layer in self.bounded)
+
+    @contextmanager
+    def probing(self, tokens: int) -> Iterator[None]:
+        """Within this block, the last `tokens` of a forward pass are only shown: a question about the rest.
+
+        They attend and their output can be read, but the cache forgets them; strategies that observe queries look with
+        theirs. Raises ValueError where a sliding window would remember them.
+        """
+        require(tokens >= 0, "tokens", tokens, "an integer of at least 0")
+        if tokens and any(self.is_sliding):
+            raise ValueError("a question cannot be shown to layers with a sliding window, which would remember it")
+        self._probe = tokens
+        try:
+            yield
+        finally:
+            self._probe = 0
+
+    def close(self) -> None:
+        """Take the hooks off the model; the cache cannot be used any more. Happens by itself when it is let go."""
+        self._unwatch()
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        require_watched(self)
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def enter(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Get ready for a forward pass; called by the hooks."""
+        given = arguments.get("input_ids")
+        given = arguments["inputs_embeds"] if given is None else given
+        tokens = given.shape[1]
+        self._require_whole()
+        if self._probe and self._probe >= tokens:
+            raise ValueError(
+                f"a question of {self._probe} tokens in {tokens}: there must be tokens that are kept before it"
+            )
+        moment = Moment(self._probe, _first(arguments.get("attention_mask")))
+        if moment.first is not None and self._rotary is not None:
+            raise ValueError("positions='compact' does not take a padded batch: use 'absolute', or rows of one length")
+        for layer in self.bounded:
+            layer.moment = moment
+        if self._rotary is not None:
+            arguments = self._compacted(arguments, given)
+        self._warn_of_positions(tokens)
+        return arguments
+
+    def leave(self, *, failed: bool) -> None:
+        """End of a forward pass; called by the hooks."""
+        if not failed and any(layer.shown is not None for layer in self.bounded):
+            raise RuntimeError(
+                f"the attention of {type(self._decoder).__name__} does not go through transformers' attention "
+                "functions, so its queries cannot be seen"
+            )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A cache of its own on the same model, for prompts that share a beginning."""
+        other = type(self).__new__(type(self))
+        memo[id(self)] = other
+        for name in ("_decoder", "_rotary", "strategy"):
+            memo[id(getattr(self, name))] = getattr(self, name)
+        kept = {name: value for name, value in vars(self).items() if name != "_unwatch"}
+        vars(other).update(copy.deepcopy(kept, memo))
+        other._unwatch = watch(other._decoder, other)
+        return other
+
+    def _make_layers(self, model: PreTrainedModel) -> list[Any]:
+        kinds, settings = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))
+        known = {"full_attention", *SLIDING}
+        for kind in kinds:
+            require(kind in known, "layer type", kind, f"one of {', '.join(sorted(known))} to have a bounded cache")
+        require("full_attention" in kinds, "model", type(model).__name__, "one with layers of full attention")
+        if self._rotary is not None and set(kinds) & set(SLIDING):
+            raise ValueError(
+                "positions='compact' is not possible beside sliding windows, whose keys stay where they were"
+            )
+        return [
+            BoundedLayer(number, self.plan, self.strategy, self._rotary)
+            if kind == "full_attention"
+            else DYNAMIC_LAYER_TYPE_MAPPING[kind](**own)
+            for number, (kind, own) in enumerate(zip(kinds, settings, strict=True))
+        ]
+
+    def _require_whole(self) -> None:
+        """All layers have seen the same tokens, unless an earlier forward pass broke off."""
+        layers = self.bounded
+        if len({layer.seen for layer in layers}) > 1 or any(layer.shown is not None for layer in layers):
+            raise RuntimeError("an earlier forward pass with this cache broke off half-way: reset() it")
+
+    def _compacted(self, arguments: dict[str, Any], given: Tensor) -> dict[str, Any]:
+        """New tokens stand right behind what is kept."""
+        held = self.bounded[0].held
+        return arguments | {"position_ids": torch.arange(held, held + given.shape[1], device=given.device)[None]}
+
+    def _warn_of_positions(self, tokens: int) -> None:
+        layer = self.bounded[0]
+        reached = tokens + (layer.held if self._rotary is not None else layer.seen)
+        if self._most_positions is not None and reached > self._most_positions:
+            remedy = "smaller chunks" if self._rotary is not None else "positions='compact'"
+            warnings.warn(
+                f"position {reached - 1} is beyond the {self._most_positions} that the model was trained for; "
+                f"{remedy} would stay within them",
+                stacklevel=2,
+            )
+            self._most_positions = None  # said once
+
+
+def _first(mask: Tensor | None) -> Tensor | None:
+    """Where each row's left padding ends, from a mask (B, tokens so far); None where there is no padding."""
+    if mask is None:
+        return None
+    if mask.ndim != 2:
+        raise ValueError(
+            f"an attention mask of {mask.ndim} dimensions is not allowed: it must be (batch, tokens so far)"
+        )
+    real = mask.bool()
+    if bool(real.all()):
+        return None
+    if bool((real[:, 1:] < real[:, :-1]).any()):
+        raise ValueError("padding is only allowed on the left of a row")
+    return (~real).sum(1)

@@ -1,0 +1,168 @@
+"""Long prompts in bounded memory: context block by block through a compressed cache, then the question, then an answer.
+
+State after block N = what is kept of (state after block N - 1, block N). The question is shown along with each block,
+so that it chooses what is kept; it enters the cache only at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, StoppingCriteria
+
+from attentions.base import require
+from bmrt.cache import BoundedCache
+from bmrt.settings import Settings
+from bmrt.text import Prompts
+from tasks.byte_tokenizer import ByteTokenizer
+
+
+class RecursiveCompressionEngine:
+    """Answers questions about contexts of any length within a fixed number of cached tokens.
+
+    model_path: a folder or hub id, or a model. tokenizer: a folder or hub id, "bytes", or a tokenizer; by default the
+    model's own. Further arguments are those of `Settings`. The model is loaded once, put on `device` (default: CUDA
+    where there is one), and not changed.
+
+        engine = RecursiveCompressionEngine(model_path="...", selector_type="exact", budget=4096)
+        engine(prompt_context="...", prompt_query="What is the main topic?")["text"][0]
+
+    Raises ValueError for impossible settings and for a model that cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        model_path: str | PreTrainedModel,
+        *,
+        tokenizer: Any = None,
+        max_new_tokens: int = 100,
+        stop_words: Sequence[str] | None = None,
+        device: str | None = None,
+        **settings: Any,
+    ) -> None:
+        require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "an integer of at least 1")
+        self.settings = settings_of(settings)
+        self.model: Any = load_model(model_path, device)
+        self.prompts = Prompts(load_tokenizer(tokenizer, model_path))
+        self.max_new_tokens, self.stop_words = max_new_tokens, list(stop_words or [])
+
+    def __call__(self, prompt_context: str, prompt_query: str, **changes: Any) -> dict[str, Any]:
+        """The answer, {"text": [str]}, with "prompt_tokens", "budget" (None if full), "kept_tokens" and "cache_bytes".
+
+        The last two are what a layer and the whole cache hold once the answer stands. `changes` replace settings for
+        this prompt alone.
+        Raises ValueError for an empty question.
+        """
+        settings = settings_of(vars(self.settings) | changes) if changes else self.settings
+        context, question = self.prompts.split(prompt_context, prompt_query)
+        require(bool(question), "prompt_query", prompt_query, "a text that is not empty")
+        ids = torch.tensor([context + question], device=self.model.device)
+        with torch.inference_mode():
+            cache = self._cache(settings, len(context) + len(question))
+            self._read(cache, ids[:, : len(context)], ids[:, len(context) :], settings)
+            found = self._answer(cache, ids, settings)
+        text = self.prompts.decode(found)
+        for word in self.stop_words:
+            text = text.partition(word)[0]
+        return {"text": [text], "prompt_tokens": ids.shape[1], **_held(cache)}
+
+    def cleanup(self) -> None:
+        """Let go of the model and of its memory on the device."""
+        self.model = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _cache(self, settings: Settings, tokens: int) -> BoundedCache | DynamicCache:
+        if settings.selector_type == "full":
+            return DynamicCache(config=self.model.config)
+        return settings.cache(self.model, tokens)
+
+    def _read(self, cache: BoundedCache | DynamicCache, context: Tensor, question: Tensor, settings: Settings) -> None:
+        """The context, block by block; logits are not needed, so the decoder runs without its head."""
+        decoder = self.model.base_model
+        for block in context.split(settings.block_size, dim=1) if context.shape[1] else ():
+            if isinstance(cache, BoundedCache) and settings.query_aware and cache.strategy.observes:
+                with cache.probing(question.shape[1]):
+                    decoder(torch.cat((block, question), 1), past_key_values=cache, use_cache=True)
+            else:
+                decoder(block, past_key_values=cache, use_cache=True)
+
+    def _answer(self, cache: BoundedCache | DynamicCache, ids: Tensor, settings: Settings) -> list[int]:
+        """Greedy tokens after the whole prompt, of which the cache has read the context."""
+        stop = [StopWords(self.stop_words, self.prompts.decode, ids.shape[1])] if self.stop_words else None
+        found: Tensor = self.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=cache,
+            prefill_chunk_size=settings.block_size,
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=self.prompts.eos,
+            stopping_criteria=stop,
+        )
+        return found[0, ids.shape[1] :].tolist()
+
+
+class StopWords(StoppingCriteria):
+    """Stops once the text generated so far contains one of the words."""
+
+    def __init__(self, words: Sequence[str], decode: Callable[[Sequence[int]], str], prompt_tokens: int) -> None:
+        self.words, self.decode, self.prompt_tokens = words, decode, prompt_tokens
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        said = [self.decode(row[self.prompt_tokens :].tolist()) for row in input_ids]
+        ended = [any(word in text for word in self.words) for text in said]
+        return torch.tensor(ended, device=input_ids.device)
+
+
+def _held(cache: BoundedCache | DynamicCache) -> dict[str, Any]:
+    """What a cache holds."""
+    if isinstance(cache, BoundedCache):
+        held = max(layer.held for layer in cache.bounded)
+        return {"budget": cache.plan.budget.total, "kept_tokens": held, "cache_bytes": cache.state_bytes}
+    layers: list[Any] = cache.layers
+    tensors: list[Tensor] = [x for layer in layers for x in (layer.keys, layer.values) if x is not None]
+    size = sum(x.numel() * x.itemsize for x in tensors)
+    return {"budget": None, "kept_tokens": cache.get_seq_length(), "cache_bytes": size}
+
+
+def settings_of(values: dict[str, Any]) -> Settings:
+    """Raises ValueError for a name that is no setting, besides what `Settings` raises."""
+    known = Settings.__dataclass_fields__
+    for name in values:
+        require(name in known, "setting", name, f"one of {', '.join(known)}")
+    return Settings(**values)
+
+
+def load_model(model: str | PreTrainedModel, device: str | None = None) -> PreTrainedModel:
+    """A model ready to answer. Raises ValueError, with what to do, where there is none."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not isinstance(model, str):
+        return model
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model_path={model!r} cannot be loaded: {error}. Give a folder with a causal language model, or a hub id "
+            "that is in the cache or can be downloaded"
+        ) from error
+    return loaded.to(device).eval()
+
+
+def load_tokenizer(tokenizer: Any, model: str | PreTrainedModel) -> Any:
+    """A tokenizer, by default the model's own. Raises ValueError, with what to do, where there is none."""
+    if tokenizer is not None and not isinstance(tokenizer, str):
+        return tokenizer
+    path = tokenizer or (model if isinstance(model, str) else model.config.name_or_path)
+    if path == "bytes":
+        return ByteTokenizer()
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no tokenizer can be loaded from {path!r}: {error}. Give 'bytes' for a model of bytes, or a folder"
+        ) from error

@@ -1,0 +1,154 @@
+"""Memory over context length, and what compressing costs in time, on a small random Llama.
+
+    python -m bmrt.measure memory      # peak of cache and of the forward passes, 512 to 65,536 tokens
+    python -m bmrt.measure overhead    # time of a chunked prefill with and without compression, 16,384 tokens
+
+Memory: the cache's own bytes at rest, and the highest running sum of what torch's allocator hands out during all
+forward passes of a prompt (`harness.memory`), model left out. Time: process time on one thread, all kinds of prefill in
+turn, medians; the plain one is transformers' own cache in the same chunks. `selecting` is the time inside
+`BoundedLayer.settle`, all of what compression adds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from bmrt.cache import BoundedCache
+from bmrt.layer import BoundedLayer
+from bmrt.options import run
+from bmrt.settings import Settings
+from bmrt.strategies import STRATEGIES, Hybrid, Strategy, build_strategy
+from harness.memory import allocator_peak
+
+LENGTHS = tuple(2**power for power in range(9, 17))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(prog="python -m bmrt.measure", description="Memory and time of a bounded cache.")
+    parser.add_argument("what", choices=("memory", "overhead"))
+    parser.add_argument("--budget", type=int, default=256, help="tokens a layer and head (default: 256)")
+    parser.add_argument("--chunk", type=int, default=256, help="tokens a forward pass (default: 256)")
+    parser.add_argument("--strategies", nargs="+", default=["exact"], help=f"hybrid or of {', '.join(STRATEGIES)}")
+    parser.add_argument("--lengths", nargs="+", type=int, default=None, help="tokens of context")
+    parser.add_argument("--hidden", type=int, default=None, help="width of the model (default: 64; overhead: 512)")
+    parser.add_argument("--rounds", type=int, default=3)
+    run(lambda given: (memory if given.what == "memory" else overhead)(given), parser, arguments)
+
+
+def memory(given: argparse.Namespace) -> str:
+    """A Markdown table of bytes by length; the last line says how far from flat it is."""
+    model = small_model(given.hidden or 64)
+    lines = [
+        "| tokens | cache, KiB | peak of the forward passes, KiB | transformers' cache, KiB |",
+        "|---:|---:|---:|---:|",
+    ]
+    peaks = []
+    for length in given.lengths or LENGTHS:
+        cache = BoundedCache(model, given.budget, strategy=strategy_of(given.strategies[0]))
+        _, peak = allocator_peak(lambda cache=cache, length=length: prefill(model, cache, length, given.chunk))
+        full = (
+            2 * model.config.num_hidden_layers * length * model.config.num_key_value_heads * 4 * model.config.head_dim
+        )
+        peaks.append(peak)
+        lines.append(f"| {length:,} | {cache.state_bytes / 1024:.0f} | {peak / 1024:.0f} | {full / 1024:.0f} |")
+    lines.append(f"\npeak from {min(peaks) / 1024:.0f} to {max(peaks) / 1024:.0f} KiB: {spread(peaks):.1%} apart")
+    return "\n".join(lines)
+
+
+def overhead(given: argparse.Namespace) -> str:
+    """A Markdown table of seconds by strategy."""
+    torch.set_num_threads(1)
+    model, length = small_model(given.hidden or 512), (given.lengths or [16384])[0]
+    lines = ["| cache | prefill, s | of plain | selecting, s | of plain |", "|---|---:|---:|---:|---:|"]
+    makers: dict[str, Callable[[], Any]] = {"plain": lambda: DynamicCache(config=model.config)}
+    for name in given.strategies:
+        makers[name] = lambda name=name: BoundedCache(model, given.budget, strategy=strategy_of(name))
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in makers}
+    prefill(model, makers["plain"](), 2 * given.chunk, given.chunk)
+    for _ in range(given.rounds):
+        for name, make in makers.items():
+            taken[name].append(timed(lambda make=make: prefill(model, make(), length, given.chunk)))
+    medians = {
+        name: [statistics.median(column) for column in zip(*pairs, strict=True)] for name, pairs in taken.items()
+    }
+    plain = medians["plain"][0]
+    for name, (whole, selecting) in medians.items():
+        lines.append(f"| {name} | {whole:.2f} | {whole / plain:.1%} | {selecting:.3f} | {selecting / plain:.1%} |")
+    return "\n".join(lines)
+
+
+def small_model(hidden: int) -> Any:
+    """Two random layers, grouped heads of 32 (four query heads a key head) or fewer."""
+    torch.manual_seed(0)
+    heads = max(4, hidden // 32)
+    config = LlamaConfig(
+        vocab_size=259,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        num_key_value_heads=max(1, heads // 4),
+        head_dim=hidden // heads,
+        max_position_embeddings=2**20,
+        initializer_range=0.1,
+    )
+    return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+def prefill(model: Any, cache: Any, length: int, chunk: int) -> None:
+    """Random bytes through the decoder, chunk by chunk; made on the way, so that the prompt takes no memory."""
+    draw = torch.Generator().manual_seed(length)
+    with torch.inference_mode():
+        for start in range(0, length, chunk):
+            ids = torch.randint(256, (1, min(chunk, length - start)), generator=draw)
+            model.base_model(ids, past_key_values=cache, use_cache=True)
+
+
+def strategy_of(name: str) -> Strategy:
+    """A strategy with its default settings; "hybrid" is half exact and half frequency_rank."""
+    if name == "hybrid":
+        return Hybrid(build_strategy("exact"), build_strategy("frequency_rank"), ratio=Settings.hybrid_ratio)
+    return build_strategy(name)
+
+
+def spread(values: list[int]) -> float:
+    """Largest over smallest, less one."""
+    return max(values) / min(values) - 1
+
+
+def timed(call: Callable[[], None]) -> tuple[float, float]:
+    """Process seconds of a call, and of these, of making room."""
+    with _settling() as inside:
+        started = time.process_time()
+        call()
+        return time.process_time() - started, sum(inside)
+
+
+@contextmanager
+def _settling() -> Iterator[list[float]]:
+    """Process seconds of every `BoundedLayer.settle` within the block."""
+    usual, taken = BoundedLayer.settle, list[float]()
+
+    def settle(self: BoundedLayer, *args: Any) -> None:
+        started = time.process_time()
+        usual(self, *args)
+        taken.append(time.process_time() - started)
+
+    BoundedLayer.settle = settle  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield taken
+    finally:
+        BoundedLayer.settle = usual
+
+
+if __name__ == "__main__":
+    main()

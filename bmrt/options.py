@@ -1,0 +1,100 @@
+"""What all commands take on their command lines, and how they end."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bmrt.engine import RecursiveCompressionEngine
+from bmrt.settings import LSH_MODES, SELECTORS
+from bmrt.strategies.ties import TIES
+
+SETTINGS = {  # option of the command line -> setting
+    "method": "selector_type",
+    "lsh_mode": "lsh_mode",
+    "mode": "selector_mode",
+    "compression_mode": "compression_mode",
+    "backend": "backend",
+    "budget": "budget",
+    "compression_ratio": "compression_ratio",
+    "protection_divisor": "protection_divisor",
+    "block_size": "block_size",
+    "num_bits": "num_bits",
+    "num_tables": "num_tables",
+    "hybrid_primary": "hybrid_primary",
+    "hybrid_secondary": "hybrid_secondary",
+    "hybrid_ratio": "hybrid_ratio",
+    "positions": "positions",
+    "seed": "seed",
+}
+
+
+def command(name: str, description: str, *, max_new_tokens: int, method: bool = True) -> argparse.ArgumentParser:
+    """A parser with the options for the model and, unless the command varies them itself, for the method."""
+    parser = argparse.ArgumentParser(prog=f"python -m bmrt.{name}", description=description)
+    parser.add_argument("--model_path", required=True, help="folder or hub id of a causal language model")
+    parser.add_argument("--tokenizer", help="folder, hub id, or 'bytes' (default: the model's own)")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
+    parser.add_argument("--max_new_tokens", type=int, default=max_new_tokens)
+    parser.add_argument("--stop_words", nargs="*", help="texts that end an answer")
+    parser.add_argument("--save_dir", type=Path, default=Path("results"), help="where results are written")
+    parser.add_argument("--block_size", type=int, default=4096, help="tokens of context a forward pass")
+    parser.add_argument(
+        "--protection_divisor", type=int, default=4, help="n: anchors and local window are budget/n each"
+    )
+    parser.add_argument("--positions", default="absolute", help="absolute, or compact to go beyond the trained length")
+    parser.add_argument("--seed", type=int, default=0)
+    _add_sizes(parser)
+    if method:
+        _add_method(parser)
+    return parser
+
+
+def engine_of(given: argparse.Namespace, **changes: Any) -> RecursiveCompressionEngine:
+    """The engine that the options describe."""
+    settings = {setting: getattr(given, name) for name, setting in SETTINGS.items() if hasattr(given, name)}
+    return RecursiveCompressionEngine(
+        given.model_path,
+        tokenizer=given.tokenizer,
+        device=given.device,
+        max_new_tokens=given.max_new_tokens,
+        stop_words=given.stop_words,
+        **(settings | changes),
+    )
+
+
+def run(
+    main: Callable[[argparse.Namespace], str], parser: argparse.ArgumentParser, arguments: list[str] | None
+) -> None:
+    """Run a command and print what it says; a ValueError becomes one line and exit code 2."""
+    given = parser.parse_args(arguments)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("default", module="bmrt")
+        try:
+            print(main(given))
+        except ValueError as error:
+            parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+def _add_sizes(parser: argparse.ArgumentParser) -> None:
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--budget", type=int, default=4096, help="tokens kept a layer and head (default: 4096)")
+    sizes.add_argument("--compression_ratio", type=float, help="share of each prompt's tokens that is kept, instead")
+
+
+def _add_method(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--method", default="exact", choices=SELECTORS)
+    parser.add_argument("--lsh_mode", default="frequency_rank", choices=LSH_MODES)
+    parser.add_argument("--mode", default="l2", choices=TIES, help="what orders equal collision counts")
+    parser.add_argument("--compression_mode", default="recursive", choices=("recursive", "accumulate"))
+    parser.add_argument("--backend", default="eager", choices=("eager", "flash"))
+    parser.add_argument("--num_bits", type=int, default=12)
+    parser.add_argument("--num_tables", type=int, default=20)
+    parser.add_argument("--hybrid_primary", default="exact")
+    parser.add_argument("--hybrid_secondary", default="lsh")
+    parser.add_argument("--hybrid_ratio", type=float, default=0.5)

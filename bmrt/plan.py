@@ -1,0 +1,67 @@
+"""When a layer must drop tokens, and down to how many: the two compression modes.
+
+`recursive`: the global memory is chosen anew, from what it holds and from what has come, each time there is too much.
+`accumulate`: every stretch of the context has its share of the global memory, chosen once, when the stretch leaves the
+local window, and never looked at again. Both hold at most the budget at rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from attentions.base import require
+from bmrt.budget import Budget
+
+Mode = Literal["recursive", "accumulate"]
+MODES: tuple[str, ...] = ("recursive", "accumulate")
+DECODING_SHARE = 16  # the default slack is the budget over this
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bounds of a layer.
+
+    `context_tokens`: over how many tokens `accumulate` spreads the global memory; what comes after them passes through
+    the local window only. `slack`: when at most so many tokens arrive at once, as in decoding, room is made for so
+    many more, so that not every token costs a selection. Raises ValueError for values that leave no global memory.
+    """
+
+    budget: Budget
+    mode: str = "recursive"
+    context_tokens: int | None = None
+    slack: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self.mode in MODES, "compression_mode", self.mode, f"one of {', '.join(MODES)}")
+        if self.slack is not None:
+            allowed = f"from 0 to {self.budget.memory - 1}, below the global memory's size"
+            require(0 <= self.slack < self.budget.memory, "slack", self.slack, allowed)
+        if self.mode == "accumulate":
+            allowed = (
+                "the length to come, at least 1, since compression_mode='accumulate' shares its memory out over it"
+            )
+            require((self.context_tokens or 0) >= 1, "context_tokens", self.context_tokens, allowed)
+
+    @property
+    def room(self) -> int:
+        """How many tokens are made room for beyond what must go, when few arrive at once."""
+        return min(self.budget.total // DECODING_SHARE, self.budget.memory - 1) if self.slack is None else self.slack
+
+    def bound(self, seen: int) -> int:
+        """The most tokens that a layer holds at rest after `seen` tokens.
+
+        In `recursive`, the budget. In `accumulate`, with a anchors, w window, g memory and s slack:
+        a + w + min(g - s, ⌈g·(seen - a - w) / (context_tokens - a - w)⌉) + s.
+        """
+        return min(seen, self.limits(seen, arrived=1)[0])
+
+    def limits(self, seen: int, arrived: int) -> tuple[int, int]:
+        """More than how many tokens are too many, and down to how many then."""
+        total, fixed = self.budget.total, self.budget.anchors + self.budget.window
+        if self.mode == "recursive":
+            return total, total if arrived > self.room else total - self.room
+        assert self.context_tokens is not None
+        earned = -(-self.budget.memory * max(0, seen - fixed) // max(1, self.context_tokens - fixed))
+        share = fixed + min(self.budget.memory - self.room, earned)
+        return share + self.room, share

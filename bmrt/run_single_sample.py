@@ -1,0 +1,62 @@
+"""One sample, or a few, of BABILong: what a method answers, and whether that is right.
+
+    python -m bmrt.run_single_sample --model_path DIR --method exact --budget 4096 --protection_divisor 4
+    python -m bmrt.run_single_sample --model_path DIR --method hybrid --hybrid_ratio 0.6 --compression_ratio 0.25 \
+        --data generated --dataset_config 4k
+
+Prints question, target and answer of each sample, and adds one line of result to `--results_file`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from datetime import datetime
+from pathlib import Path
+
+from bmrt.babilong_data import HUB, right, samples_of
+from bmrt.evaluation import evaluate
+from bmrt.options import command, engine_of, run
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse and run."""
+    parser = command("run_single_sample", "Answer one sample of BABILong with a compressed cache.", max_new_tokens=100)
+    parser.add_argument("--data", default=HUB, help=f"hub id (default: {HUB}), a .jsonl file, or 'generated'")
+    parser.add_argument("--dataset_config", default="16k", help="length: 0k, 1k, ... 10M")
+    parser.add_argument("--dataset_split", default="qa1", help="task: qa1 to qa20; generated: qa1, qa2")
+    parser.add_argument("--start_sample_index", type=int, default=0)
+    parser.add_argument("--num_samples", type=int, default=1)
+    parser.add_argument("--results_file", type=Path, help="one line a run (default: <save_dir>/results.txt)")
+    run(_answer, parser, arguments)
+
+
+def _answer(given: argparse.Namespace) -> str:
+    data = f"{given.dataset_config}/{given.dataset_split}"
+    samples = samples_of(
+        given.data,
+        config=given.dataset_config,
+        split=given.dataset_split,
+        start=given.start_sample_index,
+        count=given.num_samples,
+        seed=given.seed,
+    )
+    engine = engine_of(given)
+    method = engine.settings.title.replace(" ", "_")
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    path = given.save_dir / f"single_{data.replace('/', '_')}_{method}_{now.replace(':', '')}.jsonl"
+    records = evaluate(engine, samples, path, right, data)
+    correct = sum(record["score"] for record in records)
+    line = (
+        f"{now} | model={given.model_path} | dataset={data} | method={method} "
+        f"| mode={engine.settings.compression_mode} | budget={records[-1]['budget']} "
+        f"| correct={correct:g}/{len(records)} | accuracy={100 * correct / len(records):.2f}%"
+    )
+    results = given.results_file or given.save_dir / "results.txt"
+    with results.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+    shown = [f"{r['question']}  target: {r['target']}  answer: {r['response'].strip()!r}" for r in records]
+    return "\n".join([*shown, line])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Strategies by name. Each file holds one; a new one is a file and a line in `STRATEGIES`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from attentions.base import require
+from bmrt.strategies.base import Strategy, View
+from bmrt.strategies.exact import Exact
+from bmrt.strategies.frequency_rank import FrequencyRank
+from bmrt.strategies.h2o import H2O
+from bmrt.strategies.hybrid import Hybrid
+from bmrt.strategies.key_norm import KeyNorm
+from bmrt.strategies.magicpig import MagicPIG
+from bmrt.strategies.random_keep import RandomKeep
+from bmrt.strategies.recent import Recent
+from bmrt.strategies.snapkv import SnapKV
+
+__all__ = ["STRATEGIES", "Hybrid", "Strategy", "View", "build_strategy"]
+
+STRATEGIES: Mapping[str, type[Strategy]] = MappingProxyType(
+    {
+        "exact": Exact,
+        "frequency_rank": FrequencyRank,
+        "magicpig_baseline": MagicPIG,
+        "random": RandomKeep,
+        "recent": Recent,
+        "key_norm": KeyNorm,
+        "snapkv": SnapKV,
+        "h2o": H2O,
+    }
+)
+
+
+def build_strategy(name: str, **settings: Any) -> Strategy:
+    """A strategy by name with its own settings; `hybrid` is built from two of them (`Hybrid`).
+
+    Raises ValueError for an unknown name, for a setting that the strategy does not have, and for impossible values.
+    """
+    require(name in STRATEGIES, "strategy", name, f"one of {', '.join(STRATEGIES)}")
+    try:
+        return STRATEGIES[name](**settings)
+    except TypeError as error:
+        raise ValueError(f"strategy {name!r} does not take these settings: {error}") from error

@@ -1,0 +1,317 @@
+"""The commands end to end, without a network, on a model made for the occasion."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bmrt import ablation, babilong, longbench, ruler, run_single_sample
+from bmrt.babilong_data import PLACES, generate, right
+from bmrt.evaluation import Sample, interval
+from bmrt.records import Records, read_jsonl
+
+Command = Callable[[list[str]], None]
+
+
+@pytest.fixture
+def common(byte_model: Path, tmp_path: Path) -> list[str]:
+    options = {"model_path": byte_model, "tokenizer": "bytes", "save_dir": tmp_path / "out", "block_size": 200}
+    return [str(x) for name, value in options.items() for x in (f"--{name}", value)]
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def item(number: int, **changes: Any) -> dict[str, Any]:
+    """A LongBench v2 item."""
+    kinds = [
+        ("easy", "short"),
+        ("easy", "medium"),
+        ("easy", "long"),
+        ("hard", "short"),
+        ("hard", "medium"),
+        ("hard", "long"),
+    ]
+    difficulty, length = kinds[number % 6]
+    made = {"_id": f"id{number}", "domain": "d", "sub_domain": "s", "difficulty": difficulty, "length": length}
+    made |= {"question": f"Question {number}?", "answer": "ABCD"[number % 4], "context": f"Text {number}. " * 200}
+    return made | {f"choice_{letter}": f"choice {letter}" for letter in "ABCD"} | changes
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Path:
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([item(i) for i in range(6)]))
+    return path
+
+
+def test_single_sample_says_what_it_answered(
+    common: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    options = "--data generated --dataset_config 1k --method hybrid --hybrid_ratio 0.6 --budget 128 --max_new_tokens 4"
+    run_single_sample.main([*common, *options.split()])
+    said = capsys.readouterr().out
+    line = (tmp_path / "out" / "results.txt").read_text()
+    assert line.strip() in said
+    assert "dataset=1k/qa1 | method=exact+frequency_rank_0.6 | mode=recursive | budget=128 | correct=" in line
+    run_single_sample.main([*common, *options.split(), "--method", "exact"])
+    assert len((tmp_path / "out" / "results.txt").read_text().splitlines()) == 2
+
+
+def test_a_ratio_and_a_budget_do_not_go_together(common: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_single_sample.main([*common, "--budget", "128", "--compression_ratio", "0.5"])
+
+
+def test_babilong_writes_its_own_format(common: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = "--data generated --dataset_config 1k --tasks qa1 qa2 --num_samples 2 --max_new_tokens 4"
+    babilong.main([*common, *options.split()])
+    with (tmp_path / "out" / "qa2_1k_exact.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [*rows[0]] == ["target", "output", "question"]
+    assert len(rows) == 2
+    assert all(row["target"] in PLACES for row in rows)
+    assert "n=2" in capsys.readouterr().out
+
+
+def test_babilong_reads_a_file(common: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(
+        json.dumps({"input": "John moved to the office.", "question": "Where is John?", "target": "office"}) + "\n"
+    )
+    babilong.main([*common, "--data", str(path), "--dataset_config", "0k", "--max_new_tokens", "2"])
+    assert "n=1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("response", "score"),
+    [
+        ("office", 1.0),
+        (" The office.\nkitchen", 1.0),
+        ("office or kitchen", 0.0),
+        ("kitchen", 0.0),
+        ("", 0.0),
+        ("The off", 0.0),
+        ("In the hallway, no, the office", 1.0),
+    ],
+)
+def test_babilong_judges_the_first_sentence(response: str, score: float) -> None:
+    """An empty answer is wrong; a place that the question names does not count against an answer."""
+    sample = Sample("0", "", "", "office", {"question": "Where was John before the hallway?"})
+    assert right(sample, response) == score
+
+
+def test_generated_samples_are_solvable_and_repeatable() -> None:
+    for task in ("qa1", "qa2"):
+        for row, again in islice(zip(generate(task, 800, 3), generate(task, 800, 3), strict=True), 20):
+            assert row == again
+            assert row["target"] in row["input"]
+            assert len(row["input"]) < 1600
+            about = row["question"].split()[-1].rstrip("?")
+            facts = [line for line in row["input"].split("\n") if about in line]
+            if task == "qa1":
+                assert facts[-1].endswith(f"the {row['target']}.")
+            else:
+                holder = facts[-1].split()[0]
+                moves = [x for x in row["input"].split("\n") if x.startswith(holder + " ") and " took " not in x]
+                assert moves[-1].endswith(f"the {row['target']}.")
+
+
+def test_ruler_runs_its_tasks(common: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = "--tasks niah_single_1 vt --length 1600 --num_samples 2 --compression_ratio 0.25 --max_new_tokens 4"
+    ruler.main([*common, *options.split()])
+    said = capsys.readouterr().out
+    assert said.strip() == (tmp_path / "out" / "ruler_exact.md").read_text().strip()
+    assert said.count("n=2") == 2
+
+
+def test_ruler_reads_kvpress_columns(common: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"context": "a. " * 90, "question": "What?", "answer_prefix": " It is", "answer": ["1", "2"], "task": "own"}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    ruler.main([*common, "--data", str(path), "--tasks", "own", "--budget", "64", "--max_new_tokens", "2"])
+    assert "n=1" in capsys.readouterr().out
+
+
+def test_ruler_counts_references() -> None:
+    sample = Sample("0", "", "", "", {"references": ["Alpha", "BETA"]})
+    assert ruler.contained(sample, "it is\x00 alpha") == 0.5
+    assert ruler.contained(sample, "beta alpha") == 1.0
+    assert ruler.contained(sample, "") == 0.0
+
+
+def test_longbench_writes_official_lines_and_resumes(
+    common: list[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--data", str(bench), "--compression_ratio", "0.25", "--max_new_tokens", "4"]
+    path = tmp_path / "out" / "tiny-bytes_exact.jsonl"
+    longbench.main([*common, *options, "--num_samples", "4"])
+    first = path.read_text()
+    path.write_text(first[:-40])  # a crash in the middle of the last line
+    longbench.main([*common, *options])
+    records = lines(path)
+    assert [record["_id"] for record in records] == [f"id{i}" for i in range(6)]
+    assert [*records[0]] == [*longbench.FIELDS, "context", "response", "pred", "judge"]
+    assert path.read_text().startswith("\n".join(first.splitlines()[:3]))
+    assert official_result(records) == pytest.approx(100 * sum(r["judge"] for r in records) / 6)
+    monkeypatch.setattr(longbench, "engine_of", lambda given: pytest.fail("nothing is left to be answered"))
+
+
+def official_result(records: list[dict[str, Any]]) -> float:
+    """What LongBench's result.py computes: it divides by the number of each class, so each must be there."""
+    counts = dict.fromkeys(("easy", "hard", "short", "medium", "long"), 0)
+    right = dict(counts)
+    for record in records:
+        for key in (record["difficulty"], record["length"]):
+            counts[key] += 1
+            right[key] += int(record["judge"])
+    assert all(round(100 * right[key] / counts[key], 1) >= 0 for key in counts)
+    return 100 * (right["easy"] + right["hard"]) / len(records)
+
+
+def test_other_settings_do_not_meet_in_one_file(
+    common: list[str], bench: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*common, "--data", str(bench), "--num_samples", "1", "--max_new_tokens", "2"]
+    longbench.main([*options, "--budget", "64"])
+    with pytest.raises(SystemExit) as ended:
+        longbench.main([*options, "--budget", "128"])
+    assert ended.value.code == 2
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_longbench_scores_one_record_and_empty_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = {"judge": True, "difficulty": "easy", "length": "long"}
+    (tmp_path / "one.jsonl").write_text(json.dumps(record) + "\n")
+    (tmp_path / "list.json").write_text(json.dumps([record, record | {"judge": False}]))
+    longbench.main(["--score", str(tmp_path)])
+    table = {row.split("\t")[0]: row.split("\t")[1:] for row in capsys.readouterr().out.splitlines()}
+    assert table["one"] == ["100.0 (20.7-100.0)", "100.0", "-", "-", "-", "100.0"]
+    assert table["list"][0].startswith("50.0")
+    assert (tmp_path / "result.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("response", "letter"),
+    [
+        ("The correct answer is (B).", "B"),
+        ("**The correct answer is (C)**", "C"),
+        ("The correct answer is D", "D"),
+        ("The correct answer is A, not the correct answer is (B)", "A"),
+        ("B", None),
+        ("", None),
+        ("The correct answer is (E)", None),
+    ],
+)
+def test_longbench_reads_letters_as_the_official_script_does(response: str, letter: str | None) -> None:
+    assert longbench.extract(response) == letter
+
+
+def test_longbench_prompt_loses_its_middle_and_not_its_question(byte_model: Path) -> None:
+    from bmrt import RecursiveCompressionEngine
+
+    engine = RecursiveCompressionEngine(str(byte_model), tokenizer="bytes")
+    whole, question = longbench.prompt_of(engine, item(0), 10**6)
+    assert whole.startswith("Please read the following text and answer the question below.\n\n<text>\nText 0.")
+    assert whole.endswith("Text 0.\n</text>\n\n")
+    assert question.startswith("What is the correct answer to this question: Question 0?\nChoices:\n(A) choice A\n(B)")
+    assert question.endswith('Format your response as follows: "The correct answer is (insert answer here)".')
+    cut, same = longbench.prompt_of(engine, item(0), 1000)
+    assert same == question
+    assert len(cut) + len(question) in (999, 1000)  # two halves of the same size
+    assert cut[:200] == whole[:200]
+    assert cut[-200:] == whole[-200:]
+
+
+def test_ablation_runs_the_grid_and_continues(
+    common: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (
+        "--tasks niah_single_1 --length 700 --wording short --num_samples 1 --compression_ratio 0.25 --max_new_tokens 2"
+    )
+    ablation.main([*common, *options.split()])
+    table = (tmp_path / "out" / "ablation.md").read_text()
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 1 + 2 + 4 + 12 + 5
+    assert "<svg" in (tmp_path / "out" / "ablation.svg").read_text()
+    ablation.main([*common, *options.split()])
+    assert (tmp_path / "out" / "ablation.md").read_text() == table
+    assert all(len(lines(path)) == 1 for path in (tmp_path / "out").glob("*.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("main", "options", "said"),
+    [
+        (run_single_sample.main, ["--protection_divisor", "2", "--data", "generated"], "protection_divisor=2"),
+        (run_single_sample.main, ["--compression_ratio", "0", "--data", "generated"], "compression_ratio=0.0"),
+        (run_single_sample.main, ["--dataset_config", "long", "--data", "generated"], "dataset_config='long'"),
+        (run_single_sample.main, ["--dataset_split", "qa7", "--data", "generated"], "dataset_split='qa7'"),
+        (run_single_sample.main, ["--model_path", "./no/such", "--data", "generated"], "model_path='./no/such'"),
+        (babilong.main, ["--data", "nowhere.jsonl"], "cannot be read"),
+        (babilong.main, ["--data", "tests/bmrt/models.py.json"], "cannot be read"),
+        (longbench.main, ["--data", "nowhere.json"], "cannot be read"),
+        (longbench.main, ["--score", "no/such/folder"], "folder with .jsonl"),
+        (ruler.main, ["--tasks", "niah_double"], "task='niah_double'"),
+        (ablation.main, ["--tasks", "niah_double"], "task='niah_double'"),
+    ],
+)
+def test_mistakes_end_with_one_clear_line(
+    common: list[str], main: Command, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*common, *options])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["sampling", ""])
+def test_an_unknown_method_is_refused(common: list[str], method: str) -> None:
+    with pytest.raises(SystemExit):
+        run_single_sample.main([*common, "--method", method])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [("{", "line 1 is no JSON"), ('{"a": 1}\nx\n', "line 2"), ("3\n", "object")]
+)
+def test_broken_data_is_named_by_line(tmp_path: Path, content: str, said: str) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=said):
+        read_jsonl(path)
+
+
+def test_a_data_set_that_is_not_there_is_said_to_be(
+    common: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("datasets.load_dataset", absent)
+    with pytest.raises(SystemExit) as ended:
+        babilong.main(common)
+    assert ended.value.code == 2
+    assert "RMT-team/babilong" in capsys.readouterr().err
+
+
+def test_intervals_are_wilson_s() -> None:
+    low, high = interval([1.0] * 8 + [0.0] * 2)
+    assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert interval([]) == (0.0, 1.0)
+
+
+def test_records_survive_a_line_cut_short(tmp_path: Path) -> None:
+    records = Records(tmp_path / "r.jsonl", {"a": 1})
+    for i in range(3):
+        records.add({"id": i})
+    path = tmp_path / "r.jsonl"
+    path.write_text(path.read_text()[:-3])
+    assert Records(path, {"a": 1}).done == {"0", "1"}
+    with pytest.raises(ValueError, match="other settings"):
+        Records(path, {"a": 2})
