@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from attentions.controls import RandomSupport
 def test_every_backend_states_its_facts(name: str) -> None:
     backend = resolve(name)
     assert backend.paper.startswith("https://")
-    assert backend.claimed_time in ("n", "n log n", "n^2")
+    assert re.fullmatch(r"n|n log n|n\^\d(\.\d+)?", backend.claimed_time)
     assert backend.causality in ("strict", "selection")
 
 
