@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 from typing import Any
 
 from attentions import resolve
 from harness import machine
 from harness.config import Config
 from harness.executor import Executor, Limits
+from harness.interruption import Interruption
 from harness.journal import Journal, read_rows
 from harness.plan import Planned
 from harness.progress import Reporter, reporter
@@ -35,7 +33,7 @@ def measure(config: Config, planned: Sequence[Planned], folder: RunFolder, comma
     journal = Journal(folder.path)
     report_to = reporter()
     try:
-        with _terminated_like_interrupted():
+        with Interruption() as interruption:
             folder.clear_cache()
             folder.cache.mkdir()
             if not folder.facts.get("machine"):  # a new run; one that is resumed must prove to be on its machine first
@@ -46,7 +44,7 @@ def measure(config: Config, planned: Sequence[Planned], folder: RunFolder, comma
             folder.write_facts(facts)
             _prime(planned, executor, report_to)
             circumstances = _circumstances(config, planned, facts, started_s)
-            Rounds(planned, circumstances, journal, executor, folder.cache, report_to, earlier).run()
+            Rounds(planned, circumstances, journal, executor, folder.cache, report_to, earlier).run(interruption.check)
             folder.write_facts({**facts, "finished": now()})
             return True
     except KeyboardInterrupt:
@@ -159,17 +157,3 @@ def _circumstances(
         seed=config.seed,
         started_s=started_s,
     )
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM ends the sweep as Ctrl-C does."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,12 +75,13 @@ class Rounds:
         for row in earlier:
             self._note(row, None)
 
-    def run(self) -> None:
-        """Measure everything that is not there yet."""
+    def run(self, check: Callable[[], None] = lambda: None) -> None:
+        """Measure everything that is not there yet. `check` is called before each case, and may end all by raising."""
         first = ascending(round_order(self._planned, 0, self._all.seed))
         todo = [case for case in first if (self._key(case), 0) not in self._done]
         self._reporter.round(1, len(todo))
         for position, case in enumerate(todo):
+            check()
             self._reporter.starts(case, self._left_in_all_s(todo[position:]))
             self._one(case, 0)
         for number in range(1, max(one.rounds for one in self._planned)):
@@ -89,11 +90,12 @@ class Rounds:
             if len(chosen) < len(cases):
                 self._reporter.note(f"round {number + 1}: {len(chosen)} of {len(cases)} cases fit into budget.total_s")
             if chosen:
-                self._later_round(number, chosen)
+                self._later_round(number, chosen, check)
 
-    def _later_round(self, number: int, chosen: Sequence[Case]) -> None:
+    def _later_round(self, number: int, chosen: Sequence[Case], check: Callable[[], None]) -> None:
         self._reporter.round(number + 1, len(chosen))
         for position, case in enumerate(chosen):
+            check()
             if self._forecast.later_s(case) <= self._left_s():
                 self._reporter.starts(case, sum(map(self._forecast.later_s, chosen[position:])))
                 self._one(case, number)

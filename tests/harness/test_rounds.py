@@ -57,14 +57,20 @@ class Pretending:
 def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Row]]:
     """Run rounds on a clock that only cases move; returns all rows of the folder."""
 
-    def run(executor: Pretending, planned: list[Planned], total_s: float = 1e6, environment: str = "here") -> list[Row]:
+    def run(
+        executor: Pretending,
+        planned: list[Planned],
+        total_s: float = 1e6,
+        environment: str = "here",
+        check: Callable[[], None] = lambda: None,
+    ) -> list[Row]:
         monkeypatch.setattr(time, "monotonic", lambda: executor.now)
         budget = Budget(case_s=60.0, memory_gb=1.0, total_s=total_s)
         circumstances = Circumstances("run", environment, {"float32": 1e9}, 1e9, 10**9, budget, 0, 0.0)
         earlier = read_rows(tmp_path)
         journal = Journal(tmp_path)
         try:
-            Rounds(planned, circumstances, journal, cast(Executor, executor), tmp_path, PlainLog(), earlier).run()
+            Rounds(planned, circumstances, journal, cast(Executor, executor), tmp_path, PlainLog(), earlier).run(check)
         finally:
             journal.close()
         return read_rows(tmp_path)
@@ -83,6 +89,19 @@ def test_every_planned_case_has_a_row_in_each_round(sweep: Any) -> None:
     assert sorted(found, key=str) == sorted(((one.case, r) for one in planned for r in range(3)), key=str)
     assert [row.round for row in rows] == sorted(row.round for row in rows)
     assert {row.time_s for row in rows} == {0.15}
+
+
+@pytest.mark.parametrize("cases", [2, 5])  # in the first round, and in a later one
+def test_an_interruption_ends_any_round_before_its_next_case(sweep: Any, tmp_path: Path, cases: int) -> None:
+    executor = Pretending(ok)
+
+    def check() -> None:
+        if len(executor.asked) == cases:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(executor, plan(3), check=check)
+    assert len(read_rows(tmp_path)) == cases
 
 
 @pytest.mark.parametrize("status", ["oom", "timeout", "crash"])
