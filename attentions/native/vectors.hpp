@@ -1,4 +1,4 @@
-// What the kernels of recurrences share: vectors of lanes, an exponential on them, and threads.
+// What the kernels share: vectors of lanes, an exponential on them, and threads.
 
 #pragma once
 
@@ -75,17 +75,23 @@ inline Vec<T> exponential(Vec<T> x) {
   return (Vec<T>)((Bits)p + ((Bits)shifted << N::mantissa));
 }
 
-// Runs work(item) for every item on a few threads, one by one.
-template <typename Work>
-void parallel(int threads, int64_t items, const Work &work) {
+// Runs work(item, scratch) for every item on a few threads, one by one; each thread makes its own scratch.
+template <typename Make, typename Work>
+void parallel(int64_t threads, int64_t items, const Make &make, const Work &work) {
   std::atomic<int64_t> next{0};
   auto run = [&] {
-    for (int64_t item; (item = next.fetch_add(1)) < items;) work(item);
+    auto scratch = make();
+    for (int64_t item; (item = next.fetch_add(1)) < items;) work(item, scratch);
   };
   std::vector<std::thread> pool;
   for (int64_t i = 1; i < std::min<int64_t>(threads, items); ++i) pool.emplace_back(run);
   run();
   for (auto &thread : pool) thread.join();
+}
+
+template <typename Work>
+void parallel(int64_t threads, int64_t items, const Work &work) {
+  parallel(threads, items, [] { return 0; }, [&](int64_t item, int) { work(item); });
 }
 
 }  // namespace

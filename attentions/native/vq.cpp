@@ -11,20 +11,21 @@
 // kRows by kWide vectors of accumulators in registers.
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <thread>
+#include <type_traits>
 #include <vector>
+
+#include "vectors.hpp"
 
 namespace {
 
 #ifdef __AVX512F__
-constexpr int kVectorBytes = 64, kWide = 4;
+constexpr int kWide = 4;
 #else
-constexpr int kVectorBytes = 32, kWide = 2;
+constexpr int kWide = 2;
 #endif
 constexpr int kRows = 6;
 constexpr int64_t kBlock = 4 * kRows;  // queries whose weights lie in the L1 and L2 caches
@@ -32,80 +33,14 @@ constexpr int64_t kChunk = 4096;       // positions that a thread takes: starts 
 constexpr int64_t kSlice = 256;        // rows that a thread takes when each stands for itself
 
 template <typename T>
-struct Number;
-
-template <>
-struct Number<float> {
-  using Integer = int32_t;
-  static constexpr float low = -87.0f, magic = 12582912.0f;  // 1.5 · 2^23: adding it rounds
-  static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
-  static constexpr int mantissa = 23, degree = 7;
-};
-
-template <>
-struct Number<double> {
-  using Integer = int64_t;
-  static constexpr double low = -708.0, magic = 6755399441055744.0;  // 1.5 · 2^52
-  static constexpr double ln2_high = 6.93145751953125e-1, ln2_low = 1.42860682030941723212e-6;
-  static constexpr int mantissa = 52, degree = 13;
-};
-
-template <typename T>
-struct Vector {
-  typedef T type __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
-  typedef typename Number<T>::Integer bits __attribute__((vector_size(kVectorBytes)));
-  static constexpr int lanes = kVectorBytes / static_cast<int>(sizeof(T));
-};
-
-template <typename T>
-using Vec = typename Vector<T>::type;
-
-template <typename T>
-inline Vec<T> load(const T *from) {
-  return *reinterpret_cast<const Vec<T> *>(from);
-}
-
-template <typename T>
-inline void store(T *to, Vec<T> x) {
-  *reinterpret_cast<Vec<T> *>(to) = x;
-}
-
-template <typename T>
 int64_t padded(int64_t n) {
   return (n + Vector<T>::lanes - 1) / Vector<T>::lanes * Vector<T>::lanes;
 }
 
-// exp for x <= 0: 2^n · p(r) with Taylor's polynomial for |r| <= ln(2) / 2; zero where it would underflow.
+// exp for x <= 0, zero where it would underflow.
 template <typename T>
-inline Vec<T> exponential(Vec<T> x) {
-  using N = Number<T>;
-  using Bits = typename Vector<T>::bits;
-  const Vec<T> low = Vec<T>{} + N::low;
-  const Vec<T> kept = x > low ? x : low;
-  const Vec<T> shifted = kept * static_cast<T>(1.44269504088896340736) + N::magic;
-  const Vec<T> n = shifted - N::magic;
-  const Vec<T> r = (kept - n * N::ln2_high) - n * N::ln2_low;
-  constexpr double inverse[] = {1.0, 1.0, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320,
-                                1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0};
-  Vec<T> p = Vec<T>{} + static_cast<T>(inverse[N::degree]);
-#pragma GCC unroll 16
-  for (int i = N::degree - 1; i >= 0; --i) p = p * r + static_cast<T>(inverse[i]);
-  p = (Vec<T>)((Bits)p + ((Bits)shifted << N::mantissa));
-  return x > low ? p : Vec<T>{};
-}
-
-// Runs work(item, scratch) for every item on a few threads, one by one; each thread makes its own scratch.
-template <typename Make, typename Work>
-void parallel(int64_t threads, int64_t items, const Make &make, const Work &work) {
-  std::atomic<int64_t> next{0};
-  auto run = [&] {
-    auto scratch = make();
-    for (int64_t item; (item = next.fetch_add(1)) < items;) work(item, scratch);
-  };
-  std::vector<std::thread> pool;
-  for (int64_t i = 1; i < std::min<int64_t>(threads, items); ++i) pool.emplace_back(run);
-  run();
-  for (auto &thread : pool) thread.join();
+inline Vec<T> weight(Vec<T> x) {
+  return x > Vec<T>{} + Number<T>::low ? exponential<T>(x) : Vec<T>{};
 }
 
 // c = a · b for R rows of a (stride `lda`) and W vectors of columns of b (stride `ldb`), from `bias` or from zero; the
@@ -217,7 +152,7 @@ void nearest_codes(const T *x, const T *codebook, const int64_t *sizes, int64_t 
     }
   }
   const int64_t slices = (N + kSlice - 1) / kSlice;
-  parallel(threads, X * slices, [] { return 0; }, [&](int64_t item, int) {
+  parallel(threads, X * slices, [&](int64_t item) {
     const int64_t row = item / slices, begin = item % slices * kSlice, at = row * N + begin;
     nearest(x + at * D, std::min(kSlice, N - begin), D, books[row % G], biases[row % G], codes + at);
   });
@@ -285,7 +220,7 @@ T weigh(T *row, const Scratch<T> &s, int64_t wide, const int64_t *own, int64_t s
   Vec<T> total{};
   for (int64_t i = 0; i < wide; i += lanes) {
     Vec<T> x = load(row + i) - top;
-    x = exponential<T>(x < Vec<T>{} ? x : Vec<T>{});
+    x = weight<T>(x < Vec<T>{} ? x : Vec<T>{});
     total += x * load(&s.counts[i]);
     store(row + i, x);
   }
@@ -362,12 +297,12 @@ struct Tally {
   Tally(const T *v, const int64_t *codes, int64_t X, int64_t M, int64_t S, int64_t E, int64_t chunk, int64_t threads,
         double *all_counts, double *all_sums)
       : counts(X * ((M + chunk - 1) / chunk) * S), sums(counts.size() * E), chunks((M + chunk - 1) / chunk) {
-    parallel(threads, X * chunks, [] { return 0; }, [&](int64_t item, int) {
+    parallel(threads, X * chunks, [&](int64_t item) {
       const int64_t begin = item % chunks * chunk;
       tally_chunk(v, codes, item / chunks * M + begin, std::min(chunk, M - begin), E, &counts[item * S],
                   &sums[item * S * E]);
     });
-    parallel(threads, X, [] { return 0; }, [&](int64_t x, int) {
+    parallel(threads, X, [&](int64_t x) {
       run(&counts[x * chunks * S], all_counts + x * S, S);
       run(&sums[x * chunks * S * E], all_sums + x * S * E, S * E);
     });
@@ -427,7 +362,7 @@ template <typename T>
 void look_up(const T *table, const int64_t *codes, const int64_t *sizes, T *out) {
   const int64_t X = sizes[0], A = sizes[1], N = sizes[2], E = sizes[3], threads = sizes[4];
   const int64_t slices = (N + kChunk - 1) / kChunk;
-  parallel(threads, X * slices, [] { return 0; }, [&](int64_t item, int) {
+  parallel(threads, X * slices, [&](int64_t item) {
     const int64_t x = item / slices, begin = item % slices * kChunk;
     for (int64_t i = x * N + begin; i < x * N + std::min(begin + kChunk, N); ++i)
       std::memcpy(out + i * E, table + (x * A + codes[i]) * E, E * sizeof(T));
