@@ -2,6 +2,7 @@
 
     python -m benchmarks.vq_codebook                   256 to 8192 codes at 16,384 tokens, width 512
     python -m benchmarks.vq_codebook --lengths         1024 to 65,536 tokens, width 1024, 128 codes: also the layer
+    python -m benchmarks.vq_codebook --lengths --dim 512 --n 262144
 
 Milliseconds, float32, median over `--rounds`; methods take turns. Published tables of such attention leave out finding
 the nearest codewords, so both stand here. Causal unless it says full. Every output is checked to be finite.
@@ -25,7 +26,7 @@ from transformer_vq.nn.attn_vq import VQAttentionQK
 from transformer_vq.nn.config_spec import TransformerConfig
 
 CODEBOOKS = (256, 512, 1024, 2048, 4096, 8192)
-LENGTHS = (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)
+LENGTHS = tuple(1024 * 2**i for i in range(9))  # to 65,536 unless --n says more
 COMPARED = 16_384  # tokens up to which flash and hyper take part: beyond, they take minutes
 BLOCK = 32
 
@@ -90,17 +91,16 @@ def main() -> None:
     """Print the table that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", action="store_true", help="lengths instead of sizes of the codebook")
-    parser.add_argument("--n", type=int, default=16_384, help="tokens, or the longest length")
+    parser.add_argument("--n", type=int, help="tokens (default 16,384), or the longest length (default 65,536)")
     parser.add_argument("--dim", type=int, help="width of the head; default 512, with --lengths 1024")
     parser.add_argument("--rounds", type=int, default=3)
     chosen = parser.parse_args()
     console = Console(width=110)
     if chosen.lengths:
-        longest = max(chosen.n, LENGTHS[0]) if chosen.n != parser.get_default("n") else LENGTHS[-1]
-        lengths = tuple(n for n in LENGTHS if n <= longest)
+        lengths = tuple(n for n in LENGTHS if n <= max(chosen.n or 65_536, LENGTHS[0]))
         by_length(lengths, chosen.dim or 1024, 128, chosen.rounds, console)
     else:
-        by_codes(chosen.n, chosen.dim or 512, chosen.rounds, console)
+        by_codes(chosen.n or 16_384, chosen.dim or 512, chosen.rounds, console)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def test_every_check_catches_some_broken_backend() -> None:
 def test_share_of_rows_reached_by_a_future_nan_value_is_a_share(
     name: str, record_property: Callable[..., None]
 ) -> None:
-    share = nan_from_values(Candidate(CLASSES[name]))
+    share = nan_from_values(Candidate(CLASSES[name], SETTINGS.get(name, [{}])[0]))
     record_property("nan_from_values", share)
     print(f"{name}: a NaN value reaches {share:.0%} of the rows before it")
     assert 0 <= share <= 1
