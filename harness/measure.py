@@ -8,7 +8,9 @@ warmed up and timed, and the last timed answer is checked as well. A wrong answe
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -70,14 +72,12 @@ class _Run:
         self.trial, self.ceilings, self.case = trial, ceilings, case
         self.metrics: dict[str, float] = {}
         self.peaks = Peaks()
+        self.measured_s = 0.0
 
     def first(self, expected_s: float | None) -> dict[str, Any]:
         """All passes, and what later rounds need to know."""
-        if self.trial.timed:
-            self.peaks, answer = _memory_pass(self.trial, expected_s)
-        else:
-            answer = self.trial.call(0)
-        result = self._gated(answer, thorough=True)
+        # The callee has the only reference to the answer, and frees it before it takes times.
+        result = self._gated(self._weighed(expected_s) if self.trial.timed else self._called(), thorough=True)
         if result["status"] == "ok":
             self.trial.keep()
         return result
@@ -85,19 +85,30 @@ class _Run:
     def later(self) -> dict[str, Any]:
         """Time alone; answers are compared with those of the first round."""
         memory.keep_freed_memory()
-        return self._gated(self.trial.call(0), thorough=False)
+        return self._gated(self._called(), thorough=False)
+
+    def _called(self) -> Any:
+        with self._measuring():
+            return self.trial.call(0)
+
+    def _weighed(self, expected_s: float | None) -> Any:
+        with self._measuring():
+            self.peaks, answer = _memory_pass(self.trial, expected_s)
+        return answer
 
     def _gated(self, answer: Any, *, thorough: bool) -> dict[str, Any]:
         wrong = self._check(0, answer)
         del answer
         samples_s: list[float] = []
         if not wrong:
-            answer, seconds = clock.time_once(lambda: self.trial.call(1), self.trial.device)
+            with self._measuring():
+                answer, seconds = clock.time_once(lambda: self.trial.call(1), self.trial.device)
             wrong = self._check(1, answer)
             del answer
             samples_s = [seconds]
         if self.trial.timed and not wrong and samples_s[0] <= clock.LONG_S:
-            timing = clock.time_calls(self.trial, self.trial.device, samples_s[0])
+            with self._measuring():
+                timing = clock.time_calls(self.trial, self.trial.device, samples_s[0])
             wrong = self._check(timing.variant, timing.answer)
             samples_s = timing.samples_s
         with memory.unmeasured():
@@ -105,6 +116,12 @@ class _Run:
         if self.trial.timed and not wrong:
             wrong = self._too_fast(statistics.median(samples_s), facts)
         return self._result(wrong, samples_s if self.trial.timed else [], facts)
+
+    @contextmanager
+    def _measuring(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.measured_s += time.perf_counter() - started
 
     def _check(self, variant: int, answer: Any) -> str:
         with memory.unmeasured():
@@ -133,6 +150,7 @@ class _Run:
         known = asdict(facts)
         moved_bytes = known.pop("moved_bytes")
         result = {"status": "wrong" if wrong else "ok", "reason": wrong, "metrics": self.metrics}
+        result["measured_s"] = self.measured_s
         result |= asdict(self.peaks) | known
         if samples_s and not wrong:
             time_s = statistics.median(samples_s)

@@ -158,6 +158,7 @@ class Rounds:
 
     def _row(self, case: Case, number: int, outcome: Outcome) -> Row:
         identity = {**case.model_dump(), "run": self._all.run, "key": self._key(case), "round": number}
+        identity["wall_s"] = outcome.wall_s
         if outcome.status != "ok":
             return Row(**identity, status=outcome.status, reason=outcome.reason)
         try:

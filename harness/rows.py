@@ -58,6 +58,8 @@ class Row(Case):
     `kernel` says which implementation ran. `samples_s` are all timed samples, `time_s` their median.
     `peak_bytes` is the resident high-water mark of one call beyond its inputs, output included;
     `allocator_bytes` the same from torch's allocator trace; `comparisons_bound` the bound of `cost()`.
+    `wall_s` is what the case took in all, its process included, `measured_s` the part of it that was spent in the
+    passes of time and memory.
     """
 
     schema_version: int = Field(SCHEMA, alias="schema")
@@ -67,6 +69,8 @@ class Row(Case):
     status: Status
     reason: str = ""
     kernel: str = ""
+    wall_s: float | None = None
+    measured_s: float | None = None
     samples_s: list[float] | None = None
     time_s: float | None = None
     tokens_per_s: float | None = None

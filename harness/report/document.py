@@ -12,7 +12,14 @@ from harness.report.figures import Quantity, length_figure
 from harness.report.growth import crossover_table, growth_tables, slope_table
 from harness.report.headline import headlines
 from harness.report.measures import cost_tables, reach_table, side_tables, value_table
-from harness.report.outcomes import configuration, machine_table, methods_table, missing_table, reproduction
+from harness.report.outcomes import (
+    configuration,
+    effort_table,
+    machine_table,
+    methods_table,
+    missing_table,
+    reproduction,
+)
 from harness.report.palette import Style, assign
 from harness.report.pareto import pareto_figure
 from harness.report.pieces import Chapter, Document, Group, Item, Note
@@ -163,6 +170,7 @@ def _provenance(sections: Sequence[Section], facts: RunFacts, styles: Styles) ->
     places = [f"{section.title or 'All'}: {circumstances(section)}." for section in sections]
     return [
         Group("", [reproduction(facts), methods_table(sections, styles), machine_table(facts)]),
+        *(Group("What measuring took", [table], folded=True) for table in [effort_table(sections)] if table),
         Group("Circumstances", [Note(place) for place in places], folded=len(places) > 1),
         Group("Configuration", [configuration(facts)], folded=True),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -49,6 +50,28 @@ def _failures(curve: Curve) -> dict[tuple[str, str], str]:
         )
         for why, counts in failed.items()
     }
+
+
+def effort_table(sections: Sequence[Section]) -> Table | None:
+    """What it took to measure, by length: seconds in all, and seconds beside the passes of time and memory."""
+    rows_of: dict[int, list[tuple[float, float]]] = {}
+    for row in (row for section in sections for curve in section.curves for row in curve.rows):
+        if row.wall_s is not None and row.measured_s is not None:
+            rows_of.setdefault(row.n, []).append((row.wall_s, row.wall_s - row.measured_s))
+    rows = [_effort_cells(n, taken) for n, taken in sorted(rows_of.items())]
+    columns = [Column(title) for title in ("tokens", "cases", "in all", "beside the passes, median", "largest")]
+    note = "Beside its passes a case starts a process, maps inputs, prepares, checks answers and counts comparisons."
+    return Table("What measuring took", columns, rows, note=note) if rows else None
+
+
+def _effort_cells(n: int, taken: Sequence[tuple[float, float]]) -> list[Cell]:
+    whole, beside = (list(column) for column in zip(*taken, strict=True))
+    durations = (sum(whole), statistics.median(beside), max(beside))
+    return [
+        Cell(units.length(n), sort=n),
+        Cell(str(len(taken)), sort=len(taken)),
+        *(Cell(units.duration(value), sort=value) for value in durations),
+    ]
 
 
 def methods_table(sections: Sequence[Section], styles: Mapping[str, Style]) -> Table:

@@ -38,11 +38,13 @@ def measure(executor: Executor, tmp_path: Path) -> Any:
 
 
 def test_a_first_round_fills_every_field_of_a_row(measure: Any) -> None:
-    answer = measure(":Right", ceilings=1e12).answer
+    outcome = measure(":Right", ceilings=1e12)
+    answer = outcome.answer
     row = Row(**a_row().model_dump(exclude=set(answer)), **answer)
-    unknown = {"prepare_s"}  # it learns nothing
+    unknown = {"prepare_s", "wall_s"}  # it learns nothing; and who started it knows how long it took
     assert {name for name in Row.model_fields if getattr(row, name) is None} == unknown
     assert row.status == "ok"
+    assert sum(row.samples_s or []) < (row.measured_s or 0) < outcome.wall_s
     assert row.tokens_per_s == pytest.approx(256 / (row.time_s or 0))
     assert row.flops_per_s == pytest.approx((row.flops or 0) / (row.time_s or 0))
     assert row.roofline_share == pytest.approx((row.flops or 0) / 1e12 / (row.time_s or 0))

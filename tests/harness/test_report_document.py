@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
-from harness.report import write_report
+from harness.report import units, write_report
 from harness.report.__main__ import main
 from harness.rows import Row
 from tests.harness.report_fixture import BITS, FLASH, MADE, Made, made_facts, made_rows, usual_rows, write_run
@@ -153,6 +153,14 @@ def test_other_subjects_get_their_metrics_and_no_answer(tmp_path: Path) -> None:
     assert "## Further metrics" in markdown
     assert ["bit_sampling", "accuracy", "75.0 %"] in [row[:3] for table in html_tables(html) for row in table]
     assert ["bit_sampling", "accuracy", "3.00"] in [row[:3] for table in html_tables(html) for row in table]
+
+
+def test_what_measuring_took_stands_beside_the_passes(tmp_path: Path) -> None:
+    rows = made_rows((FLASH, BITS), SIZES[:1], 3)
+    rows[0] = rows[0].model_copy(update={"wall_s": (rows[0].measured_s or 0) + 2})
+    html, _ = report(tmp_path, rows, (FLASH, BITS))
+    whole = units.duration(sum(row.wall_s or 0 for row in rows))
+    assert ["512", "6", whole, "700 ms", "2.00 s"] in [row for table in html_tables(html) for row in table]
 
 
 @pytest.mark.parametrize("status", ["oom", "crash", "wrong"])
