@@ -172,7 +172,10 @@ class Attention(nn.Module, ABC):
         return softmax_attention(q, k, v, pairs, self.scale, rows=rows)
 
     def prepare(self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], v: Float[Tensor, "B G M E"]) -> None:
-        """Learn codebooks or hash functions from a calibration sample; never from what is attended."""
+        """Learn codebooks or hash functions from a calibration sample; never from what is attended.
+
+        What is learnt goes to parameters or buffers of unchanged shapes, so that `state_dict` carries it.
+        """
         del q, k, v
 
     def comparisons(self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"]) -> Int[Tensor, "B H"]:

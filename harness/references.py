@@ -2,7 +2,8 @@
 
 One file holds one variant of the inputs of (inputs, shape, n, seed): at kernel level q, k, v, and with variant 0
 exact softmax attention in float64 at the sampled rows; at layer level x. Beside them lie fingerprints: the rows that a
-case gave in its first round. The folder belongs to one run and goes when the run ends.
+case gave in its first round, and what attentions learnt from their calibration samples. The folder belongs to one run
+and goes when the run ends.
 """
 
 from __future__ import annotations
@@ -74,6 +75,23 @@ class Store:
         """Write what `fingerprint` reads."""
         _save({str(variant): tensor.contiguous() for variant, tensor in rows.items()}, self._fingerprint(key))
 
+    def prepared(self, case: Case) -> tuple[dict[str, Tensor], float] | None:
+        """What an attention of this case learnt earlier in the run, and the seconds that took; None if none did."""
+        file = self._prepared(case)
+        if not file.exists():
+            return None
+        with safe_open(file, framework="pt") as opened:
+            return load_file(file), float(opened.metadata()["prepare_s"])
+
+    def keep_prepared(self, case: Case, state: dict[str, Tensor], prepare_s: float) -> None:
+        """Write what `prepared` reads."""
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+        _save(tensors, self._prepared(case), {"prepare_s": repr(prepare_s)})
+
+    def _prepared(self, case: Case) -> Path:
+        whoever = {"subject": "", "label": "", "control": False, "mode": "forward", "threads": 1}
+        return self._folder / f"prepared-{case.model_copy(update=whoever).digest()}.safetensors"
+
     def _inputs(self, case: Case, variant: int) -> Path:
         return self._folder / f"inputs-{self.name(case)}-{variant}.safetensors"
 
@@ -118,8 +136,8 @@ def _anonymous(case: Case) -> Case:
     return case.model_copy(update={**nobody, "device": "cpu", "threads": 1})
 
 
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
+def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a file that is there whole or not at all, even if this process is killed meanwhile."""
     part = path.with_suffix(".part")
-    save_file(tensors, part)
+    save_file(tensors, part, metadata)
     part.replace(path)

@@ -249,3 +249,22 @@ class Calibrated(Right):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, first: Tensor | None = None) -> Tensor:
         return super().forward(q, k, v) * self.shown
+
+
+class Learns(Right):
+    """Is wrong unless it was shown a sample first, or has the state of one that was. `lessons` counts samples."""
+
+    lessons = 0
+
+    def __init__(self, heads: int, head_dim: int, **shape: Any) -> None:
+        super().__init__(heads, head_dim, **shape)
+        self.register_buffer("shown", torch.tensor(0.0))
+
+    shown: Tensor
+
+    def prepare(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+        type(self).lessons += 1
+        self.shown.fill_(1.0)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, first: Tensor | None = None) -> Tensor:
+        return super().forward(q, k, v) * self.shown

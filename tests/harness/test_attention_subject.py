@@ -14,7 +14,7 @@ from harness.attention_subject import AccuracySubject, AttentionSubject
 from harness.references import CALIBRATION, Store
 from harness.rows import Case
 from harness.subjects import Finding, Trial, Unsupported
-from tests.harness.backends import Calibrated, Right
+from tests.harness.backends import Calibrated, Learns, Right
 from tests.harness.cases import a_case
 
 pytestmark = pytest.mark.usefixtures("grad_mode")
@@ -155,6 +155,23 @@ def test_only_backends_that_learn_are_shown_a_sample_and_timed_at_it(folder: Pat
     assert trial.facts(thorough=False).prepare_s is not None
     layer = trial_of(folder, case_of("Calibrated", level="layer"))
     assert both_sets(layer).wrong == ""
+
+
+def test_what_was_learnt_once_is_loaded_afterwards(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Learns, "lessons", 0)
+    case = case_of("Learns")
+    trials = [trial_of(folder, one) for one in (case, case.model_copy(update={"label": "again"}))]
+    assert [both_sets(trial).wrong for trial in trials] == ["", ""]
+    assert Learns.lessons == 1
+    first, again = (trial.facts(thorough=False).prepare_s for trial in trials)
+    assert first == again
+    trial_of(folder, case_of("Learns", seed=1))
+    assert Learns.lessons == 2
+
+
+def test_what_is_not_in_the_state_is_learnt_each_time(folder: Path) -> None:
+    for _ in range(2):
+        assert both_sets(trial_of(folder, case_of("Calibrated"))).wrong == ""
 
 
 def test_a_support_method_tells_the_mass_that_it_keeps(folder: Path) -> None:

@@ -83,7 +83,7 @@ def test_a_file_that_is_being_written_does_not_count(store: Store, tmp_path: Pat
 def test_a_disk_that_is_full_half_way_leaves_no_file_behind_that_counts(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def half(tensors: object, path: Path) -> None:
+    def half(tensors: object, path: Path, metadata: object) -> None:
         path.write_bytes(b"half")
         raise OSError("No space left on device")
 
