@@ -181,21 +181,27 @@ def ablation(n: int, rounds: int, console: Console) -> None:
     console.print(table)
 
 
-def learning(n: int, console: Console) -> None:
+def trained_and_untrained(n: int, seed: int) -> list[tuple[LSHv2, Quality]]:
     """Buckets alone. The untrained codes get the bucket_size with which they use at least as many comparisons."""
     bare: dict[str, Any] = {"samples": 0, "compression_factors": [1], "global_context": False}
+    q, k, v = inputs("text", n, seed)
+    trained = made(seed=seed, **bare)
+    trained.prepare(*inputs("text", n, seed, CALIBRATION))
+    one = quality(trained, q, k, v)
+    plain = least_bucket(lambda size: made(seed=seed, bucket_size=size, **bare), q, k, one.comparisons)
+    return [(trained, one), (plain, quality(plain, q, k, v))]
+
+
+def learning(n: int, console: Console) -> None:
+    """Both for five seeds, and how kept mass and error compare."""
     table = Table("seed", "codes", "bucket_size", "comparisons", "kept mass", "error", title=f"text, n = {n:,}")
     ratios: dict[str, list[float]] = {"kept mass": [], "error": []}
     for seed in range(5):
-        q, k, v = inputs("text", n, seed)
-        trained = made(seed=seed, **bare)
-        trained.prepare(*inputs("text", n, seed, CALIBRATION))
-        one = quality(trained, q, k, v)
-        plain = least_bucket(lambda size, seed=seed: made(seed=seed, bucket_size=size, **bare), q, k, one.comparisons)
-        two = quality(plain, q, k, v)
-        for name, attention, it in (("trained", trained, one), ("untrained", plain, two)):
+        both = trained_and_untrained(n, seed)
+        for name, (attention, it) in zip(("trained", "untrained"), both, strict=True):
             figures = (f"{it.comparisons:.0f}", f"{it.kept_mass:.3f}", f"{it.error:.3f}")
             table.add_row(str(seed), name, str(attention.bucket_size), *figures)
+        (_, one), (_, two) = both
         ratios["kept mass"].append(one.kept_mass / two.kept_mass)
         ratios["error"].append(one.error / two.error)
     console.print(table)

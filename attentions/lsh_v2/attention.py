@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -31,11 +32,13 @@ from attentions.base import Attention, Cost, Problem, Stream, require
 from attentions.flash import by_row
 from attentions.lsh_v2 import definition
 from attentions.lsh_v2.context import GlobalContext
+from attentions.lsh_v2.cost import estimate_cost
 from attentions.lsh_v2.estimate import Estimate, Past, Settings
 from attentions.lsh_v2.hashing import LearnedHash
 from attentions.lsh_v2.levels import Level, levels_of
-from attentions.lsh_v2.merge import Part, kernel_of, merged_attention
+from attentions.lsh_v2.merge import kernel_of, merged_attention
 from attentions.lsh_v2.samples import Sampler
+from attentions.lsh_v2.stages import stages
 from attentions.lsh_v2.training import HashTraining, auxiliary_loss, train
 from attentions.reference import causal_pairs
 from attentions.window_attention import window_pairs
@@ -141,8 +144,8 @@ class LSHv2(Attention):
         """
         found = []
         for one in self._estimates(q, k, v):
-            merged = merged_attention(self._parts(one), self.scale)
-            found.append([self._by_head(x, q) for x in merged])
+            merged = merged_attention(one.all_parts()[0], self.scale)
+            found.append([one.by_head(x) for x in merged])
         outs, lses = zip(*found, strict=True)
         return torch.cat(outs, 1), torch.cat(lses, 1)
 
@@ -178,9 +181,8 @@ class LSHv2(Attention):
         found = []
         with torch.no_grad():
             for one in self._estimates(q, k, k[..., :1]):
-                pairs = [window_pairs(part.tables) for part in self._parts(one)]
-                total = torch.stack(pairs).sum(0).unflatten(1, (-1, q.shape[2])).sum(-1)
-                found.append(total.view(q.shape[0], -1))
+                pairs = [window_pairs(part.tables) for part in one.all_parts()[0]]
+                found.append(one.by_head(torch.stack(pairs).sum(0)).sum(-1))
         return torch.cat(found, 1)
 
     def kept_mass(
@@ -206,67 +208,18 @@ class LSHv2(Attention):
     def components(
         self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], v: Float[Tensor, "B G M E"]
     ) -> Mapping[str, Callable[[], object]]:
-        """Stages over all levels, those that are switched off left out; each starts from what the earlier ones gave."""
-        ones = list(self._estimates(q, k, v))
-        pooled = [one.pool() for one in ones]
-        codes = [one.codes(keys) for one, (keys, _) in zip(ones, pooled, strict=True)]
-        pools = [one.fresh(*x, of_k) for one, x, (_, of_k) in zip(ones, pooled, codes, strict=True)]
-        tables = [one.tables(of_q, x) for one, (of_q, _), x in zip(ones, codes, pools, strict=True)]
-        sampled = [one.sample(x) for one, x in zip(ones, pools, strict=True)]
-        drawn = [x[0] if x else None for x in sampled]
-
-        def attend() -> list[Tensor]:
-            parts = [one.parts(p, t, s) for one, p, t, s in zip(ones, pools, tables, drawn, strict=True)]
-            return [self._by_head(merged_attention(x, self.scale)[0], q) for x in parts]
-
-        outs, context = attend(), None if self.context is None else self.context.scan(q, k, v)
-        found: dict[str, Callable[[], object]] = {
-            "pooling": lambda: [one.pool() for one in ones],
-            "hashing": lambda: [one.codes(keys) for one, (keys, _) in zip(ones, pooled, strict=True)],
-            "bucket assignment": lambda: [
-                one.tables(of_q, x) for one, (of_q, _), x in zip(ones, codes, pools, strict=True)
-            ],
-            "dissimilarity samples": lambda: [one.sample(x) for one, x in zip(ones, pools, strict=True)],
-            "bucket attention": attend,
-            "global context": lambda: self.context and self.context.scan(q, k, v),
-            "output": lambda: self._output(torch.cat(outs, 1), context, q.dtype),
-        }
-        absent = {
-            "pooling": all(level.factor == 1 for level in self.levels),
-            "bucket assignment": self.n_hashes == 0,
-            "dissimilarity samples": self.sampler is None,
-            "global context": self.context is None,
-        }
-        return {name: stage for name, stage in found.items() if not absent.get(name)}
+        scan = None if self.context is None else partial(self.context.scan, q, k, v)
+        return stages(list(self._estimates(q, k, v)), self.scale, scan, partial(self._output, dtype=q.dtype))
 
     def cost(self, problem: Problem) -> Cost:
-        """Each query meets at most local + f - 1 keys of the band, n_hashes·bucket_size pools and one sample a stratum.
-
-        Without causality band and windows count twice. FLOPs: these with 2·(D + E) each, hashing 2·D for each of
-        n_hashes·2·hash_dim coordinates, and the scan. State of a level: the band, pools in some window, with code and
-        place, of each stratum a key, a sum and two numbers, and the scan's state.
-        """
-        p, sides = problem, 1 if problem.causal else 2
-        width, wide = p.head_dim + p.value_dim, max(p.dtype.itemsize, 4)
-        rounds, hashed = self.hashing.rounds, self.hashing.rounds * 2 * self.hashing.hash_dim
+        """The softmax estimate's, see `estimate_cost`, and the scan's."""
         strata = self.sampler.strata if self.sampler else 0
-        comparisons = flops = past_flops = state = 0
-        for level in self.levels:
-            f, heads = level.factor, level.heads.stop - level.heads.start
-            pools = p.keys // f
-            own = min(pools, sides * self.n_hashes * self.bucket_size)
-            most = min(p.keys, sides * (self.local + f - 1)) + own + min(pools, strata)
-            comparisons += p.batch * heads * p.queries * most
-            flops += 2 * p.batch * p.head_dim * hashed * (heads * p.queries + level.rows * pools)
-            past_flops += 2 * p.batch * p.head_dim * hashed * level.rows * ((p.keys - p.queries) // f)
-            live = min(pools, self.n_hashes * self.bucket_size * self.hashing.buckets**2)
-            slots = (self.local + f) * width * wide + 2 * live * (width * wide + 8 * (rounds + 1))
-            state += p.batch * level.rows * (slots + strata * (width * wide + 8 * (rounds + 3)))
-        flops += 2 * comparisons * width
-        if self.context is not None:
-            scan = self.context.scan.cost(p)
-            flops, state, past_flops = flops + scan.flops, state + scan.state_bytes, past_flops + scan.past_flops
-        return Cost(flops, comparisons, state, past_flops)
+        one = estimate_cost(problem, self.levels, self.settings, self.hashing, strata)
+        if self.context is None:
+            return one
+        scan = self.context.scan.cost(problem)
+        state_bytes = one.state_bytes + scan.state_bytes
+        return Cost(one.flops + scan.flops, one.comparisons, state_bytes, one.past_flops + scan.past_flops)
 
     def stream(self, batch: int) -> Stream | None:
         if not self.causal:
@@ -286,21 +239,10 @@ class LSHv2(Attention):
             keys, values = (x[:, level.kv_heads].flatten(0, 1) for x in (k, v))
             yield self.level_estimate(level, q, Past(0, keys, values, None, None))
 
-    def _parts(self, one: Estimate) -> list[Part]:
-        keys, values = one.pool()
-        of_q, of_k = one.codes(keys)
-        pools = one.fresh(keys, values, of_k)
-        sampled = one.sample(pools)
-        return one.parts(pools, one.tables(of_q, pools), sampled[0] if sampled else None)
-
     def _output(self, estimate: Tensor, context: Tensor | None, dtype: torch.dtype) -> Tensor:
         if context is not None and self.context is not None:
             estimate = estimate + self.context.gated(context)
         return estimate.to(dtype)
-
-    def _by_head(self, x: Tensor, q: Tensor) -> Tensor:
-        """(X, Q, ...) to (B, heads of the level, N, ...)."""
-        return x.unflatten(1, (-1, q.shape[2])).unflatten(0, (q.shape[0], -1)).flatten(1, 2)
 
     def _supports(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Iterator[definition.Support]:
         wide = torch.promote_types(q.dtype, torch.float32)

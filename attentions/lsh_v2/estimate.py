@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from attentions.buckets import Windows
@@ -44,10 +44,11 @@ class Past:
         return self.keys, self.values, *(x for one in held for x in one)
 
     def detach(self) -> Past:
-        """The same, of its own memory and without gradients."""
-        pools, reservoir = (None if x is None else x.detach() for x in (self.pools, self.reservoir))
+        """The same without gradients and, but for its pools, of its own memory."""
+        pools = None if self.pools is None else self.pools.detach()
+        reservoir = None if self.reservoir is None else self.reservoir.detach()
         keys, values = (x.detach().clone() for x in (self.keys, self.values))
-        return Past(self.begin, keys, values, pools, reservoir)  # type: ignore[arg-type]
+        return Past(self.begin, keys, values, pools, reservoir)
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,11 @@ class Estimate:
         self.at = torch.arange(self.keys - q.shape[2], self.keys, device=q.device).repeat(level.group)
         self.heads = torch.arange(level.kv_heads.start, level.kv_heads.stop, device=q.device).repeat(self.batch)
         self.band: Band = band(self.at, self.keys, level.factor, settings.local, causal=settings.causal)
+
+    def by_head(self, x: Num[Tensor, "X Q *rest"]) -> Num[Tensor, "B heads N *rest"]:
+        """What belongs to this level's queries, by query head and position."""
+        positions = len(self.at) // self.level.group
+        return x.unflatten(1, (-1, positions)).unflatten(0, (self.batch, -1)).flatten(1, 2)
 
     def pool(self) -> tuple[Tensor, Tensor]:
         """Keys and values pooled by the level's factor."""
@@ -131,6 +137,15 @@ class Estimate:
             return None
         coarse = self.hashing.coarse(new.codes)
         return self.sampler.sample(new, coarse, self.heads, opens, blocks, self.past.reservoir)
+
+    def all_parts(self) -> tuple[list[Part], Pools, Reservoir | None]:
+        """The stages one after the other: the parts, the pools of `past.keys`, and what sampling goes on from."""
+        keys, values = self.pool()
+        of_q, of_k = self.codes(keys)
+        fresh = self.fresh(keys, values, of_k)
+        pools, sampled = self.reached(fresh), self.sample(fresh)
+        samples, reservoir = sampled or (None, self.past.reservoir)
+        return self.parts(pools, self.tables(of_q, pools), samples), pools, reservoir
 
     def parts(self, pools: Pools, tables: list[list[Windows]], samples: Samples | None) -> list[Part]:
         """The disjoint sets of keys that queries meet, the band first."""

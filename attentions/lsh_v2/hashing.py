@@ -1,11 +1,13 @@
 """Learned hash functions: a projection and two rotations a round, whose largest coordinates name the bucket.
 
-    z = x·P / |x·P|        code = (argmax [z·R; -z·R], argmax [z·R'; -z·R'])
+    z = x·P / |x·P|   z' = x·P' / |x·P'|        code = (argmax [z·R; -z·R], argmax [z'·R'; -z'·R'])
 
-P (D, hash_dim) is shared by queries and keys of a key/value head; the two rotations start orthogonal and differ by
-round. A rotation alone gives 2·hash_dim buckets, the pair (2·hash_dim)². Codes do not need the normalisation, since
-the largest coordinate stays the largest; the soft assignment that training uses does. Rotational hashing is that of
-Andoni et al. 2015, "Practical and optimal LSH for angular distance", https://arxiv.org/abs/1509.02897.
+P and P' (D, hash_dim) are shared by queries and keys of a key/value head. They start equal; once they are trained the
+two halves of a code can read different directions of x, 2·hash_dim of them instead of hash_dim. The two rotations
+start orthogonal and differ by round. A rotation alone gives 2·hash_dim buckets, the pair (2·hash_dim)². Codes do not
+need the normalisation, since the largest coordinate stays the largest; the soft assignment that training uses does.
+Rotational hashing is that of Andoni et al. 2015, "Practical and optimal LSH for angular distance",
+https://arxiv.org/abs/1509.02897.
 """
 
 from __future__ import annotations
@@ -23,9 +25,9 @@ class LearnedHash(nn.Module):
         self.rounds, self.hash_dim = rounds, hash_dim
         self.buckets = 2 * hash_dim  # of one rotation
         draw = torch.Generator().manual_seed(seed)
-        projections = torch.randn(kv_heads, rounds, head_dim, hash_dim, generator=draw) * head_dim**-0.5
+        projections = torch.randn(kv_heads, rounds, 1, head_dim, hash_dim, generator=draw) * head_dim**-0.5
         rotations = torch.randn(kv_heads, rounds, 2, hash_dim, hash_dim, generator=draw)
-        self.projections = nn.Parameter(projections)
+        self.projections = nn.Parameter(projections.repeat(1, 1, 2, 1, 1))  # G, rounds, rotations, D, hash_dim
         self.rotations = nn.Parameter(torch.linalg.qr(rotations)[0])
 
     def forward(
@@ -44,15 +46,15 @@ class LearnedHash(nn.Module):
         self, x: Float[Tensor, "B heads N D"], temperature: float
     ) -> Float[Tensor, "B G Q rounds rotations buckets"]:
         """Log-probability of each bucket, differentiable in the functions; Q counts the queries of all heads."""
-        z = self._grouped(x, slice(None)).flatten(2, 3).unsqueeze(2) @ self.projections.to(x.dtype)
-        z = nn.functional.normalize(z, dim=-1).unsqueeze(3) @ self.rotations.to(x.dtype)  # B, G, rounds, 2, Q, hash_dim
+        z = self._grouped(x, slice(None)).flatten(2, 3)[:, :, None, None] @ self.projections.to(x.dtype)
+        z = nn.functional.normalize(z, dim=-1) @ self.rotations.to(x.dtype)  # B, G, rounds, 2, Q, hash_dim
         both = torch.cat((z, -z), dim=-1) / temperature
         return both.log_softmax(-1).movedim(4, 2)
 
     def _rotated(self, x: Tensor, kv_heads: slice) -> Tensor:
         """(B, G, rounds, 2, hash_dim, Q), not normalised."""
         wide = x.dtype if x.dtype == torch.float64 else torch.float32
-        maps = self.projections[kv_heads].to(wide).unsqueeze(2) @ self.rotations[kv_heads].to(wide)
+        maps = self.projections[kv_heads].to(wide) @ self.rotations[kv_heads].to(wide)
         maps = maps.mT.flatten(1, 3)  # G, rounds·2·hash_dim, D
         y = maps @ self._grouped(x.detach().to(wide), kv_heads).flatten(2, 3).mT
         return y.unflatten(2, (self.rounds, 2, self.hash_dim))

@@ -56,8 +56,8 @@ class Pools:
         return self.keys, self.values, self.codes, self.index
 
     def detach(self) -> Pools:
-        """The same, of its own memory and without gradients."""
-        return Pools(*(x.detach().clone() for x in self.tensors()))
+        """The same without gradients."""
+        return Pools(*(x.detach() for x in self.tensors()))
 
     def drop(self, count: int) -> Pools:
         """Without the first ones of each row."""
@@ -110,7 +110,8 @@ class Reservoir:
 
     def detach(self) -> Reservoir:
         """The same, of its own memory and without gradients."""
-        return Reservoir(self.pools.detach(), self.draw.clone(), self.count.clone())
+        pools = Pools(*(x.detach().clone() for x in self.pools.tensors()))
+        return Reservoir(pools, self.draw.clone(), self.count.clone())
 
 
 class Sampler:

@@ -44,7 +44,7 @@ class LSHv2Stream(Stream):
             else:
                 past = Past(0, keys, values, None, None)
             out, past = self._level(level, wide[0], past)
-            outs.append(out.unflatten(1, (-1, q.shape[2])).unflatten(0, (len(q), -1)).flatten(1, 2))
+            outs.append(out)
             pasts.append(self._without_dead(i, past))
         self._pasts, out = pasts, torch.cat(outs, 1)
         if self._context is not None and a.context is not None:
@@ -69,22 +69,19 @@ class LSHv2Stream(Stream):
         """A level's output for the new tokens, and its state after them."""
         s, f = self._attention.settings, level.factor
         one = self._attention.level_estimate(level, q, past)
-        keys, values = one.pool()
-        of_q, of_k = one.codes(keys)
-        fresh = one.fresh(keys, values, of_k)
-        pools, sampled = one.reached(fresh), one.sample(fresh)
-        parts = one.parts(pools, one.tables(of_q, pools), sampled[0] if sampled else None)
+        parts, pools, reservoir = one.all_parts()
         out, _ = merged_attention(parts, self._attention.scale)
         begin = int(band(torch.tensor([one.keys]), one.keys + 1, f, s.local, causal=True).start)
-        passed = pools.keep(pools.index.shape[1] - fresh.index.shape[1] + (begin - past.begin) // f)
+        passed = pools.keep(pools.index.shape[1] - (one.keys - past.begin) // f + (begin - past.begin) // f)
         kept = (past.keys[:, begin - past.begin :], past.values[:, begin - past.begin :])
-        return out, Past(begin, *kept, passed, sampled[1] if sampled else past.reservoir).detach()
+        found = Past(begin, *kept, passed, reservoir)
+        return one.by_head(out), found.detach()
 
     def _without_dead(self, i: int, past: Past) -> Past:
         s = self._attention.settings
         if past.pools is None or past.pools.index.shape[1] <= 2 * self._kept[i]:
             return past
-        pools = past.pools
+        pools = past.pools  # at first the caller's memory, which this copies
         alive = torch.zeros_like(pools.index, dtype=torch.bool)
         for codes in pools.codes[: s.rounds]:
             alive |= newest(codes, s.window) & (pools.index >= 0)

@@ -21,7 +21,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attentions.lsh_v2.hashing import LearnedHash
-from attentions.reference import causal_pairs
+
+ROWS_AT_ONCE = 256  # of exact attention
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,12 @@ class HashTraining:
     causal: bool
     steps: int
     seed: int
-    pool: int = 1024
+    pool: int = 4096
     rows: int = 128
     keys: int = 8
     others: int = 1024
-    hot: float = 0.5
-    cold: float = 0.15
+    hot: float = 0.7
+    cold: float = 0.2
     balance: float = 0.5
     rate: float = 0.05
 
@@ -58,19 +59,32 @@ def draw_pairs(
     q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], rows: int, how: HashTraining, draw: torch.Generator
 ) -> Pairs:
     """`rows` positions, the same for every head, with keys drawn from exact attention."""
-    (B, H, N, D), G = q.shape, k.shape[1]
-    chosen = torch.randperm(N, generator=draw)[:rows].sort().values.to(q.device)
+    H, N, G = *q.shape[1:3], k.shape[1]
+    chosen = torch.randperm(N, generator=draw)[:rows].sort().values
     found = []
     for h in range(H):
-        keys = k[:, h * G // H]
-        weights = _far_attention(q[:, h, chosen], keys, chosen, N, how)
-        mass = weights.sum(-1)
-        even = weights + (mass == 0).unsqueeze(-1)  # a row that the band holds whole counts nothing
-        at = torch.multinomial(even.flatten(0, 1).cpu(), how.keys, replacement=True, generator=draw).to(q.device)
-        drawn = keys[torch.arange(B, device=q.device)[:, None], at.view(B, -1)]
-        found.append((q[:, h, chosen], drawn.view(B, len(chosen), how.keys, D), mass))
-    parts = [torch.stack(x, 1).unflatten(1, (G, H // G)).flatten(2, 3) for x in zip(*found, strict=True)]
-    return Pairs(*parts)
+        parts = [_drawn(q[:, h], k[:, h * G // H], part.to(q.device), how, draw) for part in chosen.split(ROWS_AT_ONCE)]
+        found.append([torch.cat(x, 1) for x in zip(*parts, strict=True)])
+    heads = [torch.stack(x, 1).unflatten(1, (G, H // G)).flatten(2, 3) for x in zip(*found, strict=True)]
+    return Pairs(*heads)
+
+
+def _drawn(
+    q: Float[Tensor, "B N D"],
+    k: Float[Tensor, "B M D"],
+    rows: Int[Tensor, " R"],
+    how: HashTraining,
+    draw: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """These rows of q, `keys` keys for each and the mass outside the band."""
+    at = rows + k.shape[1] - q.shape[1]
+    keys = k[:, : int(at[-1]) + 1] if how.causal else k
+    weights = _far_attention(q[:, rows], keys, at, how)
+    mass = weights.sum(-1)
+    even = weights + (mass == 0).unsqueeze(-1)  # a row that the band holds whole counts nothing
+    place = torch.multinomial(even.flatten(0, 1).cpu(), how.keys, replacement=True, generator=draw).to(q.device)
+    place = place.view(len(q), -1, 1).expand(-1, -1, k.shape[2])
+    return q[:, rows], keys.gather(1, place).unflatten(1, (len(rows), -1)), mass
 
 
 def hash_loss(
@@ -122,15 +136,14 @@ def train(hashing: LearnedHash, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B
 
 
 def _some(k: Float[Tensor, "B G M D"], count: int, draw: torch.Generator) -> Float[Tensor, "B G K D"]:
-    return k[:, :, torch.randint(k.shape[2], (count,), generator=draw).to(k.device)]
+    return k[:, :, torch.randperm(k.shape[2], generator=draw)[:count].to(k.device)]
 
 
 def _far_attention(
-    q: Float[Tensor, "B R D"], k: Float[Tensor, "B M D"], rows: Int[Tensor, " R"], queries: int, how: HashTraining
+    q: Float[Tensor, "B R D"], k: Float[Tensor, "B M D"], at: Int[Tensor, " R"], how: HashTraining
 ) -> Float[Tensor, "B R M"]:
-    """Exact attention of these rows without what the band holds anyway."""
-    M = k.shape[1]
-    pairs = causal_pairs(queries, M, causal=how.causal, first=None, rows=rows, device=q.device)[:, 0]
-    weights = (q @ k.mT * how.scale).masked_fill(~pairs, -torch.inf).softmax(-1)
-    at = rows[:, None] + M - queries
-    return weights * ((at - torch.arange(M, device=q.device)).abs() >= how.local)
+    """Exact attention of queries at these positions without what the band holds anyway."""
+    ahead = torch.arange(k.shape[1], dtype=torch.int32, device=q.device) - at[:, None].int()
+    scores = q * how.scale @ k.mT
+    weights = (scores.masked_fill_(ahead > 0, -torch.inf) if how.causal else scores).softmax(-1)
+    return weights.masked_fill_(ahead.abs() < how.local, 0.0)

@@ -14,11 +14,11 @@ from attentions.contract import CHECKS, main, nan_from_values
 from attentions.controls import RandomSupport
 from tests.attentions import broken
 
-# Each part of lsh_v2 alone (buckets, samples, compression, scan), and all but one.
+# All parts of lsh_v2 with trained codes, each part alone (buckets, samples, compression, scan), and all but one.
 LSH_V2: dict[str, Any] = {
-    "n_hashes": 3, "hash_dim": 2, "bucket_size": 5, "local": 8, "samples": 2, "hash_steps": 2,
+    "n_hashes": 3, "hash_dim": 2, "bucket_size": 5, "local": 8, "samples": 2, "hash_steps": 0,
 }  # fmt: skip
-_BARE: dict[str, Any] = {"samples": 0, "compression_factors": [1], "global_context": False, "hash_steps": 0}
+_BARE: dict[str, Any] = {"samples": 0, "compression_factors": [1], "global_context": False}
 LSH_V2_ALONE: list[dict[str, Any]] = [
     _BARE,
     {**_BARE, "n_hashes": 0, "samples": 3},
@@ -37,7 +37,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "simhash": [{"bits": 2, "tables": 3, "window": 7, "local": 2, "balanced": True}, {}],
     "lsh_forest": [{"trees": 3, "bits": 6, "min_candidates": 5, "max_candidates": 17, "local": 2}, {}],
     "reformer": [{"hashes": 3, "chunk": 5, "buckets": 6}, {"hashes": 1, "chunk": 16, "buckets": 200}],
-    "lsh_v2": [{**LSH_V2, **changes} for changes in ({}, *LSH_V2_ALONE, *LSH_V2_OFF)],
+    "lsh_v2": [{**LSH_V2, **changes} for changes in ({"hash_steps": 2}, *LSH_V2_ALONE, *LSH_V2_OFF)],
     "mamba": [{}, {"states": 21}],
     "mamba2": [{}, {"chunk": 5}],
     "vq": [{"codes": 19, "block": 16}, {"codes": 1, "block": 1}, {}],

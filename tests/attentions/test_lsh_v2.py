@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,17 +11,20 @@ import torch
 from torch import Tensor
 
 from attentions import build
-from attentions.base import problem_of
+from attentions.base import Problem, problem_of
 from attentions.candidate import Candidate, NotApplicable
 from attentions.contract import CHECKS
 from attentions.lsh_v2 import LSHv2
-from attentions.lsh_v2.hashing import LearnedHash
 from attentions.lsh_v2.levels import band, levels_of, pooled
 from attentions.lsh_v2.samples import Sampler
-from attentions.lsh_v2.training import auxiliary_loss
 from attentions.native import bucket_window
 
 SMALL: dict[str, Any] = {"n_hashes": 3, "hash_dim": 2, "bucket_size": 5, "local": 8, "samples": 2, "hash_steps": 0}
+
+PROBLEM = Problem(
+    batch=1, heads=2, kv_heads=2, queries=1, keys=12_000, head_dim=16, value_dim=16, dtype=torch.float64,
+    device=torch.device("cpu"), causal=True, backward=False,
+)  # fmt: skip
 
 
 class Open(LSHv2):
@@ -112,24 +116,6 @@ def test_pool_is_the_mean_of_its_keys() -> None:
     torch.testing.assert_close(pooled(x, 3), torch.stack((x[:3].mean(0), x[3:6].mean(0))))
 
 
-def test_rotations_are_orthogonal_and_differ_by_round() -> None:
-    rotations = LearnedHash(2, 16, rounds=3, hash_dim=8, seed=0).rotations.detach()
-    torch.testing.assert_close(rotations @ rotations.mT, torch.eye(8).expand_as(rotations), rtol=0, atol=1e-5)
-    flat = rotations.flatten(0, 2).flatten(1)
-    assert torch.pdist(flat).min() > 1
-
-
-def test_code_is_the_pair_of_largest_coordinates_whatever_the_length_of_the_vector() -> None:
-    hashing = LearnedHash(1, 16, rounds=2, hash_dim=3, seed=0)
-    x = torch.randn(1, 1, 50, 16, generator=torch.Generator().manual_seed(0))
-    codes = hashing(x)
-    soft = hashing.soft(x, 0.1)[0, 0]  # Q, rounds, rotations, buckets
-    first, second = soft.argmax(-1).unbind(-1)
-    assert torch.equal(codes[:, 0, 0], (first * 6 + second).mT)
-    assert torch.equal(codes, hashing(7 * x))
-    assert torch.equal(hashing.coarse(codes[:, 0]), first.mT[:1])
-
-
 def test_comparisons_are_the_keys_pools_and_samples_of_the_definition() -> None:
     attention = made(heads=3, **SMALL)
     q, k, v = inputs(200, heads=3)
@@ -180,46 +166,6 @@ def test_samples_lower_the_error_on_gaussian_inputs_at_equal_comparisons(seed: i
     assert errors[0] < 0.7 * errors[1]
 
 
-def clusters(n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Each token's key says in 4 of 16 dimensions which of 16 signs it has; the rest is louder noise."""
-    generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(2, (1, 1, n, 4), generator=generator).double() * 2 - 1
-    k = 2 * torch.randn(1, 1, n, 16, dtype=torch.float64, generator=generator)
-    q = 0.3 * torch.randn(1, 1, n, 16, dtype=torch.float64, generator=generator)
-    k[..., :4], q[..., :4] = 1.5 * signs, 6.0 * signs
-    return q, k, k
-
-
-def test_training_keeps_more_mass_at_no_more_comparisons() -> None:
-    made_of: dict[str, Any] = {
-        "heads": 1, "n_hashes": 2, "hash_dim": 4, "bucket_size": 32, "local": 8, "samples": 0,
-        "compression_factors": [1], "global_context": False,
-    }  # fmt: skip
-    q, k, _ = clusters(1024, seed=1)
-    untrained, trained = made(**made_of, hash_steps=0), made(**made_of, hash_steps=60)
-    before = torch.random.get_rng_state()
-    trained.prepare(*clusters(1024, seed=2))
-    assert torch.equal(before, torch.random.get_rng_state())
-    rows = torch.arange(512, 1024, 8)
-    kept = [attention.kept_mass(q, k, rows=rows).mean().item() for attention in (trained, untrained)]
-    assert trained.comparisons(q, k) <= untrained.comparisons(q, k)
-    assert kept[0] > 1.5 * kept[1]
-
-
-def test_auxiliary_loss_moves_the_hash_alone() -> None:
-    attention = made(**SMALL)
-    q, k, _ = (x.requires_grad_() for x in inputs(100))
-    loss = attention.auxiliary_loss(q, k)
-    loss.backward()
-    assert q.grad is None
-    assert k.grad is None
-    for p in attention.hashing.parameters():
-        assert p.grad is not None
-        assert p.grad.any()
-        p.data -= 0.05 * p.grad
-    assert auxiliary_loss(attention.hashing, q, k, attention._training()) < loss
-
-
 def test_any_split_of_600_tokens_decodes_like_forward_while_dead_pools_are_dropped() -> None:
     attention = made(heads=3, **SMALL | {"hash_dim": 1, "n_hashes": 2})
     q, k, v = inputs(600, heads=3)
@@ -231,6 +177,30 @@ def test_any_split_of_600_tokens_decodes_like_forward_while_dead_pools_are_dropp
         edges = zip([0, *cuts], [*cuts, 600], strict=True)
         pieces = [stream.extend(*(x[:, :, a:b] for x in (q, k, v))) for a, b in edges]
         torch.testing.assert_close(torch.cat(pieces, dim=2), want, rtol=1e-10, atol=1e-11)
+
+
+def test_a_stream_holds_no_memory_of_its_caller() -> None:
+    attention = made(**SMALL)
+    whole = inputs(60)
+    stream, want = attention.stream(1), attention(*whole)
+    assert stream is not None
+    prompt = [x[:, :, :40].clone() for x in whole]
+    stream.extend(*prompt)
+    for x in prompt:
+        x.fill_(torch.nan)
+    torch.testing.assert_close(stream.extend(*(x[:, :, 40:] for x in whole)), want[:, :, 40:], rtol=1e-10, atol=1e-11)
+
+
+def test_a_stream_spends_on_a_token_what_no_longer_grows_once_windows_are_full() -> None:
+    """And what keys of the past have cost is counted apart: their codes and the scan's steps."""
+    attention = made(heads=3, **SMALL)
+    one, two = (attention.cost(replace(PROBLEM, heads=3, kv_heads=3, keys=n)) for n in (1200, 12_000))
+    assert one.flops - one.past_flops == two.flops - two.past_flops
+    codes = sum(2 * 16 * 3 * 2 * 2 * ((12_000 - 1) // f) for f in (1, 2, 4))
+    assert attention.context is not None
+    assert two.past_flops == codes + attention.context.scan.cost(replace(PROBLEM, heads=3, kv_heads=3)).past_flops
+    whole = attention.cost(replace(PROBLEM, heads=3, kv_heads=3, queries=12_000))
+    assert whole.past_flops == 0
 
 
 def test_state_does_not_grow_with_the_sequence() -> None:
