@@ -11,7 +11,7 @@ One model load; interrupted runs continue. Writes <save_dir>/ablation.md, ablati
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -19,10 +19,10 @@ from typing import Any
 
 from attentions.base import require
 from bmrt.engine import RecursiveCompressionEngine
-from bmrt.evaluation import Sample, evaluate, interval
+from bmrt.evaluation import Judge, Sample, evaluate, interval
+from bmrt.generated import TASKS, Generated
 from bmrt.options import command, engine_of, run
 from bmrt.plan import MODES
-from bmrt.ruler import TASKS, CountedBy, contained, generator, sample_of
 from bmrt.settings import BASELINES, Settings
 
 HYBRIDS = (("exact", "frequency_rank"), ("exact", "magicpig_baseline"), ("frequency_rank", "magicpig_baseline"))
@@ -60,16 +60,9 @@ def _ablate(given: argparse.Namespace) -> str:
     for task in given.tasks:
         require(task in TASKS, "task", task, f"one of {', '.join(TASKS)}")
     engine = engine_of(given)
-    sources = [
-        generator(task, given.length, wording=given.wording, seed=given.seed, tokenizer=CountedBy(engine.prompts))
-        for task in given.tasks
-    ]
-    samples = [
-        sample_of(source.example(i), f"{task}-{i}")
-        for task, source in zip(given.tasks, sources, strict=True)
-        for i in range(given.num_samples)
-    ]
-    rows = [result(engine, changes, samples, given.save_dir) for changes in grid(baselines=not given.no_baselines)]
+    sizes = {"count": given.num_samples, "wording": given.wording, "seed": given.seed, "prompts": engine.prompts}
+    made = [Generated(task, given.length, **sizes) for task in given.tasks]
+    rows = [result(engine, changes, made, given.save_dir) for changes in grid(baselines=not given.no_baselines)]
     table = render(rows, given)
     (given.save_dir / "ablation.md").write_text(table + "\n", encoding="utf-8")
     draw(rows, given.save_dir / "ablation.svg")
@@ -77,7 +70,7 @@ def _ablate(given: argparse.Namespace) -> str:
 
 
 def result(
-    engine: RecursiveCompressionEngine, changes: dict[str, Any], samples: list[Sample], folder: Path
+    engine: RecursiveCompressionEngine, changes: dict[str, Any], made: Sequence[Generated], folder: Path
 ) -> dict[str, Any]:
     """One row of the table: method, mode, scores, and the most tokens that were kept."""
     common = engine.settings
@@ -85,7 +78,8 @@ def result(
     try:
         title, mode = engine.settings.title, engine.settings.compression_mode
         name = "full" if title == "full" else f"{title.replace(' ', '_')}_{mode}"
-        records = evaluate(engine, samples, folder / f"ablation_{name}.jsonl", contained, name)
+        samples, judge = _together(made)
+        records = evaluate(engine, samples, folder / f"ablation_{name}.jsonl", judge, name)
     finally:
         engine.settings = common
     return {
@@ -95,6 +89,12 @@ def result(
         "kept": max(record["kept_tokens"] for record in records),
         "bytes": max(record["cache_bytes"] for record in records),
     }
+
+
+def _together(made: Sequence[Generated]) -> tuple[list[Sample], Judge]:
+    """All tasks' samples, each judged by its own task."""
+    of = {sample.id: task for task in made for sample in task.samples}
+    return [sample for task in made for sample in task.samples], lambda sample, said: of[sample.id].judge(sample, said)
 
 
 def render(rows: list[dict[str, Any]], given: argparse.Namespace) -> str:

@@ -31,16 +31,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _evaluate(given: argparse.Namespace) -> str:
+    sizes = {"start": given.start_sample_index, "count": given.num_samples, "seed": given.seed}
+    made = {task: samples_of(given.data, config=given.dataset_config, split=task, **sizes) for task in given.tasks}
     engine, lines = engine_of(given), []
-    for task in given.tasks:
-        samples = samples_of(
-            given.data,
-            config=given.dataset_config,
-            split=task,
-            start=given.start_sample_index,
-            count=given.num_samples,
-            seed=given.seed,
-        )
+    for task, samples in made.items():
         name = f"{task}_{given.dataset_config}_{engine.settings.title.replace(' ', '_')}"
         records = evaluate(engine, samples, given.save_dir / f"{name}.jsonl", right, task)
         _write_csv(given.save_dir / f"{name}.csv", records)

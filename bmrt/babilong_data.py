@@ -15,6 +15,7 @@ from typing import Any
 
 from attentions.base import require
 from bmrt.evaluation import Sample
+from bmrt.hub import load_hub
 from bmrt.records import read_jsonl
 from tasks.haystack import place, text_lines
 
@@ -56,20 +57,6 @@ def samples_of(source: str, *, config: str, split: str, start: int, count: int, 
     found = [_sample(row, split, start + i) for i, row in enumerate(islice(rows, start, start + count))]
     require(bool(found), "start_sample_index", start, f"below the number of samples in {source}")
     return found
-
-
-def load_hub(name: str, config: str | None, split: str) -> Any:
-    """A data set from the hub or its cache. Raises ValueError, with what to do, where there is none."""
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
-
-    try:
-        return load_dataset(name, config, split=split)
-    except (OSError, ValueError, DatasetNotFoundError) as error:
-        raise ValueError(
-            f"data set {name!r} ({config}, {split}) cannot be loaded: {error}. Give a .jsonl file, 'generated', or a "
-            "hub id that is in the cache or can be downloaded"
-        ) from error
 
 
 def length_of(config: str) -> int:

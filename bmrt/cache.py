@@ -61,9 +61,7 @@ class BoundedCache(Cache):
         self.strategy = build_strategy(strategy) if isinstance(strategy, str) else strategy
         budget = budget if isinstance(budget, Budget) else Budget(budget, protection_divisor)
         self.plan = Plan(budget, mode, context_tokens, slack)
-        if mode == "accumulate" and self.strategy.accumulates:
-            name = type(self.strategy).__name__
-            raise ValueError(f"{name} is not allowed with compression_mode='accumulate': it scores every token again")
+        require_compatible(mode, self.strategy)
         self.positions: str = positions
         self._decoder: Any = model.base_model
         self._rotary = Rotary(self._decoder) if positions == "compact" else None
@@ -186,6 +184,13 @@ class BoundedCache(Cache):
                 stacklevel=2,
             )
             self._most_positions = None  # said once
+
+
+def require_compatible(mode: str, strategy: Strategy) -> None:
+    """Raise ValueError for a strategy that scores every token again in a mode that judges each once."""
+    if mode == "accumulate" and strategy.accumulates:
+        name = type(strategy).__name__
+        raise ValueError(f"{name} is not allowed with compression_mode='accumulate': it scores every token again")
 
 
 def _first(mask: Tensor | None) -> Tensor | None:

@@ -140,9 +140,13 @@ def settings_of(values: dict[str, Any]) -> Settings:
 
 def load_model(model: str | PreTrainedModel, device: str | None = None) -> PreTrainedModel:
     """A model ready to answer. Raises ValueError, with what to do, where there is none."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if not isinstance(model, str):
         return model
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises the latter where it was built without CUDA
+        raise ValueError(f"device={device!r} is not allowed: it must be one that torch has here: {error}") from error
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
     except (OSError, ValueError) as error:

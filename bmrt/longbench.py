@@ -19,9 +19,9 @@ from typing import Any
 from rich.progress import track
 
 from attentions.base import require
-from bmrt.babilong_data import load_hub
 from bmrt.engine import RecursiveCompressionEngine
 from bmrt.evaluation import interval
+from bmrt.hub import load_hub
 from bmrt.options import command, engine_of, run
 from bmrt.records import Records, read_jsonl
 
@@ -55,14 +55,11 @@ CLASSES = (
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse and run, or score."""
-    parser = command("longbench", "LongBench v2 with a compressed cache.", max_new_tokens=128)
+    parser = command("longbench", "LongBench v2 with a compressed cache.", max_new_tokens=128, model_needed=False)
     parser.add_argument("--data", default=HUB, help=f"the official .json, a .jsonl, or a hub id (default: {HUB})")
     parser.add_argument("--num_samples", type=int, help="the first so many (default: all)")
     parser.add_argument("--max_len", type=int, default=120_000, help="longer prompts lose their middle (tokens)")
     parser.add_argument("--score", type=Path, help="score the files of this folder and do nothing else")
-    for action in parser._actions:
-        if action.dest == "model_path":
-            action.required = False
     run(_run, parser, arguments)
 
 
@@ -137,7 +134,8 @@ def score_line(name: str, records: list[dict[str, Any]]) -> str:
     """Percent correct overall and by class; "-" for a class that has no items."""
     for record in records:
         missing = [key for key in ("judge", "difficulty", "length") if key not in record]
-        require(not missing, f"{name}, item {record.get('_id')}", missing, "complete: these fields are needed to score")
+        if missing:
+            raise ValueError(f"{name}, item {record.get('_id')}, has no {', '.join(missing)}: not a file of results")
     groups = [records, *([r for r in records if r[key] == value] for key, value in CLASSES)]
     scores = [[float(record["judge"]) for record in group] for group in groups]
     low, high = interval(scores[0])

@@ -1,12 +1,13 @@
-"""Memory over context length, and what compressing costs in time, on a small random Llama.
+"""Memory and time over context length, and what compressing costs, on a small random Llama.
 
     python -m bmrt.measure memory      # peak of cache and of the forward passes, 512 to 65,536 tokens
+    python -m bmrt.measure growth      # how the time of a chunked prefill grows with its length, 512 to 65,536 tokens
     python -m bmrt.measure overhead    # time of a chunked prefill with and without compression, 16,384 tokens
 
 Memory: the cache's own bytes at rest, and the highest running sum of what torch's allocator hands out during all
 forward passes of a prompt (`harness.memory`), model left out. Time: process time on one thread, all kinds of prefill in
 turn, medians; the plain one is transformers' own cache in the same chunks. `selecting` is the time inside
-`BoundedLayer.settle`, all of what compression adds.
+`BoundedLayer.settle`, all of what compression adds. Growth: `harness.scaling` fits a + c·n^α to those times.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ from bmrt.options import run
 from bmrt.settings import Settings
 from bmrt.strategies import STRATEGIES, Hybrid, Strategy, build_strategy
 from harness.memory import allocator_peak
+from harness.scaling import fit_scaling
 
 LENGTHS = tuple(2**power for power in range(9, 17))
 
@@ -34,14 +37,15 @@ LENGTHS = tuple(2**power for power in range(9, 17))
 def main(arguments: list[str] | None = None) -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(prog="python -m bmrt.measure", description="Memory and time of a bounded cache.")
-    parser.add_argument("what", choices=("memory", "overhead"))
+    parser.add_argument("what", choices=("memory", "growth", "overhead"))
     parser.add_argument("--budget", type=int, default=256, help="tokens a layer and head (default: 256)")
     parser.add_argument("--chunk", type=int, default=256, help="tokens a forward pass (default: 256)")
     parser.add_argument("--strategies", nargs="+", default=["exact"], help=f"hybrid or of {', '.join(STRATEGIES)}")
     parser.add_argument("--lengths", nargs="+", type=int, default=None, help="tokens of context")
     parser.add_argument("--hidden", type=int, default=None, help="width of the model (default: 64; overhead: 512)")
+    parser.add_argument("--plain_most", type=int, default=8192, help="growth: longest prompt for a plain cache")
     parser.add_argument("--rounds", type=int, default=3)
-    run(lambda given: (memory if given.what == "memory" else overhead)(given), parser, arguments)
+    run(lambda given: {"memory": memory, "growth": growth, "overhead": overhead}[given.what](given), parser, arguments)
 
 
 def memory(given: argparse.Namespace) -> str:
@@ -64,14 +68,37 @@ def memory(given: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+def growth(given: argparse.Namespace) -> str:
+    """A Markdown table of exponents by strategy, of time at a fixed budget and of a plain cache's."""
+    torch.set_num_threads(1)
+    model, lengths = small_model(given.hidden or 64), given.lengths or LENGTHS
+    makers = caches(model, given)
+    taken: dict[str, dict[int, list[list[float]]]] = {name: {} for name in makers}
+    prefill(model, makers["plain"](), 2 * given.chunk, given.chunk)
+    for _ in range(given.rounds):
+        for length, (name, make) in product(lengths, makers.items()):
+            if name != "plain" or length <= given.plain_most:
+                sample, _ = timed(lambda make=make, length=length: prefill(model, make(), length, given.chunk))
+                taken[name].setdefault(length, []).append([sample])
+    lines = [
+        "| cache | tokens | first, s | last, s | exponent | 95 % | law |",
+        "|---|---:|---:|---:|---:|---:|---|",
+    ]
+    for name, samples in taken.items():
+        fit = fit_scaling(samples)
+        (low, high), law = fit.interval, f"{fit.model}, {fit.verdict}"
+        times = " | ".join(f"{seconds:.3f}" for seconds in (fit.values[0], fit.values[-1]))
+        span = f"{fit.sizes[0]:,} to {fit.sizes[-1]:,}"
+        lines.append(f"| {name} | {span} | {times} | {fit.exponent:.3f} | {low:.3f}-{high:.3f} | {law} |")
+    return "\n".join(lines)
+
+
 def overhead(given: argparse.Namespace) -> str:
     """A Markdown table of seconds by strategy."""
     torch.set_num_threads(1)
     model, length = small_model(given.hidden or 512), (given.lengths or [16384])[0]
     lines = ["| cache | prefill, s | of plain | selecting, s | of plain |", "|---|---:|---:|---:|---:|"]
-    makers: dict[str, Callable[[], Any]] = {"plain": lambda: DynamicCache(config=model.config)}
-    for name in given.strategies:
-        makers[name] = lambda name=name: BoundedCache(model, given.budget, strategy=strategy_of(name))
+    makers = caches(model, given)
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in makers}
     prefill(model, makers["plain"](), 2 * given.chunk, given.chunk)
     for _ in range(given.rounds):
@@ -84,6 +111,14 @@ def overhead(given: argparse.Namespace) -> str:
     for name, (whole, selecting) in medians.items():
         lines.append(f"| {name} | {whole:.2f} | {whole / plain:.1%} | {selecting:.3f} | {selecting / plain:.1%} |")
     return "\n".join(lines)
+
+
+def caches(model: Any, given: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+    """What makes a cache: transformers' own as "plain", and a bounded one by strategy."""
+    makers: dict[str, Callable[[], Any]] = {"plain": lambda: DynamicCache(config=model.config)}
+    for name in given.strategies:
+        makers[name] = lambda name=name: BoundedCache(model, given.budget, strategy=strategy_of(name))
+    return makers
 
 
 def small_model(hidden: int) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bmrt.engine import RecursiveCompressionEngine
-from bmrt.settings import LSH_MODES, SELECTORS
+from bmrt.settings import LSH_MODES, SELECTORS, Settings
 from bmrt.strategies.ties import TIES
 
 SETTINGS = {  # option of the command line -> setting
@@ -33,10 +33,12 @@ SETTINGS = {  # option of the command line -> setting
 }
 
 
-def command(name: str, description: str, *, max_new_tokens: int, method: bool = True) -> argparse.ArgumentParser:
+def command(
+    name: str, description: str, *, max_new_tokens: int, method: bool = True, model_needed: bool = True
+) -> argparse.ArgumentParser:
     """A parser with the options for the model and, unless the command varies them itself, for the method."""
     parser = argparse.ArgumentParser(prog=f"python -m bmrt.{name}", description=description)
-    parser.add_argument("--model_path", required=True, help="folder or hub id of a causal language model")
+    parser.add_argument("--model_path", required=model_needed, help="folder or hub id of a causal language model")
     parser.add_argument("--tokenizer", help="folder, hub id, or 'bytes' (default: the model's own)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
     parser.add_argument("--max_new_tokens", type=int, default=max_new_tokens)
@@ -56,29 +58,36 @@ def command(name: str, description: str, *, max_new_tokens: int, method: bool = 
 
 def engine_of(given: argparse.Namespace, **changes: Any) -> RecursiveCompressionEngine:
     """The engine that the options describe."""
-    settings = {setting: getattr(given, name) for name, setting in SETTINGS.items() if hasattr(given, name)}
     return RecursiveCompressionEngine(
         given.model_path,
         tokenizer=given.tokenizer,
         device=given.device,
         max_new_tokens=given.max_new_tokens,
         stop_words=given.stop_words,
-        **(settings | changes),
+        **(_settings(given) | changes),
     )
 
 
 def run(
     main: Callable[[argparse.Namespace], str], parser: argparse.ArgumentParser, arguments: list[str] | None
 ) -> None:
-    """Run a command and print what it says; a ValueError becomes one line and exit code 2."""
+    """Run a command and print what it says; what the user can mend becomes one line and exit code 2.
+
+    That is a ValueError, or an OSError of a file that cannot be written.
+    """
     given = parser.parse_args(arguments)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("default", module="bmrt")
         try:
+            Settings(**_settings(given))  # before anything is loaded
             print(main(given))
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+def _settings(given: argparse.Namespace) -> dict[str, Any]:
+    return {setting: getattr(given, name) for name, setting in SETTINGS.items() if hasattr(given, name)}
 
 
 def _add_sizes(parser: argparse.ArgumentParser) -> None:

@@ -52,7 +52,7 @@ class Plan:
         """The most tokens that a layer holds at rest after `seen` tokens.
 
         In `recursive`, the budget. In `accumulate`, with a anchors, w window, g memory and s slack:
-        a + w + min(g - s, ⌈g·(seen - a - w) / (context_tokens - a - w)⌉) + s.
+        a + w + min(g - s, ⌈(g - s)·(seen - a - w) / (context_tokens - a - w)⌉) + s.
         """
         return min(seen, self.limits(seen, arrived=1)[0])
 
@@ -62,6 +62,7 @@ class Plan:
         if self.mode == "recursive":
             return total, total if arrived > self.room else total - self.room
         assert self.context_tokens is not None
-        earned = -(-self.budget.memory * max(0, seen - fixed) // max(1, self.context_tokens - fixed))
-        share = fixed + min(self.budget.memory - self.room, earned)
+        memory = self.budget.memory - self.room
+        earned = -(-memory * max(0, seen - fixed) // max(1, self.context_tokens - fixed))
+        share = fixed + min(memory, earned)
         return share + self.room, share

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from attentions.base import require
 from bmrt.budget import Budget
-from bmrt.cache import BoundedCache
+from bmrt.cache import BoundedCache, require_compatible
 from bmrt.mass import require_backend
 from bmrt.plan import MODES
 from bmrt.strategies import STRATEGIES, Hybrid, Strategy, build_strategy
@@ -26,11 +26,16 @@ class Settings:
     selector_type: "exact", "lsh" (by `lsh_mode`), "hybrid" (`hybrid_primary` takes hybrid_ratio of the global memory,
         `hybrid_secondary` the rest; each exact, lsh or a name in `STRATEGIES`), a baseline (random, recent, key_norm,
         snapkv, h2o), or "full": nothing is dropped.
-    budget: tokens a layer and head; compression_ratio, if given, decides instead: this share of each prompt's tokens.
     selector_mode: orders equal collision counts of lsh (l2, max_sim, mahalanobis, partitioned_centroid, none).
+    compression_mode: "recursive" or "accumulate" (see `bmrt.plan`).
     backend: how attention mass is summed up, eager or flash; the numbers are the same.
-    block_size: tokens of context a forward pass; budget plus block is what a layer holds at most.
+    budget: tokens a layer and head; compression_ratio, if given, decides instead: this share of each prompt's tokens.
+    protection_divisor: n; anchors and local window have budget // n tokens each.
+    block_size: tokens of context a forward pass; during one, a layer holds budget, block and question at most.
+    num_bits, num_tables: of the hash codes; a query meets a key in a table if all bits agree.
+    positions: "absolute", or "compact" for lengths beyond those that the model was trained for.
     query_aware: show the question along with every block, so that it chooses; otherwise the latest tokens choose.
+    seed: of hash functions and of random.
 
     Raises ValueError that names the setting, its value and what is allowed.
     """
@@ -63,7 +68,7 @@ class Settings:
         require_tie(self.selector_mode)
         self.budget_for(self.budget)
         if self.selector_type != "full":
-            self.strategy()
+            require_compatible(self.compression_mode, self.strategy())
 
     def budget_for(self, tokens: int) -> Budget:
         """The budget for a prompt of so many tokens."""

@@ -1,10 +1,11 @@
-"""For the harness: what one decoded token costs over a bounded cache, and over a full one.
+"""For the harness: what decoding costs over a bounded cache, and over a full one.
 
     python -m harness.sweep bmrt/decode.yml
 
-A case is a row as any other: time and memory of appending one token after n, bytes of the state. The prompt's queries
-are drawn, its keys and values are the run's inputs. `bmrt.attention:BoundedAttention` has a budget and a strategy; any
-other backend with a stream is the full cache to compare with.
+A case is a row as any other: time and memory of appending `STEPS` tokens after n, one by one, and bytes of the state.
+So many at a time since a bounded cache makes room now and then, for several tokens at once: one token alone would
+cost either much too little or much too much. `bmrt.attention:BoundedAttention` has a budget and a strategy; any other
+backend with a stream is the full cache to compare with.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import copy
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from attentions.base import Stream
@@ -26,13 +28,14 @@ from harness.rows import Case
 from harness.subjects import Facts, Finding, Trial, Unsupported
 
 FILL = 512  # tokens of the prompt at a time
+STEPS = 128  # tokens decoded by one call
 
 
 class DecodeSubject:
-    """One token after a prompt of n."""
+    """`STEPS` tokens after a prompt of n."""
 
     def setup(self, case: Case, store: Store, key: str) -> Trial:
-        del store, key  # inputs are made here: small, and a prompt's queries are drawn anyway
+        del store, key  # inputs are made here: the store's have one query, and a prompt needs all
         torch.set_grad_enabled(False)
         if case.mode != "decode" or case.level != "kernel":
             raise Unsupported("a cache is measured in mode decode at kernel level")
@@ -44,68 +47,67 @@ class DecodeSubject:
 
 
 class DecodeTrial(Trial):
-    """A filled stream, and two tokens that are appended in turn."""
+    """A filled stream, and two continuations of the prompt to append."""
 
-    tokens = 1
+    tokens = STEPS
 
     def __init__(self, stream: Stream, scale: float, tolerance: float, case: Case) -> None:
         self.device = torch.device(case.device)
         self._case, self._scale, self._tolerance = case, scale, tolerance
-        made = [make_inputs(case, variant) for variant in (0, 1)]
-        self._inputs = [[x.to(self.device) for x in (one.q, one.k, one.v)] for one in made]
-        self._fill(stream)
+        whole = case.model_copy(update={"mode": "forward", "n": case.n + STEPS})
+        made = [make_inputs(whole, variant) for variant in (0, 1)]
+        self._inputs = [tuple(x.to(self.device) for x in (one.q, one.k, one.v)) for one in made]
+        self._steps = [list(zip(*(x[:, :, case.n :].split(1, 2) for x in one), strict=True)) for one in self._inputs]
+        for block in zip(*(x[:, :, : case.n].split(FILL, 2) for x in self._inputs[0]), strict=True):
+            stream.extend(*block)
         self._filled = stream
         self.rewind()
 
     def call(self, variant: int) -> Tensor:
-        q, k, v = (x[:, :, -1:] for x in self._inputs[variant])
-        self._before = self._seen()
+        """The last token's output."""
+        *before, last = self._steps[variant]
+        for step in before:
+            self._stream.extend(*step)
         self._appended.append(variant)
-        return self._stream.extend(q, k, v)
+        self._seen = self._stream.layer.positions if isinstance(self._stream, BoundedStream) else None
+        return self._stream.extend(*last)
 
     def rewind(self) -> int:
-        """Back to the prompt after every few tokens, so that the length measured stays what it is."""
+        """Back to the prompt after every call, so that the length measured stays what it is."""
         self._stream = copy.deepcopy(self._filled)
         self._appended: list[int] = []
-        return 8
+        return 1
 
     def check(self, variant: int, answer: Any) -> Finding:
-        """Against softmax in float64 over what the stream held, as it says itself before the call."""
+        """Against softmax in float64 over what the stream held, as it says itself before the last token."""
         if wrong := gate.not_finite(answer):
             return Finding(wrong=wrong)
-        k, v = (self._sequence(i) for i in (1, 2))
-        q = self._inputs[variant][0][:, :, -1:]
-        visible = self._before.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+        q, k, v = self._inputs[variant][0][:, :, -1:], self._sequence(1), self._sequence(2)
+        visible = self._visible().repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         error = gate.relative_error(answer, softmax_attention(q, k, v, visible, self._scale))
         return Finding({"naive_error": error}, gate.disagrees(error, self._tolerance, "softmax over what it kept"))
 
     def facts(self, *, thorough: bool) -> Facts:
+        """Comparisons are the last token's."""
         del thorough
-        pairs = float(self._case.batch * self._case.heads * self._before.sum(-1).amax())
-        kernel = "bounded" if isinstance(self._stream, BoundedStream) else "full"
+        pairs = float(self._visible().sum()) * self._case.heads / self._case.kv_heads
+        kernel = "full" if self._seen is None else "bounded"
         return Facts(kernel=kernel, state_bytes=self._filled.state_bytes, comparisons=pairs)
 
-    def _fill(self, stream: Stream) -> None:
-        _, k, v = self._inputs[0]
-        draw = torch.Generator().manual_seed(self._case.seed)
-        for start in range(0, k.shape[2] - 1, FILL):
-            at = slice(start, min(start + FILL, k.shape[2] - 1))
-            shape = (self._case.batch, self._case.heads, at.stop - at.start, self._case.head_dim)
-            q = torch.randn(shape, generator=draw).to(k)
-            stream.extend(q, k[:, :, at], v[:, :, at])
-
     def _sequence(self, which: int) -> Tensor:
-        """Keys or values of the prompt and of what was appended."""
-        prompt = self._inputs[0][which][:, :, :-1]
-        return torch.cat([prompt, *(self._inputs[i][which][:, :, -1:] for i in self._appended)], dim=2)
+        """Keys (1) or values (2) of the prompt and of all that was appended."""
+        n = self._case.n
+        return torch.cat(
+            [self._inputs[0][which][:, :, :n], *(self._inputs[i][which][:, :, n:] for i in self._appended)], 2
+        )
 
-    def _seen(self) -> Tensor:
-        """(B, G, 1, N): what the next token may look at, itself included."""
-        N = self._inputs[0][1].shape[2] + len(self._appended)
+    def _visible(self) -> Bool[Tensor, "B G 1 N"]:
+        """What the last token may look at, itself included."""
+        N = self._case.n + STEPS * len(self._appended)
         shape = (self._case.batch, self._case.kv_heads, 1, N)
-        if not isinstance(self._stream, BoundedStream):
+        if self._seen is None:
             return torch.ones(shape, dtype=torch.bool, device=self.device)
         visible = torch.zeros(shape, dtype=torch.bool, device=self.device)
-        visible[:, :, 0].scatter_(2, self._stream.layer.positions, value=True)
+        visible[:, :, 0].scatter_(2, self._seen, value=True)
         visible[..., -1] = True
         return visible

@@ -32,9 +32,8 @@ class Hybrid(Strategy):
         first, second = (self._ranked(part, view) for part in (self.primary, self.secondary))
         share = round(self.ratio * view.room)
         taken = first < share  # ranks from 0; tokens without evidence stand at infinity
-        rest = torch.where(taken, math.inf, second)
-        order = torch.where(taken, first, share + _ranks(rest))
-        lost = rest.isinf() & ~taken  # the second has nothing to say of these: by the first's order, after all others
+        order = torch.where(taken, first, share + _ranks(second))
+        lost = second.isinf() & ~taken  # the second has nothing to say of these: by the first's order, after all others
         return -torch.where(lost, 2 * view.tokens + _ranks(first), order)
 
     def _ranked(self, part: Strategy, view: View) -> Float[Tensor, "B G M"]:

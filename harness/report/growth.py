@@ -49,7 +49,7 @@ def growth_tables(section: Section, styles: Mapping[str, Style]) -> list[Table |
 
 def _growth_table(section: Section, name: str, title: str, styles: Mapping[str, Style]) -> Table | None:
     fits = [(curve, curve.fit(name)) for curve in section.curves]
-    claims = name not in _MEMORY
+    claims = name not in _MEMORY and section.case.mode != "decode"  # papers speak of whole sequences
     rows = [[name_cell(curve, styles), *_fit_cells(curve, fit, claims)] for curve, fit in fits if fit is not None]
     headings = [heading for heading in _HEADINGS if claims or heading != _CLAIM]
     columns = [Column("method", numeric=False), *(Column(each, numeric=each not in _TEXT) for each in headings)]

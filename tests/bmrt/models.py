@@ -24,6 +24,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bmrt import BoundedCache
+from bmrt.layer import BoundedLayer
 
 VOCABULARY = 61
 SHAPE: dict[str, Any] = {
@@ -79,6 +80,14 @@ def tokens(length: int, *, batch: int = 1, seed: int = 0) -> Tensor:
 def fed(model: Any, cache: BoundedCache, ids: Tensor, chunk: int, **options: Any) -> Tensor:
     """Logits of all tokens, given to the model chunk by chunk."""
     return torch.cat([model(part, past_key_values=cache, **options).logits for part in ids.split(chunk, 1)], 1)
+
+
+def always_there(layer: BoundedLayer) -> bool:
+    """Anchors and local window, in ascending positions, for every sequence and head."""
+    budget, positions = layer.plan.budget, layer.positions
+    wanted = {*range(min(budget.anchors, layer.seen)), *range(max(0, layer.seen - budget.window), layer.seen)}
+    rows = positions.flatten(0, 1).tolist()
+    return all(wanted <= set(row) for row in rows) and bool((positions.diff(dim=-1) > 0).all())
 
 
 class Log:

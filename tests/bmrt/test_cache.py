@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import itertools
 from typing import Any
 
 import pytest
@@ -14,7 +13,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bmrt import STRATEGIES, BoundedCache, Budget
 from bmrt.layer import BoundedLayer
-from tests.bmrt.models import fed, tiny, tokens
+from bmrt.plan import Plan
+from bmrt.strategies import Strategy, View
+from tests.bmrt.models import always_there, fed, tiny, tokens
 
 NEAR: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -24,18 +25,11 @@ def model() -> Any:
     return tiny()
 
 
-def always_there(layer: BoundedLayer) -> bool:
-    """Anchors and local window, in ascending positions, for every sequence and head."""
-    budget, positions = layer.plan.budget, layer.positions
-    wanted = {*range(min(budget.anchors, layer.seen)), *range(max(0, layer.seen - budget.window), layer.seen)}
-    rows = positions.flatten(0, 1).tolist()
-    return all(wanted <= set(row) for row in rows) and bool((positions.diff(dim=-1) > 0).all())
-
-
 @pytest.mark.parametrize("name", [*STRATEGIES])
 @pytest.mark.parametrize("budget", [12, 31])
 def test_never_more_than_the_budget_at_rest(model: Any, name: str, budget: int) -> None:
-    for length, chunk in itertools.product((budget - 1, budget, budget + 1, 53), (1, 5, 40)):
+    # Token by token every length comes by; larger chunks may end in a short one, or be larger than the budget.
+    for length, chunk in [(53, 1), (53, 5), (budget + 1, 5), *((n, 40) for n in (budget - 1, budget, budget + 1, 53))]:
         cache = BoundedCache(model, budget, strategy=name)
         for part in tokens(length).split(chunk, 1):
             model(part, past_key_values=cache)
@@ -66,6 +60,30 @@ def test_the_bound_of_accumulate_is_its_formula(model: Any) -> None:
         for part in tokens(120).split(chunk, 1):
             model(part, past_key_values=cache)
             assert {layer.held for layer in cache.bounded} == {plan.bound(cache.get_seq_length())}
+
+
+def test_every_stretch_of_the_context_has_its_share() -> None:
+    """With slack too, and up to the end: the memory must not be full before the context is over."""
+    plan = Plan(Budget(64, 4), "accumulate", 320, 8)
+    for start in range(68, 320, 36):
+        assert plan.bound(start + 36) - plan.bound(start) == 3  # of 24 in eight stretches
+    assert plan.bound(320) == plan.bound(1000) == 64
+    assert plan.bound(308) == 63
+
+
+@pytest.mark.parametrize(("slack", "selections"), [(0, 30), (4, 6)])
+def test_slack_makes_room_for_several_decoded_tokens_at_once(model: Any, slack: int, selections: int) -> None:
+    times: list[int] = []
+
+    class Counting(Strategy):
+        def score(self, view: View) -> Tensor:
+            times.append(view.layer)
+            return view.positions.double()
+
+    cache = BoundedCache(model, 24, strategy=Counting(), slack=slack)
+    fed(model, cache, tokens(24), 24)
+    fed(model, cache, tokens(30, seed=1), 1)
+    assert times.count(1) == selections
 
 
 def test_attention_sees_at_most_budget_and_chunk(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,6 +251,15 @@ def test_a_question_chooses_and_is_forgotten(model: Any) -> None:
     assert asked.get_seq_length() == 64
     assert all(layer.held == 24 and always_there(layer) for layer in asked.bounded)
     assert not torch.equal(asked.layers[0].positions, plain.layers[0].positions)
+
+
+def test_a_question_that_was_shown_takes_no_memory_afterwards(model: Any) -> None:
+    cache = BoundedCache(model, 64, strategy="recent")
+    with cache.probing(9):
+        model(tokens(20), past_key_values=cache)
+    layer = cache.layers[0]
+    assert layer.held == 11
+    assert layer.state_bytes == sum(x.numel() * x.itemsize for x in (layer.keys, layer.values, layer.positions))
 
 
 def test_nothing_stays_behind(model: Any) -> None:

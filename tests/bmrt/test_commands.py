@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 
-from bmrt import ablation, babilong, longbench, ruler, run_single_sample
+from bmrt import ablation, babilong, engine, longbench, ruler, run_single_sample
 from bmrt.babilong_data import PLACES, generate, right
 from bmrt.evaluation import Sample, interval
+from bmrt.generated import Generated
 from bmrt.records import Records, read_jsonl
+from bmrt.text import Prompts
+from tasks.byte_tokenizer import ByteTokenizer
 
 Command = Callable[[list[str]], None]
 
@@ -140,6 +143,20 @@ def test_ruler_reads_kvpress_columns(common: list[str], tmp_path: Path, capsys: 
     assert "n=1" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("task", ["niah_single_3", "vt", "new_york"])
+def test_generated_samples_are_judged_by_their_task_s_own_rule(task: str) -> None:
+    made = Generated(task, 1500, count=2, wording="short", seed=0, prompts=Prompts(ByteTokenizer()))
+    for sample in made.samples:
+        assert 1300 < len(sample.context + sample.question + sample.target) <= 1498  # the two special tokens apart
+        assert sample.context.endswith("\n")
+        assert made.judge(sample, sample.target + "\x00. ") == 1
+        assert made.judge(sample, "") == 0
+    sample = made.samples[0]
+    shares = {"vt": (" ".join(sample.target.split()[:2]), 0.4), "new_york": ("the" + sample.target, 0.0)}
+    answer, score = shares.get(task, (sample.target[:-1], 0.0))
+    assert made.judge(sample, answer) == score
+
+
 def test_ruler_counts_references() -> None:
     sample = Sample("0", "", "", "", {"references": ["Alpha", "BETA"]})
     assert ruler.contained(sample, "it is\x00 alpha") == 0.5
@@ -152,16 +169,19 @@ def test_longbench_writes_official_lines_and_resumes(
 ) -> None:
     options = ["--data", str(bench), "--compression_ratio", "0.25", "--max_new_tokens", "4"]
     path = tmp_path / "out" / "tiny-bytes_exact.jsonl"
+    asked: list[str] = []
+    prompt_of = longbench.prompt_of
+    monkeypatch.setattr(longbench, "prompt_of", lambda *args: asked.append(args[1]["_id"]) or prompt_of(*args))
     longbench.main([*common, *options, "--num_samples", "4"])
     first = path.read_text()
     path.write_text(first[:-40])  # a crash in the middle of the last line
     longbench.main([*common, *options])
+    assert asked == ["id0", "id1", "id2", "id3", "id3", "id4", "id5"]
     records = lines(path)
     assert [record["_id"] for record in records] == [f"id{i}" for i in range(6)]
     assert [*records[0]] == [*longbench.FIELDS, "context", "response", "pred", "judge"]
     assert path.read_text().startswith("\n".join(first.splitlines()[:3]))
     assert official_result(records) == pytest.approx(100 * sum(r["judge"] for r in records) / 6)
-    monkeypatch.setattr(longbench, "engine_of", lambda given: pytest.fail("nothing is left to be answered"))
 
 
 def official_result(records: list[dict[str, Any]]) -> float:
@@ -217,13 +237,13 @@ def test_longbench_reads_letters_as_the_official_script_does(response: str, lett
 def test_longbench_prompt_loses_its_middle_and_not_its_question(byte_model: Path) -> None:
     from bmrt import RecursiveCompressionEngine
 
-    engine = RecursiveCompressionEngine(str(byte_model), tokenizer="bytes")
-    whole, question = longbench.prompt_of(engine, item(0), 10**6)
+    asked = RecursiveCompressionEngine(str(byte_model), tokenizer="bytes")
+    whole, question = longbench.prompt_of(asked, item(0), 10**6)
     assert whole.startswith("Please read the following text and answer the question below.\n\n<text>\nText 0.")
     assert whole.endswith("Text 0.\n</text>\n\n")
     assert question.startswith("What is the correct answer to this question: Question 0?\nChoices:\n(A) choice A\n(B)")
     assert question.endswith('Format your response as follows: "The correct answer is (insert answer here)".')
-    cut, same = longbench.prompt_of(engine, item(0), 1000)
+    cut, same = longbench.prompt_of(asked, item(0), 1000)
     assert same == question
     assert len(cut) + len(question) in (999, 1000)  # two halves of the same size
     assert cut[:200] == whole[:200]
@@ -233,6 +253,9 @@ def test_longbench_prompt_loses_its_middle_and_not_its_question(byte_model: Path
 def test_ablation_runs_the_grid_and_continues(
     common: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    loads: list[str] = []
+    load = engine.load_model
+    monkeypatch.setattr(engine, "load_model", lambda *args: loads.append(args[0]) or load(*args))
     options = (
         "--tasks niah_single_1 --length 700 --wording short --num_samples 1 --compression_ratio 0.25 --max_new_tokens 2"
     )
@@ -241,6 +264,7 @@ def test_ablation_runs_the_grid_and_continues(
     rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
     assert len(rows) == 1 + 2 + 4 + 12 + 5
     assert "<svg" in (tmp_path / "out" / "ablation.svg").read_text()
+    assert len(loads) == 1  # for all 24 methods
     ablation.main([*common, *options.split()])
     assert (tmp_path / "out" / "ablation.md").read_text() == table
     assert all(len(lines(path)) == 1 for path in (tmp_path / "out").glob("*.jsonl"))
@@ -258,7 +282,18 @@ def test_ablation_runs_the_grid_and_continues(
         (babilong.main, ["--data", "tests/bmrt/models.py.json"], "cannot be read"),
         (longbench.main, ["--data", "nowhere.json"], "cannot be read"),
         (longbench.main, ["--score", "no/such/folder"], "folder with .jsonl"),
+        (run_single_sample.main, ["--data", "generated", "--device", "abacus"], "device='abacus'"),
+        (run_single_sample.main, ["--data", "generated", "--save_dir", "README.md/x"], "README.md"),
+        (babilong.main, ["--data", "generated", "--compression_ratio", "1.5"], "compression_ratio=1.5"),
+        (longbench.main, ["--protection_divisor", "2"], "protection_divisor=2"),
+        (longbench.main, ["--method", "hybrid", "--hybrid_primary", "best"], "strategy='best'"),
+        (longbench.main, ["--method", "h2o", "--compression_mode", "accumulate"], "H2O"),
+        (ruler.main, ["--compression_ratio", "-1"], "compression_ratio=-1.0"),
+        (ruler.main, ["--length", "40"], "length=40"),
+        (ruler.main, ["--data", "bmrt/README.md.jsonl"], "cannot be read"),
         (ruler.main, ["--tasks", "niah_double"], "task='niah_double'"),
+        (ablation.main, ["--model_path", "./no/such"], "model_path='./no/such'"),
+        (ablation.main, ["--protection_divisor", "1"], "protection_divisor=1"),
         (ablation.main, ["--tasks", "niah_double"], "task='niah_double'"),
     ],
 )

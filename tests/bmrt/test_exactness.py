@@ -9,7 +9,7 @@ import torch
 
 from bmrt import STRATEGIES, BoundedCache, Hybrid, build_strategy
 from bmrt.strategies import Strategy
-from tests.bmrt.models import KINDS, Log, fed, tiny, tokens
+from tests.bmrt.models import KINDS, Log, always_there, fed, tiny, tokens
 
 N = 75
 NEAR: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
@@ -46,6 +46,37 @@ def test_greedy_tokens_are_those_of_full_attention(model: Any, chunk: int | None
     cache = BoundedCache(model, 60)
     found = model.generate(ids, past_key_values=cache, prefill_chunk_size=chunk, **options)
     assert found.tolist() == model.generate(ids, **options).tolist()
+
+
+@pytest.mark.parametrize("positions", ["absolute", "compact"])
+@pytest.mark.parametrize("chunk", [1, 16])
+def test_every_architecture_keeps_its_budget_and_the_original_rows(model: Any, chunk: int, positions: Any) -> None:
+    """Rows of the first layer, whose inputs do not depend on what is dropped."""
+    ids = tokens(50, batch=2)
+    small, whole = (BoundedCache(model, budget, positions=positions) for budget in (20, 50))
+    for part in ids.split(chunk, 1):
+        model(part, past_key_values=small)
+        assert all(layer.held <= 20 and always_there(layer) for layer in small.bounded)
+        assert all(x.shape[2] == layer.held for layer in small.bounded for x in (layer.keys, layer.values))
+    fed(model, whole, ids, chunk)
+    index = small.layers[0].positions.unsqueeze(-1).expand_as(small.layers[0].keys)
+    for name in ("keys", "values"):
+        kept, original = (getattr(cache.layers[0], name) for cache in (small, whole))
+        torch.testing.assert_close(kept, original.gather(2, index), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunks", [[N], [24, N - 24], [1] * 20 + [N - 20]])
+def test_the_first_choice_is_the_best_of_all_there_is(chunks: list[int]) -> None:
+    """While nothing has been dropped, however the prompt is cut: the largest weights of the model's own attention."""
+    model, ids = tiny(), tokens(N, batch=2)
+    model.set_attn_implementation("eager")
+    cache = BoundedCache(model, 24, strategy=build_strategy("exact", trail=0))
+    for part in ids.split(chunks, 1):
+        model(part, past_key_values=cache)
+    for layer, weights in zip(cache.layers, model(ids, output_attentions=True).attentions, strict=True):
+        mass = weights.unflatten(1, (2, 2))[:, :, :, -6:].sum((2, 3))  # from the local window's six queries
+        best = mass[..., 6 : N - 6].topk(12).indices.sort(-1).values + 6
+        assert torch.equal(layer.positions[..., 6:-6], best)
 
 
 @pytest.mark.parametrize("name", [*strategies()])

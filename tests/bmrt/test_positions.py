@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from bmrt import BoundedCache
 from bmrt.positions import Rotary
-from tests.bmrt.models import fed, tiny, tokens
+from bmrt.strategies import Strategy, View
+from tests.bmrt.models import SHAPE, fed, tiny, tokens
 
 NEAR: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 64}
@@ -20,6 +22,13 @@ LLAMA3 = {
     "rope_theta": 1e4,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0] * 4,
+    "long_factor": [2.0] * 4,
     "original_max_position_embeddings": 64,
 }
 DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
@@ -86,20 +95,57 @@ def test_absolute_positions_past_the_trained_length_are_warned_of_once() -> None
     assert len(said) == 1
 
 
-def test_angles_that_change_with_length_are_refused() -> None:
-    with pytest.raises(ValueError, match="dynamic"):
-        BoundedCache(tiny(rope_parameters=DYNAMIC), 32, positions="compact")
+@pytest.mark.parametrize("rope", [DYNAMIC, LONGROPE])
+def test_angles_that_change_with_length_are_refused(rope: dict[str, Any]) -> None:
+    model = tiny(rope_parameters=rope)
+    BoundedCache(model, 32)
+    with pytest.raises(ValueError, match=rope["rope_type"]):
+        BoundedCache(model, 32, positions="compact")
+
+
+def test_dimensions_that_are_not_rotated_stay_as_they_are() -> None:
+    from transformers import PhiConfig, PhiForCausalLM
+
+    torch.manual_seed(0)
+    model = PhiForCausalLM(PhiConfig(**SHAPE)).double().eval().requires_grad_(False)  # rotates half of each head
+    ids = tokens(60)
+    cache = BoundedCache(model, 60, positions="compact")
+    torch.testing.assert_close(fed(model, cache, ids, 7), model(ids).logits, **NEAR)
+    rotary: Any = cache.layers[0].rotary
+    assert rotary._angles.inv_freq.numel() == 2  # pairs: of eight dimensions, four turn
+    few = BoundedCache(model, 24, positions="compact", strategy="recent")
+    fed(model, few, ids, 60)
+    kept = few.layers[0].positions
+    index = kept.unsqueeze(-1).expand(-1, -1, -1, 8)
+    torch.testing.assert_close(few.layers[0].keys, cache.layers[0].keys.gather(2, index), **NEAR)
 
 
 def test_rotations_of_pairs_of_neighbours_are_refused() -> None:
     from transformers import CohereConfig, CohereForCausalLM
 
-    from tests.bmrt.models import SHAPE
-
     model = CohereForCausalLM(CohereConfig(**SHAPE))
     BoundedCache(model, 32)
     with pytest.raises(ValueError, match="pairs of halves"):
         BoundedCache(model, 32, positions="compact")
+
+
+@pytest.mark.parametrize(("positions", "observing"), [("absolute", 4), ("compact", 1)])
+def test_queries_do_not_look_from_where_the_keys_no_longer_stand(positions: Any, observing: int) -> None:
+    """After compact keys have moved, earlier queries are at the wrong distance from them."""
+    seen: list[int] = []
+
+    class Observing(Strategy):
+        observes = 4
+
+        def score(self, view: View) -> Tensor:
+            seen.append(view.queries.shape[2])
+            return view.positions.double()
+
+    model = tiny()
+    cache = BoundedCache(model, 24, strategy=Observing(), positions=positions, slack=0)
+    fed(model, cache, tokens(24), 8)
+    fed(model, cache, tokens(6, seed=1), 1)
+    assert seen[-1] == observing
 
 
 def test_repeated_compression_does_not_drift() -> None:

@@ -30,6 +30,8 @@ def model() -> Any:
         ({"budget": 24, "mode": "accumulate"}, "context_tokens=None"),
         ({"budget": 24, "mode": "accumulate", "context_tokens": 9, "strategy": "h2o"}, "H2O"),
         ({"budget": 24, "slack": 12}, "slack=12"),
+        ({"budget": 24, "slack": -1}, "slack=-1"),
+        ({"budget": 24, "mode": "accumulate", "context_tokens": 0}, "context_tokens=0"),
         ({"budget": 24, "positions": "relative"}, "positions='relative'"),
     ],
 )

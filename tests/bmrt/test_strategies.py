@@ -18,6 +18,7 @@ from bmrt.mass import received
 from bmrt.selection import keep
 from bmrt.strategies import Strategy, View
 from bmrt.strategies.magicpig import sampling_probability
+from bmrt.strategies.tables import most_matches
 from bmrt.strategies.ties import TIES
 from bmrt.strategies.trail import FADE
 from tests.bmrt.views import B, G, M, dense_mass, view
@@ -102,10 +103,11 @@ def needle(copies: float) -> View:
     return replace(v, queries=queries, room=16 - 8)
 
 
-@pytest.mark.parametrize("name", [*BY_QUERY, "snapkv"])
+@pytest.mark.parametrize("name", [*BY_QUERY, "hybrid", "snapkv", "h2o"])
 def test_a_planted_key_is_kept_at_eight_times_compression(name: str) -> None:
     v = needle(1.0)
-    score = build_strategy(name).score(v)
+    parts = build_strategy("frequency_rank"), build_strategy("magicpig_baseline")
+    score = (Hybrid(*parts) if name == "hybrid" else build_strategy(name)).score(v)
     index = keep(score, ~v.candidates, torch.zeros_like(v.candidates), int((~v.candidates)[0, 0].sum()) + v.room)
     assert (index == 60).any(-1).all()
 
@@ -176,13 +178,20 @@ def codes_of(v: View, *, bits: int, tables: int, seed: int) -> tuple[Tensor, Ten
     return family(v.grouped), family(keys)
 
 
-def test_frequency_rank_counts_tables_shared_with_one_query() -> None:
-    v = view()
+@pytest.mark.parametrize("given", [{}, {"queries": 36, "question": 36}])  # more queries than are compared at a time
+def test_frequency_rank_counts_tables_shared_with_one_query(given: dict[str, int]) -> None:
+    v = view(**given)
     asked, stored = codes_of(v, bits=3, tables=9, seed=4)
     score = build_strategy("frequency_rank", bits=3, tables=9, seed=4, tie="none", trail=0).score(v)
     for b, g, j in itertools.product(range(B), range(G), range(2, M)):  # anchors have no score
         by_query = [(asked[:, b, g, q] == stored[:, b, g, j]).sum() for q in range(asked.shape[-1])]
         assert score[b, g, j] == max(by_query)
+
+
+def test_long_codes_are_compared_whole() -> None:
+    """Codes of more than 15 bits: 1 and 65,537 have their last 16 bits in common."""
+    asked, stored = torch.full((3, 1, 1, 1), 65537), torch.tensor([1, 65537]).expand(3, 1, 1, 2)
+    assert most_matches(asked, stored).tolist() == [[[0, 3]]]
 
 
 def test_frequency_rank_breaks_ties_and_nothing_else() -> None:

@@ -1,0 +1,19 @@
+"""Data sets of the Hugging Face hub, or of its cache on this machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def load_hub(name: str, config: str | None, split: str) -> Any:
+    """A data set as rows. Raises ValueError, with what to do, where there is none."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    try:
+        return load_dataset(name, config, split=split)
+    except (OSError, ValueError, DatasetNotFoundError) as error:
+        raise ValueError(
+            f"data set {name!r} ({config}, {split}) cannot be loaded: {error}. Give a .jsonl file, 'generated', or a "
+            "hub id that is in the cache or can be downloaded"
+        ) from error
