@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ def run(config: ArenaConfig, command: str = "") -> dict[str, Any]:
         folder.write_facts(facts)
         rows = {row.key: row for row in read_rows(folder.path)}
         todo = [(job, key) for job, key in wanted if key not in rows]
+        for left in folder.path.glob("children-*"):  # by a run that was killed
+            shutil.rmtree(left)
         report_to.round(1, len(todo))
         with tempfile.TemporaryDirectory(dir=folder.path, prefix="children-") as scratch:
             executor = Executor(Path(scratch))

@@ -20,7 +20,7 @@ from lsh_v2.block import Block
 from lsh_v2.configuration import ModelConfig
 from lsh_v2.loss import IGNORED, mean, token_losses
 from lsh_v2.ponder import Chosen, Halting, Stopping, divergence, expected_steps, log_halting
-from lsh_v2.reversible import Layer, residual, reversible
+from lsh_v2.reversible import Layer, Reading, middle, residual, reversible
 from lsh_v2.rotary import Rotation, rotation
 from lsh_v2.stream import ModelStream
 
@@ -86,7 +86,7 @@ class LSHv2Model(nn.Module):
 
     def read(self, x1: Float[Tensor, "B N C"], x2: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
         """The state that the residual streams stand for."""
-        return (x1 + x2) / 2 if self.config.reversible else x2
+        return middle(x1, x2) if self.config.reversible else x2
 
     def block(self, layer: int) -> Block:
         """The set of weights that a layer uses."""
@@ -127,39 +127,44 @@ class LSHv2Model(nn.Module):
         self, x: Tensor, at: Rotation, first: Tensor | None, labels: Tensor, out: dict[str, Tensor]
     ) -> Float[Tensor, "B N C"]:
         """The expected loss over all steps, as the paper trains; returns the last step's state."""
-        assert self.halting is not None, "called with pondering alone"
-        (counted, targets), total = self._targets(labels), x.new_zeros(())
-        losses, logits, state = [], [], x
-        # Where memory matters, a pass keeps its state alone; logits are wider.
-        of_pass = partial(checkpoint, self._losses, use_reentrant=False) if self.config.reversible else self._losses
-        for state, auxiliary in self._passes(x, at, first):
-            losses.append(of_pass(state, counted, targets))
-            logits.append(self.halting(state)[:, : counted.shape[1]][counted])
-            total = total + auxiliary
-        log_p = log_halting(torch.stack(logits))
-        out["cross_entropy"] = mean((log_p.exp() * torch.stack(losses)).sum(0))
+        halting, (counted, targets) = self.halting, self._targets(labels)
+        assert halting is not None, "called with pondering alone"
+
+        def look(state: Tensor) -> Float[Tensor, "two K"]:
+            """Loss of each label, and log-odds of halting where it is predicted."""
+            return torch.stack((self._losses(state, counted, targets), halting(state)[:, : counted.shape[1]][counted]))
+
+        weights = [*self.norm.parameters(), self.embedding.weight, *halting.parameters()]
+        one_pass = [*self._layers(at, first), Reading(look, weights)]
+        run = reversible if self.config.reversible else residual
+        x1, x2, auxiliary, *read = run(one_pass * self.config.passes, x, x)
+        losses, logits = torch.stack(read).unbind(1)
+        log_p = log_halting(logits)
+        out["cross_entropy"] = mean((log_p.exp() * losses).sum(0))
         out["ponder_kl"] = mean(divergence(log_p, self.config.ponder_prior))
         out["expected_steps"] = mean(expected_steps(log_p.detach()))
-        out["auxiliary_loss"] = total / self.config.n_layers
+        out["auxiliary_loss"] = auxiliary / self.config.n_layers
         out["loss"] = (
             out["cross_entropy"]
             + self.config.ponder_weight * out["ponder_kl"]
             + self.config.auxiliary_weight * out["auxiliary_loss"]
         )
-        return state
+        return self.read(x1, x2)
 
     def _passes(
         self, x: Tensor, at: Rotation, first: Tensor | None
     ) -> Iterator[tuple[Float[Tensor, "B N C"], Float[Tensor, ""]]]:
         """The state after each pass over the sets of weights (all layers at once without pondering)."""
-        c = self.config
-        each = c.weight_sets if c.use_ponder else c.n_layers
-        layers = [self._layer(index, at, first) for index in range(each)]
-        run = reversible if c.reversible else residual
+        layers, run = self._layers(at, first), reversible if self.config.reversible else residual
         x1 = x2 = x
-        for _ in range(c.n_layers // each):
+        for _ in range(self.config.n_layers // len(layers)):
             x1, x2, auxiliary = run(layers, x1, x2)
             yield self.read(x1, x2), auxiliary
+
+    def _layers(self, at: Rotation, first: Tensor | None) -> list[Layer]:
+        """Those of one pass."""
+        each = self.config.weight_sets if self.config.use_ponder else self.config.n_layers
+        return [self._layer(index, at, first) for index in range(each)]
 
     def _layer(self, index: int, at: Rotation, first: Tensor | None) -> Layer:
         block = self.block(index)

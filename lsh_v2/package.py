@@ -26,7 +26,7 @@ NAME = "lsh_v2_complete_package.zip"
 MANIFEST = "manifest.json"
 PROJECT = Path(__file__).parents[1]
 PACKAGES = ("attentions", "harness", "hyper_attn", "lsh_v2", "tasks", "transformer_vq")
-FILES = ("LICENSE", "README.md", "constraints.txt", "environment.yml", "pyproject.toml")
+FILES = ("LICENSE", "Makefile", "README.md", "conf.yml", "constraints.txt", "environment.yml", "pyproject.toml")
 SOURCE = {".py", ".yml", ".md", ".cpp", ".h", ".css", ".js", ".html"}
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip can name; times would make each zip another
 

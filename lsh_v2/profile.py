@@ -53,12 +53,13 @@ def profile_model(
 ) -> dict[str, Any]:
     """Time a model's parts, and write `component_profiles.json` and `.png` into `out`; returns what the file holds.
 
-    Lengths beyond the model's own are left out. The model's mode is left as it was. Raises ValueError where no length
-    is left.
+    Lengths beyond the model's own are left out. By default they are LENGTHS, or the model's own where that is shorter.
+    The model's mode is left as it was. Raises ValueError where none of `lengths` is left.
     """
-    chosen = [n for n in lengths or LENGTHS if n <= model.config.max_seq_len]
+    limit = model.config.max_seq_len
+    chosen = [n for n in lengths or (min(LENGTHS[0], limit), *LENGTHS[1:]) if n <= limit]
     if not chosen:
-        raise ValueError(f"lengths={lengths} are not allowed: none is at most max_seq_len={model.config.max_seq_len}")
+        raise ValueError(f"lengths={lengths} are not allowed: none is at most max_seq_len={limit}")
     samples: Samples = defaultdict(lambda: defaultdict(list))
     training = model.training
     model.eval()

@@ -2,7 +2,8 @@
 
 Gomez et al. 2017, RevNet, https://arxiv.org/abs/1707.04585; for transformers Kitaev et al. 2020, Reformer,
 https://arxiv.org/abs/2001.04451, section 3: y1 = x1 + attend(x2), y2 = x2 + feed(y1), both streams d_model wide.
-Activation memory does not grow with depth; a training step costs one more forward pass.
+Activation memory does not grow with depth; a training step costs one more forward pass. What a loss reads between two
+layers (halting after each pass) is made inside as well, so that the state it reads need not be kept for it.
 
 Layers must be functions of their input and weights alone: no dropout, no state that a forward pass changes. Inputs are
 recovered up to rounding, so that an attention that selects keys may select a borderline one differently.
@@ -30,53 +31,79 @@ class Layer:
     attend_weights: Sequence[Tensor]
     feed_weights: Sequence[Tensor]
 
+    @property
+    def weights(self) -> Sequence[Tensor]:
+        """Those of both halves."""
+        return (*self.attend_weights, *self.feed_weights)
 
-def residual(layers: Sequence[Layer], x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor, Float[Tensor, ""]]:
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read between two layers: a function of the state that the streams stand for, and its weights."""
+
+    look: Callable[[Tensor], Tensor]
+    weights: Sequence[Tensor]
+
+
+def residual(stack: Sequence[Layer | Reading], x1: Tensor, x2: Tensor) -> tuple[Tensor, ...]:
     """The one residual stream of ordinary transformers, x2, in the form of the two; x1 is what it was in between."""
-    total = x1.new_zeros((), dtype=torch.float32)
-    for layer in layers:
-        delta, auxiliary = layer.attend(x2)
+    total, read = x1.new_zeros((), dtype=torch.float32), []
+    for part in stack:
+        if isinstance(part, Reading):
+            read.append(part.look(x2))
+            continue
+        delta, auxiliary = part.attend(x2)
         x1 = x2 + delta
-        x2 = x1 + layer.feed(x1)
+        x2 = x1 + part.feed(x1)
         total = total + auxiliary
-    return x1, x2, total
+    return x1, x2, total, *read
 
 
-def ordinary(layers: Sequence[Layer], x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor, Float[Tensor, ""]]:
-    """Two streams after the layers and the sum of the auxiliary losses, by plain differentiable code."""
-    total = x1.new_zeros((), dtype=torch.float32)
-    for layer in layers:
-        delta, auxiliary = layer.attend(x2)
+def ordinary(stack: Sequence[Layer | Reading], x1: Tensor, x2: Tensor) -> tuple[Tensor, ...]:
+    """Two streams after the layers, the sum of the auxiliary losses, and each reading, by plain differentiable code."""
+    total, read = x1.new_zeros((), dtype=torch.float32), []
+    for part in stack:
+        if isinstance(part, Reading):
+            read.append(part.look(middle(x1, x2)))
+            continue
+        delta, auxiliary = part.attend(x2)
         x1 = x1 + delta
-        x2 = x2 + layer.feed(x1)
+        x2 = x2 + part.feed(x1)
         total = total + auxiliary
-    return x1, x2, total
+    return x1, x2, total, *read
 
 
-def reversible(layers: Sequence[Layer], x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor, Float[Tensor, ""]]:
+def reversible(stack: Sequence[Layer | Reading], x1: Tensor, x2: Tensor) -> tuple[Tensor, ...]:
     """`ordinary` with equal outputs and gradients that stores nothing between the layers."""
-    weights = {id(w): w for layer in layers for w in (*layer.attend_weights, *layer.feed_weights)}
-    return _Reversible.apply(layers, x1, x2, *weights.values())  # type: ignore[return-value]
+    weights = {id(w): w for part in stack for w in part.weights}
+    return _Reversible.apply(stack, x1, x2, *weights.values())  # type: ignore[return-value]
+
+
+def middle(x1: Float[Tensor, "B N C"], x2: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
+    """The state that two streams stand for."""
+    return (x1 + x2) / 2
 
 
 class _Reversible(torch.autograd.Function):
     """Weights are inputs, so that their gradients go the ordinary way: through hooks, scalers and reducers."""
 
     @staticmethod
-    def forward(ctx: Any, layers: Sequence[Layer], x1: Tensor, x2: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        y1, y2, total = ordinary(layers, x1, x2)
-        ctx.layers, ctx.weights, ctx.device = layers, weights, x1.device.type
+    def forward(
+        ctx: Any, stack: Sequence[Layer | Reading], x1: Tensor, x2: Tensor, *weights: Tensor
+    ) -> tuple[Tensor, ...]:
+        y1, y2, total, *read = ordinary(stack, x1, x2)
+        ctx.stack, ctx.weights, ctx.device = stack, weights, x1.device.type
         ctx.autocast = torch.get_autocast_dtype(ctx.device) if torch.is_autocast_enabled(ctx.device) else None
         ctx.save_for_backward(y1, y2)
-        return y1, y2, total
+        return y1, y2, total, *read
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        (y1, y2), (d1, d2, d_total) = ctx.saved_tensors, upstream
+        (y1, y2), (d1, d2, d_total, *d_read) = ctx.saved_tensors, upstream
         sums: dict[int, Tensor] = {}
 
         def through(call: Callable, x: Tensor, given: tuple[Tensor, ...], weights: Sequence[Tensor]) -> tuple:
-            """A half's output on x, and the gradient of x; those of its weights are added to the sums."""
+            """What a call makes of x, and the gradient of x; those of its weights are added to the sums."""
             x = x.detach().requires_grad_()
             with torch.enable_grad(), _autocast(ctx):
                 outputs = call(x)
@@ -89,10 +116,14 @@ class _Reversible(torch.autograd.Function):
                     sums[id(weight)] = sums[id(weight)] + grad if id(weight) in sums else grad
             return _tuple(outputs)[0].detach(), found[0]
 
-        for layer in reversed(ctx.layers):
-            delta, grad = through(layer.feed, y1, (d2,), layer.feed_weights)
+        for part in reversed(ctx.stack):
+            if isinstance(part, Reading):
+                _, grad = through(part.look, middle(y1, y2), (d_read.pop(),), part.weights)
+                d1, d2 = d1 + grad / 2, d2 + grad / 2
+                continue
+            delta, grad = through(part.feed, y1, (d2,), part.feed_weights)
             y2, d1 = y2 - delta, d1 + grad
-            delta, grad = through(layer.attend, y2, (d1, d_total), layer.attend_weights)
+            delta, grad = through(part.attend, y2, (d1, d_total), part.attend_weights)
             y1, d2 = y1 - delta, d2 + grad
         return None, d1, d2, *(sums.get(id(weight)) for weight in ctx.weights)
 

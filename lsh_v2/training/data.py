@@ -111,7 +111,11 @@ def loader_of(config: TrainingConfig, tokenizer: Tokenizer) -> tuple[DataLoader,
     )
     batches = Batches(len(rows), config.batch_size, config.seed)
     loader = DataLoader(
-        rows, batch_sampler=batches, collate_fn=collator(tokenizer.pad_id), num_workers=config.num_workers
+        rows,
+        batch_sampler=batches,
+        collate_fn=collator(tokenizer.pad_id),
+        num_workers=config.num_workers,
+        generator=torch.Generator(),  # a loader draws when it begins, which a resumed epoch does twice
     )
     return loader, batches
 

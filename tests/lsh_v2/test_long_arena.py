@@ -4,7 +4,7 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -35,11 +35,22 @@ class Leaky(Flash):
 
 
 class Broken(Flash):
-    """Gives no numbers beyond 100 tokens."""
+    """Gives no numbers beyond the tokens of the check for leaks."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, first: Tensor | None = None) -> Tensor:
         out = super().forward(q, k, v, first=first)
-        return out / 0 if q.shape[2] > 100 else out
+        return out / 0 if q.shape[2] > 3000 else out
+
+
+class Tiring(Flash):
+    """Gives no numbers after a while."""
+
+    calls: ClassVar[list[int]] = []
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, first: Tensor | None = None) -> Tensor:
+        self.calls.append(1)
+        out = super().forward(q, k, v, first=first)
+        return out / 0 if len(self.calls) > 40 else out
 
 
 class Hungry(Flash):
@@ -113,9 +124,11 @@ def test_a_model_that_reads_the_future_has_no_time() -> None:
 
 @pytest.mark.usefixtures("gradients")
 def test_a_model_whose_logits_are_no_numbers_has_no_time() -> None:
-    found = measured(f"{__name__}:Broken", n=5_000)
-    assert found["status"] == "wrong"
-    assert "259 of 259 numbers are not finite" in found["reason"] or "nan" in found["reason"]
+    for name, n in (("Broken", 5_000), ("Tiring", 64)):
+        found = measured(f"{__name__}:{name}", n=n, samples=30)
+        assert found["status"] == "wrong"
+        assert "259 of 259 numbers are not finite" in found["reason"]
+        assert "time_s" not in found
 
 
 def test_jobs_are_all_lengths_of_all_attentions_and_then_the_tasks(tmp_path: Path) -> None:
@@ -126,6 +139,18 @@ def test_jobs_are_all_lengths_of_all_attentions_and_then_the_tasks(tmp_path: Pat
     assert cases == [*costs, ("train", 16, "flash"), ("train", 16, "simhash bits=4")]
     assert jobs[1].arguments["model"]["attention_settings"] == {"bits": 4}
     assert jobs[-1].arguments["training"]["model"]["attention"] == "simhash"
+
+
+def test_other_weights_are_another_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = set()
+    for weights in ("one", "two", "one"):
+        model = ModelConfig.model_validate({**TINY, "attention": "flash"})
+        monkeypatch.setattr(long_arena_run, "_trained", lambda _, weights=weights, model=model: (model, weights))
+        asked = config(tmp_path, "checkpoint=somewhere", "sequence_lengths=64")
+        *_, trained = jobs_of(asked)
+        assert trained.case.label == "checkpoint"
+        keys.add(long_arena_run.key_of(trained, long_arena_run.facts_of(asked, "")))
+    assert len(keys) == 2
 
 
 def test_every_mistake_of_a_configuration_is_said_before_anything_runs(tmp_path: Path) -> None:
@@ -208,24 +233,27 @@ def test_an_unusable_configuration_ends_the_command(tmp_path: Path, capsys: pyte
 def test_rows_report_and_summary_of_a_run_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a stand-in for the child, so that nothing but the order of things is tried."""
     asked: list[tuple[str, int]] = []
+    ends: dict[str, Any] = {"simhash": "timeout", "bit_sampling": "oom"}
 
     def stand_in(job: Any, key: str, run: str, executor: object, stopped: str = "") -> Row:
         asked.append((job.case.label, job.case.n))
         identity = {**job.case.model_dump(), "run": run, "key": key, "round": 0}
         if stopped:
             return Row(**identity, status="skipped", reason=stopped)
-        if job.case.label == "simhash":
-            return Row(**identity, status="timeout", reason="late")
+        if job.case.label in ends:
+            return Row(**identity, status=ends[job.case.label], reason="too much")
         return Row(**identity, status="ok", samples_s=[1.0], time_s=1.0, tokens_per_s=1.0)
 
     monkeypatch.setattr(long_arena_run, "row_of", stand_in)
-    both = "attentions=[flash, simhash]"
-    summary = run(config(tmp_path, both))
-    assert [cost["status"] for cost in summary["costs"]] == ["ok", "ok", "timeout", "skipped"]
-    assert "64 tokens ended in timeout already" in summary["costs"][-1]["reason"]
-    longer = run(config(tmp_path, both, "sequence_lengths=[64, 128, 256]"))
-    assert asked[4:] == [("flash", 256), ("simhash", 256)]
-    assert len(longer["costs"]) == 6
+    three = "attentions=[flash, simhash, bit_sampling]"
+    summary = run(config(tmp_path, three))
+    assert [cost["status"] for cost in summary["costs"]] == ["ok", "ok", "timeout", "skipped", "oom", "skipped"]
+    assert "64 tokens ended in timeout already" in summary["costs"][3]["reason"]
+    (tmp_path / "run" / "children-of-a-killed-run").mkdir()
+    longer = run(config(tmp_path, three, "sequence_lengths=[64, 128, 256]"))
+    assert asked[6:] == [("flash", 256), ("simhash", 256), ("bit_sampling", 256)]
+    assert len(longer["costs"]) == 9
+    assert not list((tmp_path / "run").glob("children-*"))
     for name in ("report.html", "report.md", "benchmark_summary.json", "benchmark_summary.png", "run.json"):
         assert (tmp_path / "run" / name).stat().st_size > 100
     with pytest.raises(ValueError, match="another configuration, different in model: choose another `out`"):

@@ -133,6 +133,19 @@ def test_infini_memory_is_the_published_recurrence(rule: str) -> None:
     assert torch.equal(memory.merge(None, heads.bare_q, out), out)
 
 
+def test_attention_reads_the_oldest_memory_first_and_the_segment_s_own_keys_last() -> None:
+    """Windows of the most recent keys depend on it."""
+    attention, heads = build("flash", heads=H, head_dim=D, kv_heads=G, value_dim=E), drawn(13)
+    evict, compressed = HashEvict(G, D, slots=4, bits=16, seed=0), CompressedMemory(slots=4, rate=4)
+    seen = []
+    attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+    SegmentedAttention(attention, [evict, compressed], 8)(attention, heads)
+    kept, gone = evict.absorb(None, Tokens(*(x[:, :, :8] for x in tokens(heads))), heads.q[:, :, :8])
+    assert gone is not None
+    want = torch.cat([gone.k.mean(2, keepdim=True), kept.k, heads.k[:, :, 8:]], dim=2)
+    torch.testing.assert_close(seen[1], want)
+
+
 def test_gates_are_named_for_the_optimizer() -> None:
     model = small_model(memory=ALL)
     assert [gate.shape for gate in gate_parameters(model)] == [(6,), (6,)]

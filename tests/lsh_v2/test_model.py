@@ -24,9 +24,10 @@ def test_defaults_are_the_original_readme_s() -> None:
     assert (config.use_ponder, config.weight_tied_layers) == (True, 6)
 
 
+@pytest.mark.parametrize("attention", ["lsh_v2", "flash"])
 @pytest.mark.parametrize("size", ["25M", "100M", "181M", "350M", "60M", 140_000_000])
-def test_target_size_is_hit_within_three_percent(size: str | int) -> None:
-    found = parameters(sized_config(size, attention="flash"))
+def test_target_size_is_hit_within_three_percent(size: str | int, attention: str) -> None:
+    found = parameters(sized_config(size, attention=attention))
     assert abs(found - parse_size(size)) <= 0.03 * parse_size(size)
 
 
@@ -104,7 +105,7 @@ def test_no_logit_depends_on_a_later_token(name: str, settings: dict) -> None:
     assert (after[:, 25:] - before[:, 25:]).abs().amax(-1).min() > 1e-6
 
 
-@pytest.mark.parametrize("name", ["flash", "bit_sampling", "mamba"])
+@pytest.mark.parametrize("name", ["flash", "bit_sampling", "mamba", "lsh_v2"])
 def test_encoder_sees_both_sides(name: str) -> None:
     model = small_model(attention=name, causal=False)
     states = model.embed(token_ids(20, batch=1)).detach().requires_grad_()
@@ -126,6 +127,20 @@ def test_encoder_is_trained_on_the_token_itself_and_decoder_on_the_next() -> Non
             out["logits"][:, : 11 - shift].flatten(0, 1), labels[:, shift:].flatten(), ignore_index=-100
         )
         torch.testing.assert_close(out["cross_entropy"], want)
+
+
+@pytest.mark.parametrize("use_ponder", [True, False])
+def test_loss_of_training_is_the_weighted_sum_of_its_terms(use_ponder: bool) -> None:
+    model = small_model(attention="lsh_v2", use_ponder=use_ponder, ponder_weight=0.7, auxiliary_weight=0.3)
+    ids, alone = token_ids(23), []
+    for block in (model.block(0), model.block(1)):
+        block.mixer.register_forward_hook(lambda _module, _inputs, out: alone.append(float(out[1].detach())))
+    found = {name: float(x.detach()) for name, x in model.train()(ids, ids).items() if x.ndim == 0}
+    want = found["cross_entropy"] + 0.7 * found.get("ponder_kl", 0.0) + 0.3 * found["auxiliary_loss"]
+    assert found["loss"] == pytest.approx(want)
+    assert ("ponder_kl" in found) is use_ponder
+    assert len(alone) == 4
+    assert found["auxiliary_loss"] == pytest.approx(sum(alone) / 4) != 0
 
 
 def test_left_padding_changes_nothing() -> None:
@@ -167,6 +182,15 @@ def test_generation_stops_and_draws_by_seed() -> None:
     drawn = [generate(model, prompt, max_new_tokens=12, temperature=2.0, top_k=5, seed=seed) for seed in (1, 1, 2)]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_generation_does_not_train_and_leaves_the_mode_as_it_was() -> None:
+    model, modes = small_model().train(), []
+    model.block(0).feed_forward.register_forward_hook(lambda module, *_: modes.append(module.training))
+    generate(model, token_ids(6), max_new_tokens=2)
+    assert modes
+    assert not any(modes)
+    assert model.training
 
 
 @pytest.mark.parametrize(

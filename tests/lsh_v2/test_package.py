@@ -35,9 +35,12 @@ def test_results_and_source_are_in_the_zip_as_the_manifest_says(root: Path) -> N
             archive.read("source/lsh_v2/package.py")
             == Path(__file__).parents[2].joinpath("lsh_v2/package.py").read_bytes()
         )
-    assert {"source/pyproject.toml", "source/tasks/needles.py", "data/results/quick_benchmark/report.html"} <= set(
-        manifest
-    )
+    assert {
+        "source/pyproject.toml",
+        "source/conf.yml",
+        "source/tasks/needles.py",
+        "data/results/quick_benchmark/report.html",
+    } <= set(manifest)
     assert "data/results/checkpoints/step-00000001/model.safetensors" not in manifest
     assert not [name for name in manifest if "__pycache__" in name]
     assert check_package(root / NAME) == []

@@ -196,6 +196,7 @@ threads: 1
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_whole_pipeline_killed_in_each_phase_and_started_again_finishes(
     layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lsh_v2.ponder import Chosen, Stopping, divergence, expected_steps, log_geometric, log_halting
+from lsh_v2.ponder import Chosen, Halting, Stopping, divergence, expected_steps, log_geometric, log_halting
 from tests.lsh_v2.small import small_model, token_ids
 
 
@@ -45,6 +45,11 @@ def test_divergence_is_zero_at_the_prior_alone() -> None:
     prior = log_geometric(4, 0.4, torch.device("cpu"))
     assert float(divergence(prior, 0.4)) == pytest.approx(0, abs=1e-12)
     assert float(divergence(prior, 0.2)) > 1e-2
+
+
+def test_halting_starts_at_the_rate_of_the_prior() -> None:
+    rate = torch.sigmoid(Halting(8, 0.3)(torch.randn(2, 5, 8)))
+    torch.testing.assert_close(rate, torch.full((2, 5), 0.3))
 
 
 def test_expected_steps_count_from_one() -> None:

@@ -89,6 +89,12 @@ def test_parts_that_the_attention_names_are_timed_on_what_reaches_it(tmp_path: P
     assert Parted.shapes == [(1, 2, 16, model.config.key_dim)]
 
 
+def test_the_stages_of_lsh_v2_have_the_guides_names(tmp_path: Path) -> None:
+    profile = profile_model(create_lsh_v2_model(attention="lsh_v2", **SMALL), tmp_path, lengths=[16], repeats=1)
+    (row,) = profile["lengths"]
+    assert min(row[name] for name in ("hashing_ms", "bucket_attn_ms", "global_ms")) > 0
+
+
 def test_the_model_is_left_as_it_was(model: LSHv2Model, tmp_path: Path) -> None:
     model.train()
     profile_model(model, tmp_path, lengths=[8], repeats=1)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 
 from harness.config_source import ConfigError
 from lsh_v2.checkpoint import checkpoints, prune, read_state, save
@@ -24,8 +25,8 @@ from lsh_v2.model import LSHv2Model
 from lsh_v2.train import FULL, main
 from lsh_v2.training import CheckpointError, Trainer, TrainingConfig, load_model, load_training_config
 from lsh_v2.training.configuration import training_config
-from lsh_v2.training.data import Batches, Rows, task_of
-from lsh_v2.training.evaluation import answers, graded
+from lsh_v2.training.data import Batches, Rows, loader_of, task_of
+from lsh_v2.training.evaluation import answers, graded, held_out_loss
 from lsh_v2.training.metrics import loss_drop
 from lsh_v2.training.optimizer import optimizer_of, set_rates
 from lsh_v2.training.tokenizer import tokenizer_of
@@ -88,26 +89,27 @@ def command(out: Path, **changes: Any) -> subprocess.Popen:
     path = out.with_suffix(".yml")
     path.write_text(yaml.safe_dump(TINY | {"out": str(out)} | changes))
     root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(root)}
     arguments = [sys.executable, "-m", "lsh_v2.train", str(path)]
     return subprocess.Popen(arguments, env=environment, cwd=root, stderr=subprocess.PIPE, text=True)
 
 
 def test_killed_run_ends_with_the_curve_of_one_that_was_not(tmp_path: Path) -> None:
-    many = {"num_train_sequences": 160, "checkpoint_every": 7, "num_answers": 0}
-    whole, killed = command(tmp_path / "whole", **many), command(tmp_path / "killed", **many)
+    """Held-out losses too, whose depth is drawn."""
+    changes = {"num_train_sequences": 160, "checkpoint_every": 7, "num_answers": 0, "num_eval_sequences": 64}
+    many = changes | {"model": TINY["model"] | {"ponder_inference": "sample", "ponder_weight": 1.0}}
+    killed = command(tmp_path / "killed", **many)
     record = tmp_path / "killed" / "steps.jsonl"
     while not (record.exists() and len(record.read_text().splitlines()) >= 50):
         assert killed.poll() is None, killed.communicate()[1]
         time.sleep(0.002)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
-    assert whole.wait() == 0, whole.communicate()[1]
     before = len(steps_of(tmp_path / "killed"))
-    again = command(tmp_path / "killed", **many)
-    assert again.wait() == 0, again.communicate()[1]
-    assert 50 <= before < 80 == len(steps_of(tmp_path / "whole"))
-    assert steps_of(tmp_path / "killed") == steps_of(tmp_path / "whole")
+    found = [Trainer(tiny(tmp_path / name, **many)).run() for name in ("killed", "whole")]
+    assert 50 <= before < 80 == len(found[0]["steps"])
+    assert found[0]["steps"] == found[1]["steps"]
+    assert found[0]["loss_eval"] == found[1]["loss_eval"]
     one, two = (load_model(tmp_path / name).state_dict() for name in ("whole", "killed"))
     assert all(torch.equal(one[key], two[key]) for key in one)
 
@@ -117,6 +119,7 @@ def test_run_leaves_metrics_a_figure_checkpoints_and_tensorboard_files(tmp_path:
     metrics = Trainer(config).run()
     assert metrics == json.loads((tmp_path / "training_metrics.json").read_text())
     assert (len(metrics["steps"]), len(metrics["loss_train"]), len(metrics["loss_eval"])) == (10, 2, 2)
+    assert metrics["loss_eval"][-1] == held_out_loss(load_model(tmp_path), config, ByteTokenizer())
     low, high = metrics["loss_drop_interval"]
     assert low < metrics["loss_drop"] < high
     assert metrics["loss_drop"] == pytest.approx(metrics["loss_train"][0] - metrics["loss_train"][1])
@@ -128,6 +131,36 @@ def test_run_leaves_metrics_a_figure_checkpoints_and_tensorboard_files(tmp_path:
     assert Trainer(config).run() == metrics  # finished: nothing is trained again
     with pytest.raises(ValueError, match="another configuration, different in learning_rate"):
         Trainer(tiny(tmp_path, learning_rate=5e-3)).run()
+
+
+def test_run_profiles_its_model_even_where_that_is_shorter_than_all_lengths(tmp_path: Path) -> None:
+    Trainer(tiny(tmp_path, num_train_sequences=8, num_answers=0, profile_components=True)).run()
+    (row,) = json.loads((tmp_path / "component_profiles.json").read_text())["lengths"]
+    assert row["seq_len"] == 64
+    assert row["total_ms"] > row["attention_ms"] > 0
+
+
+def test_held_out_loss_is_the_mean_over_labels_whatever_the_batches(tmp_path: Path) -> None:
+    """Odd one out, whose rows differ in length."""
+    config = tiny(tmp_path, task="tasks.odd_one_out:OddOneOut", seq_length=512, learn="all", batch_size=4)
+    tokenizer, task = ByteTokenizer(), task_of(config, evaluation=True)
+    model = LSHv2Model(config.model_of(tokenizer.vocab_size)).eval()
+    rows = [encode(task.example(i), tokenizer, learn="all") for i in range(6)]
+    with torch.no_grad():
+        logits = [model(row.input_ids[None])["logits"][0] for row in rows]
+    losses = [
+        torch.nn.functional.cross_entropy(x[:-1], r.labels[1:], reduction="none")
+        for x, r in zip(logits, rows, strict=True)
+    ]
+    assert len({len(loss) for loss in losses}) > 1
+    assert held_out_loss(model, config, tokenizer) == pytest.approx(float(torch.cat(losses).mean()), rel=1e-4)
+
+
+def test_worker_processes_make_the_same_rows(tmp_path: Path) -> None:
+    loaders = [loader_of(tiny(tmp_path, num_workers=count), ByteTokenizer())[0] for count in (0, 2)]
+    assert [loader.num_workers for loader in loaders] == [0, 2]
+    for one, two in zip(*loaders, strict=True):
+        assert torch.equal(one.input_ids, two.input_ids)
 
 
 def test_training_learns_and_the_model_s_own_answers_are_graded(tmp_path: Path) -> None:
@@ -171,6 +204,12 @@ def test_full_configuration_file_names_every_key_with_the_guide_s_values() -> No
     assert raw["profile_components"] is True
 
 
+def test_keys_of_the_training_reach_the_model(tmp_path: Path) -> None:
+    for asked in (True, False):
+        model = tiny(tmp_path, gradient_checkpoint=asked, seq_length=50, seed=3).model_of(300)
+        assert (model.gradient_checkpoint, model.max_seq_len, model.seed, model.vocab_size) == (asked, 50, 3, 300)
+
+
 def test_quick_configuration_is_allowed() -> None:
     config = load_training_config(FULL.with_name("quick.yml"))
     assert sum(p.numel() for p in LSHv2Model(config.model_of(259)).parameters()) < 2e6
@@ -204,6 +243,27 @@ def test_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pyt
         Trainer(tiny(tmp_path)).enable_wandb(project="lsh_v2")
     with pytest.raises(ValueError, match="pip install mlflow"):
         Trainer(tiny(tmp_path, trackers=["mlflow"]))
+
+
+def test_trackers_are_given_their_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as accelerate, which knows each of them; of those here TensorBoard alone is installed for certain."""
+    asked: dict[str, Any] = {}
+
+    class Recording(Accelerator):
+        def __init__(self, log_with: list[str], **settings: Any) -> None:
+            asked["log_with"] = log_with
+            super().__init__(log_with=["tensorboard"], **settings)
+
+        def init_trackers(self, project_name: str, config: dict | None = None, init_kwargs: dict | None = None) -> None:
+            asked.update(project=project_name, init=init_kwargs)
+            super().init_trackers(project_name, config)
+
+    monkeypatch.setattr("lsh_v2.training.trainer.Accelerator", Recording)
+    monkeypatch.setattr("lsh_v2.training.trainer.require_installed", lambda _: None)
+    trainer = Trainer(tiny(tmp_path, num_train_sequences=4, num_answers=0))
+    trainer.enable_wandb(project="lsh_v2", entity="me")
+    trainer.run()
+    assert asked == {"log_with": ["tensorboard", "wandb"], "project": "lsh_v2", "init": {"wandb": {"entity": "me"}}}
 
 
 def write_checkpoint(folder: Path, step: int) -> Path:
