@@ -104,9 +104,10 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def figure(table: pd.DataFrame, path: Path) -> None:
-    """Perplexity over the share of full attention's comparisons, a line a backend, controls dashed."""
+    """Perplexity over the share of full attention's comparisons, a line a backend, controls dashed; bars over seeds."""
     import matplotlib.pyplot as plt
     import seaborn as sns
+    from matplotlib.ticker import LogLocator
 
     family = table.assign(family=[name.split(" ")[0] for name in table.method])
     drawing, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
@@ -119,8 +120,15 @@ def figure(table: pd.DataFrame, path: Path) -> None:
         markers=True,
         ax=axes,
     )
+    some = table[table.backend != "flash"]
+    axes.vlines(some.comparison_ratio, some.perplexity_low, some.perplexity_high, color="0.5", lw=1)
     axes.axhline(table[table.backend == "flash"].perplexity.iloc[-1], color="0.4", lw=1, label="full attention")
-    axes.set(xscale="log", yscale="log", xlabel="comparisons, of full attention's", ylabel="perplexity")
+    axes.set(xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+    axes.set(xlabel="comparisons, of full attention's", ylabel="perplexity")
     axes.legend()
     drawing.savefig(path)
     plt.close(drawing)

@@ -65,6 +65,8 @@ class TinyBitNet(ModelSubject):
     """The small BitNet that was trained here."""
 
     model = "tiny-bitnet"
+    windows = 4
+    samples = 10
 
 
 class WrittenInduction(ModelSubject):

@@ -1,11 +1,12 @@
 """Trains the small BitNet in models/tiny-bitnet/ from scratch: byte-level, grouped heads, quantised linears.
 
-    python -m models.tiny_bitnet --seconds 5400            # as models/tiny-bitnet/train.yaml says
-    python -m models.tiny_bitnet --seconds 5400 --resume   # goes on where the last run was stopped
+    python -m models.tiny_bitnet --work data/tiny-bitnet            # as models/tiny-bitnet/train.yaml says
+    python -m models.tiny_bitnet --work data/tiny-bitnet --resume   # goes on where the last run was stopped
 
 The folder then holds `model.safetensors` and `config.json` for `AutoModelForCausalLM.from_pretrained`, and
-`log.jsonl`: a line every `--every` seconds with loss by kind of row and accuracy on examples never trained on.
-`python -m models.tiny_bitnet_figure` draws it. The state lies in `--work` and is written as a whole or not at all.
+`log.jsonl`: a line every `--every` tokens with the loss, accuracy on examples never trained on, and the processor time
+so far. `python -m models.tiny_bitnet_figure` draws it. Everything goes by tokens, none by the clock: the same plan
+gives the same run. The state lies in `--work` and is written as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -13,23 +14,27 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
 from pydantic import BaseModel, ConfigDict
-from torch import nn
+from torch import Tensor, nn
 from transformers import BitNetConfig, BitNetForCausalLM
 
 from lsh_bitnet.quantised import ONLINE, quantise
-from models.tiny_bitnet_data import TOKENIZER, Mixture, checks, split_text
+from models.tiny_bitnet_data import TOKENIZER, Mixture, Rows, checks, split_text
+from models.tiny_bitnet_layers import ROWS, register_rows, warm
 from tasks.encoding import encode
 from tasks.example import Task
 from tasks.text import TextBytes
 
 FOLDER = Path(__file__).parent / "tiny-bitnet"
+SHORTEST = 192  # tokens; no example of every task fits less
 
 
 class _Part(BaseModel):
@@ -46,14 +51,16 @@ class Shape(_Part):
     mlp: int
     positions: int
     rope_theta: float
+    spread: float
 
 
 class Stage(_Part):
-    """Rows of one length and mixture, until a share of the time has passed."""
+    """Rows of one length and mixture, until so many tokens have been read."""
 
-    until: float
+    until: int
     length: int
     piece: int | None = None
+    step_tokens: int
     compiled: bool
     mix: dict[str, float]
 
@@ -62,23 +69,34 @@ class Plan(_Part):
     """train.yaml, whose comments explain every key."""
 
     model: Shape
-    step_tokens: int
     muon_lr: float
     adam_lr: float
     warmup: int
-    decay: float
+    rates: list[tuple[int, float]]
+    quantise: tuple[int, int]
     answer_weight: float
     held_out: float
     seed: int
     stages: list[Stage]
 
-    def stage(self, progress: float) -> Stage:
-        """The stage at a share of the time, from 0 to 1."""
-        return next((stage for stage in self.stages if progress < stage.until), self.stages[-1])
+    @property
+    def total(self) -> int:
+        """Tokens of the whole run."""
+        return self.stages[-1].until
 
-    def rate(self, progress: float, step: int) -> float:
-        """What the learning rates are multiplied by at a share of the time."""
-        return max(0.0, min(1.0, (step + 1) / self.warmup, (1 - progress) / self.decay))
+    def stage(self, tokens: int) -> Stage:
+        """The stage after so many tokens."""
+        return next((stage for stage in self.stages if tokens < stage.until), self.stages[-1])
+
+    def rate(self, tokens: int, step: int) -> float:
+        """What the learning rates are multiplied by after so many tokens and steps."""
+        places, rates = zip(*self.rates, strict=True)
+        return min((step + 1) / self.warmup, float(np.interp(tokens, places, rates)))
+
+    def quantised(self, tokens: int) -> float:
+        """How far linears are quantised after so many tokens, from 0 to 1."""
+        start, end = self.quantise
+        return min(1.0, max(0.0, (tokens - start) / (end - start)))
 
 
 def build(shape: Shape, seed: int) -> BitNetForCausalLM:
@@ -96,60 +114,59 @@ def build(shape: Shape, seed: int) -> BitNetForCausalLM:
         pad_token_id=TOKENIZER.pad_id,
         bos_token_id=TOKENIZER.bos_id,
         eos_token_id=TOKENIZER.eos_id,
-        tie_word_embeddings=True,
+        initializer_range=shape.spread,
+        tie_word_embeddings=False,
     )
     model = BitNetForCausalLM(config)
+    nn.init.normal_(model.model.embed_tokens.weight)  # as large as what the layers add to it, or it drowns in that
+    nn.init.normal_(model.lm_head.weight, std=0.02)
     quantise(model)
     return model
 
 
 class Training:
-    """One run: model, optimizers, time spent so far."""
+    """One run: model, optimizers, tokens read and processor time spent so far."""
 
-    def __init__(self, plan: Plan, work: Path, *, seconds: float) -> None:
-        self.plan, self.work, self.seconds = plan, work, seconds
+    def __init__(self, plan: Plan, work: Path) -> None:
+        self.plan, self.work = plan, work
         self.model = build(plan.model, plan.seed)
+        self.share = warm(self.model)
+        register_rows()
+        self.model.set_attn_implementation(ROWS)
         self.text, self.held_out = split_text(work, plan.held_out)
-        matrices = [p for name, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in name]
-        others = [p for name, p in self.model.named_parameters() if p.ndim != 2 or "embed" in name]
+        matrices = [p for name, p in self.model.named_parameters() if _is_matrix(name, p)]
+        others = [p for name, p in self.model.named_parameters() if not _is_matrix(name, p)]
         self.optimizers: list[tuple[torch.optim.Optimizer, float]] = [
             (torch.optim.Muon(matrices, lr=plan.muon_lr, weight_decay=0.01), plan.muon_lr),
             (torch.optim.AdamW(others, lr=plan.adam_lr, betas=(0.9, 0.95), weight_decay=0.0), plan.adam_lr),
         ]
-        self.step, self.tokens, self.before_s, self.started = 0, 0, 0.0, time.monotonic()
+        self.step, self.tokens, self.before_s = 0, 0, -time.process_time()
         self.compiled = torch.compile(self.model)
 
     @property
-    def spent_s(self) -> float:
-        """Seconds of this run and of those it resumes."""
-        return self.before_s + time.monotonic() - self.started
+    def cpu_s(self) -> float:
+        """Seconds of processor time of this run and of those it resumes."""
+        return self.before_s + time.process_time()
 
     @property
-    def progress(self) -> float:
-        """Share of the time that is spent."""
-        return self.spent_s / self.seconds
+    def stage(self) -> Stage:
+        """Where the run is."""
+        return self.plan.stage(self.tokens)
 
     def advance(self) -> float:
         """One step; its loss."""
-        stage = self.plan.stage(self.progress)
-        rows = self.plan.step_tokens // stage.length
-        batch = Mixture(
+        stage = self.stage
+        mixture = Mixture(
             stage.mix,
             stage.length,
             piece=stage.piece,
             text=self.text,
             answer_weight=self.plan.answer_weight,
             seed=self.plan.seed,
-        ).batch(rows, self.step)
-        for optimizer, rate in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate * self.plan.rate(self.progress, self.step)
-        stance, forward = ("default", self.compiled) if stage.compiled else ("force_eager", self.model)
-        with torch.autocast("cpu", torch.bfloat16), torch.compiler.set_stance(stance):
-            logits = forward(batch.ids, use_cache=False).logits
-        losses = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none")
-        weights = batch.weights[:, 1:].flatten()
-        loss = (losses * weights).sum() / weights.sum()
+        )
+        batch = mixture.batch(stage.step_tokens // stage.length, self.step)
+        self._set_rates()
+        loss = self._loss(batch, stage)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer, _ in self.optimizers:
@@ -158,6 +175,20 @@ class Training:
         self.step, self.tokens = self.step + 1, self.tokens + batch.ids.numel()
         return loss.item()
 
+    def _set_rates(self) -> None:
+        self.share.fill_(self.plan.quantised(self.tokens))
+        for optimizer, rate in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * self.plan.rate(self.tokens, self.step)
+
+    def _loss(self, batch: Rows, stage: Stage) -> Tensor:
+        stance, forward = ("default", self.compiled) if stage.compiled else ("force_eager", self.model)
+        with torch.autocast("cpu", torch.bfloat16), torch.compiler.set_stance(stance):
+            logits = forward(batch.ids, use_cache=False).logits
+        losses = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none")
+        weights = batch.weights[:, 1:].flatten()
+        return (losses * weights).sum() / weights.sum()
+
     def save(self) -> None:
         """State and model, each replaced in one move."""
         state = {
@@ -165,7 +196,7 @@ class Training:
             "optimizers": [optimizer.state_dict() for optimizer, _ in self.optimizers],
             "step": self.step,
             "tokens": self.tokens,
-            "spent_s": self.spent_s,
+            "cpu_s": self.cpu_s,
         }
         torch.save(state, self.work / "state.new")
         (self.work / "state.new").replace(self.work / "state.pt")
@@ -176,7 +207,8 @@ class Training:
         self.model.load_state_dict(state["model"])
         for (optimizer, _), stored in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(stored)
-        self.step, self.tokens, self.before_s = state["step"], state["tokens"], state["spent_s"]
+        self.step, self.tokens = state["step"], state["tokens"]
+        self.before_s = state["cpu_s"] - time.process_time()
 
     def export(self, folder: Path) -> None:
         """The model for `from_pretrained`."""
@@ -184,14 +216,30 @@ class Training:
         self.model.save_pretrained(folder)
 
 
-def evaluate(model: nn.Module, length: int, text: TextBytes, *, examples: int, seed: int = 1_000) -> dict[str, float]:
-    """Bits per byte on held-out text, and accuracy of whole answers, as greedy decoding would give them."""
+def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether it is of a quantised linear, which Muon trains."""
+    return parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+
+
+def evaluate(
+    model: nn.Module,
+    length: int,
+    text: TextBytes,
+    *,
+    examples: int,
+    text_tokens: int = 8_192,
+    tasks: Mapping[str, Task] | None = None,
+) -> dict[str, float]:
+    """Bits per byte on held-out text, and accuracy of whole answers, as greedy decoding would give them.
+
+    tasks: what accuracy is taken on, by name; `checks` if None.
+    """
     found: dict[str, float] = {}
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        rows = torch.stack([text.tokens(length, seed=i).long() for i in range(max(1, 8192 // length))])
+        rows = torch.stack([text.tokens(length, seed=i).long() for i in range(max(1, text_tokens // length))])
         losses = [F.cross_entropy(model(row[None, :-1]).logits[0], row[1:]) for row in rows]
         found["bits_per_byte"] = torch.stack(losses).mean().item() / torch.tensor(2.0).log().item()
-        for name, task in checks(length, text, seed).items():
+        for name, task in (checks(length, text) if tasks is None else tasks).items():
             found[name] = sum(_right(model, task, i) for i in range(examples)) / examples
     return found
 
@@ -205,50 +253,49 @@ def _right(model: nn.Module, task: Task, index: int) -> float:
 
 
 def main() -> None:
-    """Train until the time is over."""
+    """Train as the plan says."""
     parser = argparse.ArgumentParser(description="Train the small BitNet.")
     parser.add_argument("--plan", type=Path, default=FOLDER / "train.yaml")
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--work", type=Path, required=True, help="folder for the state and the text")
-    parser.add_argument("--seconds", type=float, required=True, help="time for all of it")
-    parser.add_argument("--every", type=float, default=300.0, help="seconds between evaluations")
-    parser.add_argument("--examples", type=int, default=24, help="examples of each task in an evaluation")
+    parser.add_argument("--every", type=int, default=500_000, help="tokens between evaluations")
+    parser.add_argument("--examples", type=int, default=16, help="examples of each task in an evaluation")
     parser.add_argument("--resume", action="store_true")
     given = parser.parse_args()
     plan = Plan.model_validate(yaml.safe_load(given.plan.read_text(encoding="utf8")))
-    training = Training(plan, given.work, seconds=given.seconds)
+    training = Training(plan, given.work)
     if given.resume:
         training.load()
     _run(training, given)
 
 
 def _run(training: Training, given: argparse.Namespace) -> None:
-    since, losses = training.spent_s, []
+    losses: list[float] = []
     with (given.out / "log.jsonl").open("a" if given.resume else "w", encoding="utf8") as log:
-        while training.progress < 1:
+        while training.tokens < training.plan.total:
+            stage, before = training.stage, training.tokens
             losses.append(training.advance())
-            if training.spent_s - since >= given.every or training.progress >= 1:
-                since = training.spent_s
-                _record(training, losses, log, given.examples)
+            if training.tokens // given.every > before // given.every or training.stage is not stage:
                 training.save()
                 training.export(given.out)
+                _record(training, stage.length, losses, log, given.examples)
                 losses = []
+        training.save()
+        training.export(given.out)
 
 
-def _record(training: Training, losses: list[float], log: Any, examples: int) -> None:
-    length = training.plan.stage(min(training.progress, 0.999)).length
+def _record(training: Training, length: int, losses: list[float], log: TextIO, examples: int) -> None:
+    length = max(length, SHORTEST)
+    found = evaluate(training.model.eval(), length, training.held_out, examples=examples)
+    training.model.train()
     line = {
         "step": training.step,
         "tokens": training.tokens,
-        "spent_s": round(training.spent_s, 1),
+        "cpu_s": round(training.cpu_s, 1),
         "length": length,
         "loss": round(sum(losses) / len(losses), 4),
-        **{
-            name: round(value, 4)
-            for name, value in evaluate(training.model.eval(), length, training.held_out, examples=examples).items()
-        },
+        **{name: round(value, 4) for name, value in found.items()},
     }
-    training.model.train()
     log.write(json.dumps(line) + "\n")
     log.flush()
     print(line, flush=True)

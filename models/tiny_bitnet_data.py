@@ -7,6 +7,7 @@ text and fillers come from the rest.
 from __future__ import annotations
 
 import random
+import re
 import string
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +27,8 @@ from tasks.text import TextBytes
 
 TOKENIZER = ByteTokenizer()
 Row = tuple[Tensor, Tensor]  # tokens, and the weight of each in the loss
+NEEDLE = 160  # tokens of text for each needle of a row at least, its question among them
+ASKED = 50  # tokens of one more question, its answer among them
 LETTERS = string.ascii_letters + string.digits
 
 
@@ -101,7 +104,8 @@ class Mixture:
     def _recall(self, draw: random.Random, length: int) -> Row:
         pairs = draw.randint(2, (length - 1) // 12)
         task = MQARText(length, pairs=pairs, power=draw.choice((0.01, 1.0)), seed=draw.getrandbits(32))
-        return self._encoded(task.example(0), learn="spans", rest=0.0, weight=1.0)
+        ids, labels = encode(task.example(0), TOKENIZER, learn="spans")
+        return ids, (labels >= 0).float()
 
     def _pieces(self, make: Callable[[random.Random, int], Row], draw: random.Random) -> Row:
         """A row of independent examples of `piece` tokens, as many as fit."""
@@ -110,26 +114,56 @@ class Mixture:
         return torch.cat(tokens), torch.cat(weights)
 
     def needles(self, draw: random.Random) -> Row:
-        """A needle, in longer rows perhaps another, in text; text counts, the answer more."""
-        count = draw.randint(1, 2 if self.length >= 256 else 1)
+        """Needles in text, of which all are asked one after another; text counts, the answers more."""
+        count = draw.randint(1, max(1, self.length // NEEDLE))
+        room = self.length - (count - 1) * ASKED
         seed = draw.getrandbits(32)
-        return self._task(Needles(self.length, needles=count, wording="short", text=self.text, seed=seed))
+        task = Needles(room, needles=count, queries=count, wording="short", text=self.text, seed=seed)
+        example = task.example(0)
+        pairs = zip(example.metadata["keys"], example.metadata["references"], strict=True)
+        return self._asked(example, [(f"The special magic of {key} is", f" {value}") for key, value in pairs])
 
     def new_york(self, draw: random.Random) -> Row:
-        """The adjective before the first or second New York; in short rows with less beside it."""
-        nth = draw.randint(1, 2)
+        """New York once to three times; the adjectives before the first two are asked, in any order."""
+        nth = draw.randint(1, 1 if self.length < 200 else 2)
         mentions = nth if self.length < 256 else draw.randint(nth, nth + 1)
         decoys = 0 if self.length < 512 else draw.randint(0, 2)
-        settings: dict[str, Any] = {"nth": nth, "mentions": mentions, "decoys": decoys}
-        seed = draw.getrandbits(32)
-        return self._task(NewYork(self.length, **settings, wording="short", text=self.text, seed=seed))
+        room = self.length - ASKED * (nth - 1)
+        task = NewYork(
+            room,
+            nth=nth,
+            mentions=mentions,
+            decoys=decoys,
+            wording="short",
+            text=self.text,
+            seed=draw.getrandbits(32),
+        )
+        example = task.example(0)
+        return self._ask_mentions(example, draw.sample(range(nth), nth))
 
-    def _task(self, task: Task) -> Row:
-        return self._encoded(task.example(0), learn="answer", rest=1.0, weight=self.answer_weight)
+    def counting(self, draw: random.Random) -> Row:
+        """New York twice or three times among other cities, also in short rows; the first two are asked, in any order.
 
-    def _encoded(self, example: Example, *, learn: str, rest: float, weight: float) -> Row:
-        ids, labels = encode(example, TOKENIZER, learn=learn)
-        return ids, torch.where(labels >= 0, weight, rest)
+        Where the last mention is the one that is asked, a model need not count.
+        """
+        mentions, decoys, seed = draw.randint(2, 3), draw.randint(0, 2), draw.getrandbits(32)
+        room = self.length - ASKED
+        task = NewYork(room, nth=2, mentions=mentions, decoys=decoys, wording="short", text=self.text, seed=seed)
+        return self._ask_mentions(task.example(0), draw.sample(range(2), 2))
+
+    def _ask_mentions(self, example: Example, order: list[int]) -> Row:
+        found = re.findall(r"(\w+) New York", example.prompt)
+        return self._asked(example, [(f"Adjective before New York, mention {i + 1}:", f" {found[i]}") for i in order])
+
+    def _asked(self, example: Example, questions: list[tuple[str, str]]) -> Row:
+        """An example's text, then questions and answers instead of its own."""
+        pieces = [(example.prompt[: example.prompt.rindex("\n")], 1.0)]
+        for question, answer in questions:
+            pieces += [(f"\n{question}", 1.0), (answer, self.answer_weight)]
+        parts = [(TOKENIZER.encode(piece), weight) for piece, weight in pieces]
+        ids = [TOKENIZER.bos_id, *(token for tokens, _ in parts for token in tokens), TOKENIZER.eos_id]
+        weights = [1.0, *(weight for tokens, weight in parts for _ in tokens), 1.0]
+        return torch.tensor(ids), torch.tensor(weights)
 
 
 KINDS: Mapping[str, Callable[[Mixture, random.Random], Row]] = {
@@ -138,11 +172,15 @@ KINDS: Mapping[str, Callable[[Mixture, random.Random], Row]] = {
     "mqar": Mixture.mqar,
     "needles": Mixture.needles,
     "new_york": Mixture.new_york,
+    "counting": Mixture.counting,
 }
 
 
-def checks(length: int, text: TextBytes, seed: int) -> dict[str, Task]:
-    """The tasks on which accuracy is taken, on text that was held out."""
+def checks(length: int, text: TextBytes, seed: int = 1_000) -> dict[str, Task]:
+    """The tasks on which accuracy is taken, on text that was held out.
+
+    New York has one mention more than is asked and two other cities, in rows too short for that neither.
+    """
     found: dict[str, Task] = {
         "mqar": MQARText(length, pairs=length // 32, power=1.0, seed=seed),
         "needles": Needles(length, wording="short", text=text, seed=seed),

@@ -20,19 +20,32 @@ ACCURACIES = {
 
 
 def draw(log: Path, figure: Path) -> None:
-    """Bits per byte on held-out text, and accuracy on tasks, over the tokens read."""
+    """Bits per byte on held-out text, and accuracy on tasks, over the tokens read; lines where lengths change."""
     import matplotlib.pyplot as plt
 
     lines = pd.read_json(log, lines=True)
     drawing, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(6.5, 5), layout="constrained")
     above.plot(lines.tokens / 1e6, lines.bits_per_byte, marker=".")
-    above.set(ylabel="bits per byte, held out")
+    above.set(ylabel="bits per byte, held out", yscale="log", yticks=(1.5, 2, 3, 5, 10, 20))
+    above.yaxis.set_major_formatter("{x:g}")
+    above.yaxis.set_minor_formatter("")
+    for place, length in _changes(lines):
+        above.axvline(place, color="0.8", lw=1)
+        below.axvline(place, color="0.8", lw=1)
+        above.text(place, 1.0, f" {length}", transform=above.get_xaxis_transform(), va="top", fontsize="small")
     for name, title in ACCURACIES.items():
         below.plot(lines.tokens / 1e6, 100 * lines[name], marker=".", label=title)
     below.set(xlabel="million tokens read", ylabel="accuracy, %", ylim=(-3, 103))
     below.legend()
     drawing.savefig(figure)
     plt.close(drawing)
+
+
+def _changes(lines: pd.DataFrame) -> list[tuple[float, int]]:
+    """Where rows of another length begin, in million tokens, and how long those are."""
+    starts = lines[lines.length != lines.length.shift()]
+    begun = lines.tokens.shift(fill_value=0).loc[starts.index]
+    return list(zip(begun / 1e6, starts.length, strict=True))
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import beta
 
 from lsh_bitnet import Loaded, attend_with, load_model
-from lsh_bitnet.answers import Accuracy, measure_accuracy
+from lsh_bitnet.answers import Accuracy, measure_accuracy, measure_forced
 from tasks.example import Example, Task
 from tests.lsh_bitnet.models import loaded, shared
 
@@ -33,6 +33,27 @@ def test_a_model_that_copies_is_right_where_there_is_something_to_copy(finder: L
     scored = [task.score(task.example(i), answer) for i, answer in enumerate(found.answers)]
     assert scored == [0, 1, 1] * 3
     assert (found.right, found.samples) == (6, 9)
+
+
+def test_a_forced_answer_is_right_where_the_decoded_one_is_whether_or_not_it_would_end(finder: Loaded) -> None:
+    assert measure_forced(finder, Echo(), samples=9) == Accuracy(6, 9, ())
+
+
+class Unended(Echo):
+    """Answers behind which more stands in the text, so that a model that copies does not end there."""
+
+    def example(self, index: int) -> Example:
+        found = super().example(index)
+        return Example(found.prompt, found.answer[:-1])
+
+
+def test_a_forced_answer_need_not_end(finder: Loaded) -> None:
+    assert measure_forced(finder, Unended(), samples=9) == Accuracy(6, 9, ())
+
+
+def test_padding_of_a_batch_changes_no_answer() -> None:
+    model = loaded(shared("llama"))  # random weights: whatever a prompt attends to shows in what is said
+    assert measure_accuracy(model, Echo(), samples=6, batch_size=6) == measure_accuracy(model, Echo(), samples=6)
 
 
 def test_decoding_without_a_cache_gives_the_same_answers(finder: Loaded) -> None:

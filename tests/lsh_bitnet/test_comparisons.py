@@ -62,6 +62,14 @@ def test_full_attentions_comparisons_are_all_pairs_up_to_each_query() -> None:
     assert swap.log.ratio == 1
 
 
+def test_a_batch_without_padding_counts_each_of_its_sequences() -> None:
+    with attend_with(shared("llama"), "flash", count=True) as swap:
+        logits(shared("llama"), tokens(3, 20))
+    assert swap.log is not None
+    pairs = 3 * (20 * 21 // 2)
+    assert swap.log.layers[0].made.tolist() == swap.log.layers[0].full.tolist() == [pairs] * 4
+
+
 def test_decoding_counts_each_new_query_once() -> None:
     model = shared("llama")
     with attend_with(model, "vanilla", count=True) as swap:

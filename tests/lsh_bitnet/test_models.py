@@ -51,6 +51,12 @@ def test_tiny_bitnet_comes_back_with_quantised_linears_and_grouped_heads() -> No
     assert (folder / "model.safetensors").stat().st_size <= 12e6
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_quantised_linears_are_in_training_where_the_linears_were(training: bool) -> None:
+    model = quantise(torch.nn.Sequential(torch.nn.Linear(4, 4)).train(training))
+    assert [module.training for module in model.modules()] == [training] * 2
+
+
 def test_a_folder_is_a_model(tmp_path: Path) -> None:
     shared("qwen3").save_pretrained(tmp_path)
     assert torch.equal(logits(load_model(str(tmp_path)).model, tokens()), logits(shared("qwen3"), tokens()))

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from lsh_bitnet import load_model
-from models import tiny_bitnet
+from models import tiny_bitnet, tiny_bitnet_exam
 from models.tiny_bitnet import FOLDER, Plan, Training, evaluate
 from models.tiny_bitnet_data import KINDS, TOKENIZER, Mixture, split_text
 from models.tiny_bitnet_figure import draw
+from models.tiny_bitnet_layers import WarmingBitLinear
 from tasks.example import Example, Task
 from tasks.text import TextBytes
+
+RATES = [(38_400, 1.0), (40_000, 0.5), (48_000, 0.0)]
 
 
 @pytest.fixture(autouse=True)
@@ -35,12 +40,13 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> TextBytes:
 def plan() -> Plan:
     """The real plan on a very small model, with easy rows."""
     content = yaml.safe_load((FOLDER / "train.yaml").read_text(encoding="utf8"))
-    small = {"width": 32, "layers": 1, "heads": 2, "kv_heads": 1, "mlp": 48, "positions": 256, "rope_theta": 1e4}
-    stages = [{"until": 1.0, "length": 48, "compiled": False, "mix": {"repeats": 1.0}}]
-    return Plan.model_validate(content | {"model": small, "stages": stages, "step_tokens": 480, "warmup": 5})
+    small = {"width": 32, "layers": 1, "heads": 2, "kv_heads": 1, "mlp": 48, "positions": 256}
+    stages = [{"until": 48_000, "length": 48, "step_tokens": 480, "compiled": False, "mix": {"repeats": 1.0}}]
+    shape = content["model"] | small
+    return Plan.model_validate(content | {"model": shape, "stages": stages, "rates": RATES, "quantise": (960, 1_920)})
 
 
-def mixture(kind: str, text: TextBytes, length: int = 256) -> Mixture:
+def mixture(kind: str, text: TextBytes, length: int = 384) -> Mixture:
     return Mixture({kind: 1.0}, length, text=text, answer_weight=8.0, seed=3)
 
 
@@ -54,15 +60,36 @@ def test_a_steps_rows_are_the_same_every_time_and_differ_from_the_next(kind: str
     assert not one.weights[one.ids == TOKENIZER.pad_id].any()
 
 
-@pytest.mark.parametrize("kind", ["needles", "new_york"])
-def test_tokens_of_answers_weigh_more_than_text(kind: str, text: TextBytes) -> None:
-    rows = mixture(kind, text).batch(3, 0)
+@pytest.mark.parametrize("kind", ["needles", "new_york", "counting"])
+def test_answers_weigh_more_than_text_and_can_be_found_in_it(kind: str, text: TextBytes) -> None:
+    rows = mixture(kind, text, 512).batch(8, 0)
+    several = 0
     for ids, weights in zip(rows.ids, rows.weights, strict=True):
-        asked = ids[weights == 8]
-        assert asked[-1] == TOKENIZER.eos_id
-        assert 3 <= len(asked) <= 14
-        said = TOKENIZER.decode(asked.tolist()).strip()
-        assert said in TOKENIZER.decode(ids[weights == 1].tolist())
+        whole = TOKENIZER.decode(ids[weights > 0].tolist())
+        answers = [said.strip() for said in answered(ids, weights)]
+        several += len(answers) > 1
+        if kind == "needles":
+            told = re.findall(r"The special magic of (\S+) is (\d{7})\.", whole)
+            asked = re.findall(r"The special magic of (\S+) is (\d{7})(?=\n|$)", whole)
+            assert sorted(told) == sorted(asked)
+            assert [value for _, value in asked] == answers
+        else:
+            told = re.findall(r"(\w+) New York", whole)
+            asked = re.findall(r"mention (\d): (\w+)", whole)
+            assert all(told[int(nth) - 1] == adjective for nth, adjective in asked)
+            assert [adjective for _, adjective in asked] == answers
+            assert kind == "new_york" or sorted(nth for nth, _ in asked) == ["1", "2"]
+    assert several
+
+
+def answered(ids: Tensor, weights: Tensor) -> list[str]:
+    """The stretches of a row that weigh as answers do."""
+    pieces: list[list[int]] = []
+    for at in (weights == 8).nonzero().flatten().tolist():
+        if not pieces or weights[at - 1] != 8:
+            pieces.append([])
+        pieces[-1].append(int(ids[at]))
+    return [TOKENIZER.decode(piece) for piece in pieces]
 
 
 @pytest.mark.parametrize(("kind", "context"), [("repeats", 1), ("mqar", 2)])
@@ -90,18 +117,18 @@ def test_held_out_text_is_not_trained_on(tmp_path: Path) -> None:
 
 
 def test_the_loss_falls(plan: Plan, tmp_path: Path) -> None:
-    training = Training(plan, tmp_path, seconds=1e9)
-    losses = [training.advance() for _ in range(30)]
+    training = Training(plan, tmp_path)
+    losses = [training.advance() for _ in range(60)]
     assert sum(losses[-5:]) < sum(losses[:5]) - 3
 
 
 def test_a_stopped_run_goes_on_where_it_was(plan: Plan, tmp_path: Path) -> None:
-    whole = Training(plan, tmp_path / "whole", seconds=1e9)
+    whole = Training(plan, tmp_path / "whole")
     want = [whole.advance() for _ in range(6)]
-    part = Training(plan, tmp_path / "part", seconds=1e9)
+    part = Training(plan, tmp_path / "part")
     got = [part.advance() for _ in range(3)]
     part.save()
-    resumed = Training(plan, tmp_path / "part", seconds=1e9)
+    resumed = Training(plan, tmp_path / "part")
     resumed.load()
     assert (resumed.step, resumed.tokens) == (3, 3 * 480)
     got += [resumed.advance() for _ in range(3)]
@@ -109,28 +136,45 @@ def test_a_stopped_run_goes_on_where_it_was(plan: Plan, tmp_path: Path) -> None:
 
 
 def test_the_exported_model_is_the_trained_one(plan: Plan, tmp_path: Path) -> None:
-    training = Training(plan, tmp_path, seconds=1e9)
+    training = Training(plan, tmp_path)
     training.advance()
     training.export(tmp_path / "model")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     ids = torch.randint(0, 256, (1, 40), generator=torch.Generator().manual_seed(0))
+    training.model.set_attn_implementation("sdpa")
     with torch.no_grad():
         assert torch.equal(loaded(ids).logits, training.model.eval()(ids).logits)
 
 
 def test_rates_rise_stay_and_fall(plan: Plan) -> None:
-    assert [plan.rate(0.0, step) for step in (0, 4, 99)] == pytest.approx([0.2, 1, 1])
-    assert plan.rate(1 - plan.decay / 2, 10_000) == pytest.approx(0.5)
-    assert plan.rate(1.0, 10_000) == 0
+    assert [plan.rate(0, step) for step in (0, 4, 99)] == pytest.approx([1 / plan.warmup, 5 / plan.warmup, 1])
+    found = [plan.rate(tokens, 10_000) for tokens in (0, 38_400, 39_200, 40_000, 44_000, 48_000)]
+    assert found == pytest.approx([1, 1, 0.75, 0.5, 0.25, 0])
+
+
+def test_linears_are_quantised_little_by_little(plan: Plan, tmp_path: Path) -> None:
+    assert [plan.quantised(tokens) for tokens in (0, 960, 1_440, 1_920, 10_000)] == [0, 0, 0.5, 1, 1]
+    training = Training(plan, tmp_path)
+    shares = []
+    for _ in range(6):
+        training.advance()
+        linear = training.model.get_submodule("model.layers.0.mlp.up_proj")
+        assert isinstance(linear, WarmingBitLinear)
+        shares.append(linear.share.item())
+    assert shares == [0, 0, 0, 0.5, 1, 1]
 
 
 def test_the_plan_that_is_stored_can_be_read_and_its_lengths_fit_the_model() -> None:
     stored = Plan.model_validate(yaml.safe_load((FOLDER / "train.yaml").read_text(encoding="utf8")))
     assert [stage.until for stage in stored.stages] == sorted(stage.until for stage in stored.stages)
-    assert stored.stages[-1].until == 1
     assert all(stage.length <= stored.model.positions for stage in stored.stages)
-    assert stored.stage(0.0) == stored.stages[0]
-    assert stored.stage(1.0) == stored.stages[-1]
+    assert all(stage.step_tokens % stage.length == 0 for stage in stored.stages)
+    assert all(set(stage.mix) <= set(KINDS) for stage in stored.stages)
+    assert stored.stage(0) == stored.stages[0]
+    assert stored.stage(stored.stages[0].until) == stored.stages[1]
+    assert stored.stage(stored.total) == stored.stages[-1]
+    assert stored.quantised(stored.stages[-1].until) == 1
+    assert stored.rate(stored.total, 10_000) == 0
 
 
 def test_the_log_holds_what_the_figure_draws() -> None:
@@ -152,6 +196,25 @@ def test_an_evaluation_is_right_about_a_model_that_copies(text: TextBytes, monke
     found = evaluate(load_model("written-induction").model, 192, text, examples=8)
     assert found["told"] == 0.5
     assert 2 < found["bits_per_byte"] < 12
+
+
+def test_the_exam_asks_each_mention_with_and_without_other_cities(text: TextBytes) -> None:
+    tasks = tiny_bitnet_exam.new_york(384, text)
+    assert tasks.keys() <= tiny_bitnet_exam.TITLES.keys()
+    for name, task in tasks.items():
+        prompt = task.example(0).prompt
+        assert len(re.findall(r"\w+ New York (?!mention)", prompt)) == int(name[-1]) + 1
+        assert len(re.findall(r"the \w+ (?!New)[A-Z]\w+", prompt)) == (2 if name.startswith("new_york") else 0)
+
+
+def test_the_exams_table_gives_intervals(text: TextBytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"bits_per_byte": 1.234} | dict.fromkeys(list(tiny_bitnet_exam.TITLES)[1:], 0.5)
+    monkeypatch.setattr(tiny_bitnet_exam, "evaluate", lambda *given, **named: found)
+    lines = tiny_bitnet_exam.table([384, 1024], 10, tmp_path, 0).splitlines()
+    assert lines[0] == "| held out | 384 tokens | 1,024 tokens |"
+    assert lines[2] == "| bits per byte | 1.23 | 1.23 |"
+    assert lines[3] == "| needles | 50% (24% to 76%) | 50% (24% to 76%) |"
+    assert lines[-1] == "| MQAR, tokens | 50% | 50% |"
 
 
 def test_the_learning_curve_is_drawn_from_the_log(tmp_path: Path) -> None:

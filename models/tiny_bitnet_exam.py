@@ -1,0 +1,78 @@
+"""What the stored tiny BitNet can do, on text and examples that it was not trained on, as a table.
+
+python -m models.tiny_bitnet_exam --lengths 384 1024 2048 --examples 100
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from scipy.stats import binomtest
+
+from lsh_bitnet.models import load_model
+from models.tiny_bitnet import evaluate
+from models.tiny_bitnet_data import checks, split_text
+from tasks.example import Task
+from tasks.new_york import NewYork
+from tasks.text import TextBytes
+
+TITLES = {
+    "bits_per_byte": "bits per byte",
+    "needles": "needles",
+    "new_york_1": "New York, 1st mention of 2, among 2 other cities",
+    "new_york_2": "New York, 2nd mention of 3, among 2 other cities",
+    "alone_1": "New York, 1st mention of 2, no other city",
+    "alone_2": "New York, 2nd mention of 3, no other city",
+    "mqar": "MQAR, tokens",
+}
+
+
+def table(lengths: list[int], examples: int, work: Path, text_tokens: int) -> str:
+    """Markdown: a line a task, a column a length; accuracies with Wilson's 95 % interval."""
+    model, (_, held_out) = load_model("tiny-bitnet").model, split_text(work, 0.05)
+    columns = []
+    for length in lengths:
+        tasks = checks(length, held_out) | new_york(length, held_out)
+        found = evaluate(model, length, held_out, examples=examples, text_tokens=text_tokens, tasks=tasks)
+        columns.append([_cell(name, found[name], examples) for name in TITLES])
+    heads = ["held out", *(f"{length:,} tokens" for length in lengths)]
+    body = [[title, *cells] for title, cells in zip(TITLES.values(), zip(*columns, strict=True), strict=True)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] + ["---:"] * len(lengths), *body])
+
+
+def new_york(length: int, text: TextBytes, seed: int = 1_000) -> dict[str, Task]:
+    """The first and the second mention, with one more behind it; with other cities and without."""
+    return {
+        f"{name}_{nth}": NewYork(
+            length, nth=nth, mentions=nth + 1, decoys=decoys, wording="short", text=text, seed=seed
+        )
+        for name, decoys in (("new_york", 2), ("alone", 0))
+        for nth in (1, 2)
+    }
+
+
+def _cell(name: str, value: float, examples: int) -> str:
+    if name == "bits_per_byte":
+        return f"{value:.2f}"
+    if name == "mqar":
+        return f"{value:.0%}"
+    interval = binomtest(round(value * examples), examples).proportion_ci(0.95, method="wilson")
+    return f"{value:.0%} ({interval.low:.0%} to {interval.high:.0%})"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description="Examine the stored tiny BitNet.")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[384, 1024, 2048], help="tokens; at least 384")
+    parser.add_argument("--examples", type=int, default=100, help="of each task and length")
+    parser.add_argument("--text-tokens", type=int, default=65_536, help="of text, for bits per byte")
+    parser.add_argument("--work", type=Path, default=Path("data/tiny-bitnet"), help="folder for the text")
+    given = parser.parse_args()
+    with torch.compiler.set_stance("force_eager"):
+        print(table(given.lengths, given.examples, given.work, given.text_tokens))
+
+
+if __name__ == "__main__":
+    main()
