@@ -149,7 +149,7 @@ class Recurrence(Attention):
             piece = slice(start, start + SEGMENT)
             parts = (hide_padding(x[:, :, piece], first, start).to(at_least_float32(x.dtype)) for x in (q, k, v))
             found, state = self.scan(self.terms(*parts), state)
-            out[:, :, piece] = hide_padding(found.flatten(1, 2), first, start)
+            out[:, :, piece] = found.flatten(1, 2)
         return out
 
     def naive(
