@@ -98,13 +98,13 @@ def test_killed_run_ends_with_the_curve_of_one_that_was_not(tmp_path: Path) -> N
     """Held-out losses too, whose depth is drawn."""
     changes = {"num_train_sequences": 160, "checkpoint_every": 7, "num_answers": 0, "num_eval_sequences": 64}
     many = changes | {"model": TINY["model"] | {"ponder_inference": "sample", "ponder_weight": 1.0}}
-    killed = command(tmp_path / "killed", **many)
     record = tmp_path / "killed" / "steps.jsonl"
-    while not (record.exists() and len(record.read_text().splitlines()) >= 50):
-        assert killed.poll() is None, killed.communicate()[1]
-        time.sleep(0.002)
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
+    with command(tmp_path / "killed", **many) as killed:
+        while not (record.exists() and len(record.read_text().splitlines()) >= 50):
+            assert killed.poll() is None, killed.communicate()[1]
+            time.sleep(0.002)
+        killed.send_signal(signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL
     before = len(steps_of(tmp_path / "killed"))
     found = [Trainer(tiny(tmp_path / name, **many)).run() for name in ("killed", "whole")]
     assert 50 <= before < 80 == len(found[0]["steps"])
