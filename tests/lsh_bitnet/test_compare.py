@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pandas as pd
 import pytest
 import torch
 
@@ -115,9 +117,15 @@ def test_a_run_without_full_attention_cannot_be_compared() -> None:
         compare.comparison([row for row in rows() if row.backend != "flash"])
 
 
-def test_the_figure_shows_every_method(tmp_path: Path) -> None:
-    compare.figure(compare.comparison(rows()), tmp_path / "comparison.svg")
-    assert "<svg" in (tmp_path / "comparison.svg").read_text()
+@pytest.mark.parametrize("perplexity", [60.0, 70.0])  # full attention's is 8
+def test_the_figure_shows_every_method_and_names_what_is_far_off(tmp_path: Path, perplexity: float) -> None:
+    table = compare.comparison(rows())
+    far = table[table.method == "simhash a"].assign(method="reformer b", backend="reformer", perplexity=perplexity)
+    compare.figure(pd.concat((table, far)), tmp_path / "comparison.svg")
+    words = re.findall(r"<text[^>]*>([^<]*)</text>", (tmp_path / "comparison.svg").read_text())
+    assert {"simhash", "full attention"} <= set(words)
+    assert ("reformer" in words) == (perplexity < 64)
+    assert ("above 8 times full attention's: reformer b" in words) == (perplexity > 64)
 
 
 @pytest.mark.slow
