@@ -49,6 +49,9 @@ def test_a_quarter_answers_as_well_as_everything_at_2048_tokens(engine: Recursiv
 
 @pytest.mark.slow
 def test_accumulating_finds_needles_anywhere_in_the_context(engine: RecursiveCompressionEngine) -> None:
-    """Its last stretch too: when the memory was full before the context had ended, those needles were lost."""
-    settings: dict[str, Any] = {"compression_mode": "accumulate", "selector_type": "exact"}
+    """Its last stretch too: when the memory was full before the context had ended, those needles were lost.
+
+    Blocks of 512, since a block's share of places must hold what the question is like and what follows it.
+    """
+    settings: dict[str, Any] = {"compression_mode": "accumulate", "selector_type": "exact", "block_size": 512}
     assert right(engine, 2048, 20, compression_ratio=0.25, **settings) >= 0.9
