@@ -192,11 +192,11 @@ def trained_and_untrained(n: int, seed: int) -> list[tuple[LSHv2, Quality]]:
     return [(trained, one), (plain, quality(plain, q, k, v))]
 
 
-def learning(n: int, console: Console) -> None:
+def learning(n: int, first_seed: int, console: Console) -> None:
     """Both for five seeds, and how kept mass and error compare."""
     table = Table("seed", "codes", "bucket_size", "comparisons", "kept mass", "error", title=f"text, n = {n:,}")
     ratios: dict[str, list[float]] = {"kept mass": [], "error": []}
-    for seed in range(5):
+    for seed in range(first_seed, first_seed + 5):
         both = trained_and_untrained(n, seed)
         for name, (attention, it) in zip(("trained", "untrained"), both, strict=True):
             figures = (f"{it.comparisons:.0f}", f"{it.kept_mass:.3f}", f"{it.error:.3f}")
@@ -276,6 +276,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, help="tokens; default 65,536 for speed and planted keys, 16,384 for quality")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0, help="of the five of --learning")
     for name in ("scaling", "ablation", "learning", "residual", "planted"):
         parser.add_argument(f"--{name}", action="store_true")
     chosen = parser.parse_args()
@@ -286,7 +287,7 @@ def main() -> None:
         elif chosen.scaling:
             scaling(chosen.n or 262_144, chosen.rounds, console)
         elif chosen.learning:
-            learning(short, console)
+            learning(short, chosen.first_seed, console)
         elif chosen.residual:
             residual(short, console)
         elif chosen.planted:

@@ -1,0 +1,67 @@
+"""What swapping a model's attention costs by itself: `flash` swapped in against the model's own fused attention.
+
+    python -m benchmarks.swapped_model                     both stored models at 2,048 tokens
+
+A forward call without a cache; both take turns, so that each pair saw the same machine. Printed: medians, the ratio of
+medians, and median and quartiles of the ratios of pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from lsh_bitnet import attend_with, load_model
+
+MODELS = ("tiny-bitnet", "written-induction")
+
+
+def pairs(name: str, n: int, count: int) -> np.ndarray:
+    """Seconds (count, 2) of the model's own attention and of `flash` swapped in, one after the other."""
+    model = load_model(name).model
+    ids = torch.randint(256, (1, n), generator=torch.Generator().manual_seed(0))
+
+    def call() -> object:
+        return model(ids, use_cache=False)
+
+    found = []
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # a compiled quantiser would be one model's alone
+        call()
+        for _ in range(count):
+            own = seconds(call)
+            with attend_with(model, "flash"):
+                found.append((own, seconds(call)))
+    return np.array(found)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=2048, help="tokens")
+    parser.add_argument("--pairs", type=int, default=40)
+    given = parser.parse_args()
+    table = Table("model", "own, ms", "swapped, ms", "more", "pairs, median", "quartiles", title=f"n = {given.n:,}")
+    for name in MODELS:
+        found = pairs(name, given.n, given.pairs)
+        own, swapped = 1e3 * np.median(found, axis=0)
+        low, middle, high = np.quantile(found[:, 1] / found[:, 0], (0.25, 0.5, 0.75)) - 1
+        quartiles = f"{low:+.1%} to {high:+.1%}"
+        table.add_row(name, f"{own:.1f}", f"{swapped:.1f}", f"{swapped / own - 1:+.1%}", f"{middle:+.1%}", quartiles)
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()
