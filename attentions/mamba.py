@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from attentions.base import Cost, Problem, require
 from attentions.mamba_block import MambaBlock
-from attentions.recurrence import Recurrence, Terms, project, published_steps, softplus
+from attentions.recurrence import Recurrence, project, published_steps, softplus
+from attentions.recurrence_terms import Terms
 from attentions.selective_scan import kernel_name, selective_scan
 
 __all__ = ["Mamba", "MambaBlock"]

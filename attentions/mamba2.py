@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from attentions.base import Cost, Problem, require
 from attentions.mamba2_block import Mamba2Block
-from attentions.recurrence import Recurrence, Terms, project, published_steps, softplus
+from attentions.recurrence import Recurrence, project, published_steps, softplus
+from attentions.recurrence_terms import Terms
 from attentions.ssd import CHUNK, kernel_name, ssd
 
 __all__ = ["Mamba2", "Mamba2Block"]

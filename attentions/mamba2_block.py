@@ -17,15 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from attentions.base import require
-from attentions.recurrence import (
-    Terms,
-    at_least_float32,
-    both_ways,
-    hide_padding,
-    naive_both_ways,
-    published_steps,
-    softplus,
-)
+from attentions.recurrence import published_steps, softplus
+from attentions.recurrence_definition import naive_both_ways
+from attentions.recurrence_terms import Terms, at_least_float32, both_ways, hide_padding
 from attentions.short_convolution import short_convolution
 from attentions.ssd import CHUNK, ssd
 

@@ -1,16 +1,11 @@
-"""What mamba and mamba2 share: a state that decays, is added to by each key, and is read by each query.
+"""What mamba and mamba2 share: a recurrence over a bounded state, as an attention.
 
-    h[t] = exp(step[t] · rate) · h[t - 1] + step[t] · x[t] ⊗ b[t]        y[t] = c[t] · h[t]
-
-The state h (E, S) of a key/value head is read by each of its R query heads with a c of its own. Without a causal
-mask the recurrence runs both ways, and the diagonal, which both count, is taken off once.
+`recurrence_terms` has the recurrence itself, `recurrence_definition` what it should give.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,85 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attentions.base import Attention, Cost, Problem, Stream
+from attentions.recurrence_definition import naive_both_ways, unrolled
+from attentions.recurrence_terms import Terms, at_least_float32, both_ways, hide_padding
 
 SEGMENT = 8192  # positions worked on at once where nothing learns: their terms stay in the cache
-
-
-@dataclass(frozen=True)
-class Terms:
-    """The recurrence's inputs; `rate` is negative, `step` positive. K is G, or 1 for all, as axes with # may be."""
-
-    c: Float[Tensor, "B K R N S"]
-    b: Float[Tensor, "B K M S"]
-    x: Float[Tensor, "B G M E"]
-    step: Float[Tensor, "B G M #E"]
-    rate: Float[Tensor, "#G #E #S"]
-
-    @property
-    def queries(self) -> int:
-        """N, the last of the M positions."""
-        return self.c.shape[3]
-
-    def reversed(self) -> Terms:
-        """The recurrence from the last position back to the first query."""
-        b, x, step = (y[:, :, -self.queries :].flip(2) for y in (self.b, self.x, self.step))
-        return Terms(self.c.flip(3), b, x, step, self.rate)
-
-    def diagonal(self) -> Float[Tensor, "B G R N E"]:
-        """What each position adds to its own output."""
-        b, x, step = (y[:, :, None, -self.queries :] for y in (self.b, self.x, self.step))
-        return (self.c * b).sum(-1, keepdim=True) * (step * x)
-
-    def double(self) -> Terms:
-        """The same in float64."""
-        return Terms(*(y.double() for y in (self.c, self.b, self.x, self.step, self.rate)))
-
-
-def sequential(terms: Terms, rows: Int[Tensor, " T"]) -> Float[Tensor, "B G R T E"]:
-    """The named query rows in float64, position by position."""
-    t = terms.double()
-    past = t.b.shape[2] - t.queries
-    wanted = [past + row for row in rows.tolist()]
-    state, kept = t.x.new_zeros(*t.x.shape[:2], t.x.shape[3], t.b.shape[3]), {}
-    for begin in range(0, max(wanted) + 1, 256):  # decays and inputs of a few positions at once
-        step, x, b = (y[:, :, begin : begin + 256] for y in (t.step, t.x, t.b))
-        decays = (step[..., None] * t.rate[:, None]).exp().unbind(2)
-        inputs = ((step * x)[..., None] * b[..., None, :]).unbind(2)
-        for at, (decay, entry) in enumerate(zip(decays, inputs, strict=True), start=begin):
-            state = torch.addcmul(entry, decay, state)
-            kept |= {at: state} if at in wanted else {}
-    states = torch.stack([kept[at] for at in wanted], dim=2)
-    return torch.einsum("bgrns,bgnes->bgrne", t.c[:, :, :, rows], states)
-
-
-def both_ways(terms: Terms, scan: Callable[[Terms], Tensor], *, causal: bool) -> Float[Tensor, "B G R N E"]:
-    """`scan` over the past, and over the future too unless `causal`."""
-    out = scan(terms)
-    return out if causal else out + scan(terms.reversed()).flip(3) - terms.diagonal()
-
-
-def naive_both_ways(terms: Terms, *, causal: bool, rows: Int[Tensor, " T"] | None = None) -> Float[Tensor, "B G R T E"]:
-    """`both_ways` by the sequential recurrence, for the named rows or all."""
-    rows = torch.arange(terms.queries, device=terms.c.device) if rows is None else rows
-    out = sequential(terms, rows)
-    if causal:
-        return out
-    back = sequential(terms.reversed(), terms.queries - 1 - rows)
-    return out + back - terms.double().diagonal()[:, :, :, rows]
-
-
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """The precision that states are kept in."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def hide_padding(x: Tensor, first: Int[Tensor, " B"] | None, start: int = 0, dim: int = 2) -> Tensor:
-    """Zeros before each row's first real position; entry 0 of axis `dim` stands at position `start`."""
-    if first is None:
-        return x
-    at = torch.arange(start, start + x.shape[dim], device=x.device)
-    hidden = at < first[:, None]
-    return x.masked_fill(hidden.view(len(first), *[1] * (dim - 1), -1, *[1] * (x.ndim - dim - 1)), 0)
 
 
 class Recurrence(Attention):
@@ -161,13 +81,40 @@ class Recurrence(Attention):
         first: Int[Tensor, " B"] | None = None,
         rows: Int[Tensor, " R"] | None = None,
     ) -> Float[Tensor, "B H R E"]:
-        """The recurrence in float64, position by position."""
-        out = naive_both_ways(self._terms(q, k, v, first, torch.float64), causal=self.causal, rows=rows).flatten(1, 2)
+        """The recurrence in float64: all rows position by position, named ones by what it adds up to."""
+        k, v = (hide_padding(x, first) for x in (k, v))
+        at = torch.arange(q.shape[2], device=q.device) if rows is None else rows.to(q.device)
+        if rows is None:
+            out = naive_both_ways(self.terms(q.double(), k.double(), v.double()), causal=self.causal).flatten(1, 2)
+        elif self.causal:
+            out = self._unrolled(q[:, :, at], k, v, at + k.shape[2] - q.shape[2])
+        else:
+            out = self._unrolled_both_ways(q, k, v, at)
         if first is None:
             return out
-        at = torch.arange(q.shape[2], device=q.device) if rows is None else rows
         hidden = at + (k.shape[2] - q.shape[2]) < first[:, None]
         return out.masked_fill(hidden[:, None, :, None], 0)
+
+    def _unrolled(self, q: Tensor, k: Tensor, v: Tensor, at: Tensor) -> Tensor:
+        """Queries at the positions `at`, with terms of a segment at a time."""
+        out, state = v.new_zeros(*q.shape[:3], v.shape[3], dtype=torch.float64), None
+        for start in range(0, int(at.max()) + 1, SEGMENT):
+            piece, here = slice(start, start + SEGMENT), ((at >= start) & (at < start + SEGMENT)).nonzero()[:, 0]
+            terms = self.terms(*(x.double() for x in (q[:, :, here], k[:, :, piece], v[:, :, piece])))
+            found, state = unrolled(terms, at[here] - start, state)
+            out = out.index_copy(2, here, found.flatten(1, 2))
+        return out
+
+    def _unrolled_both_ways(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Tensor:
+        past, chosen = k.shape[2] - q.shape[2], q[:, :, rows]
+        forth = self._unrolled(chosen, k, v, past + rows)
+        k, v = k[:, :, past:], v[:, :, past:]
+        back = self._unrolled(chosen, k.flip(2), v.flip(2), q.shape[2] - 1 - rows)
+        return (
+            forth
+            + back
+            - self.terms(*(x.double() for x in (chosen, k[:, :, rows], v[:, :, rows]))).diagonal().flatten(1, 2)
+        )
 
     def comparisons(self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"]) -> Int[Tensor, "B H"]:
         """S a query: c is compared with the entries of the state, never with a key."""

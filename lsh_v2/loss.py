@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from attentions.recurrence import at_least_float32
+from attentions.recurrence_terms import at_least_float32
 
 IGNORED = -100  # a label that is not counted, as everywhere in torch
 CHUNK = 4096  # positions whose logits exist at once

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from attentions.recurrence import at_least_float32
+from attentions.recurrence_terms import at_least_float32
 
 
 class Halting(nn.Module):

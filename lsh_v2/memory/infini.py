@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attentions.recurrence import at_least_float32
+from attentions.recurrence_terms import at_least_float32
 from lsh_v2.memory.base import Memory, Tokens
 
 

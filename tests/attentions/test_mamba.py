@@ -12,7 +12,8 @@ from torch import Tensor
 from attentions import build, mamba_block, recurrence
 from attentions.mamba_block import MambaBlock
 from attentions.native import selective_scan as native
-from attentions.recurrence import Terms, sequential
+from attentions.recurrence_definition import sequential
+from attentions.recurrence_terms import Terms
 from attentions.selective_scan import doubling, kernel_name, selective_scan
 from harness.memory import resident_peak, return_freed_memory
 
@@ -36,7 +37,7 @@ def inputs(queries: int = M, keys: int = M, channels: int = E, states: int = S, 
 
 
 def definition(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    return sequential(Terms(c, b, u, delta, a), torch.arange(c.shape[3]))
+    return sequential(Terms(c, b, u, delta, a))
 
 
 @pytest.mark.parametrize("scan", SCANS)

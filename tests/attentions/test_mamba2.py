@@ -10,7 +10,8 @@ from attentions import build
 from attentions.mamba2_block import Mamba2Block
 from attentions.native import calls
 from attentions.native import duality as native
-from attentions.recurrence import Terms, sequential
+from attentions.recurrence_definition import sequential
+from attentions.recurrence_terms import Terms
 from attentions.ssd import segment_sums, ssd
 from tests.attentions.test_mamba import check_against_mixer, check_same_weights
 
@@ -39,7 +40,7 @@ def inputs(queries: int = M, keys: int = M, channels: int = E, states: int = S) 
 
 
 def definition(x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    return sequential(Terms(c, b, x, step, rate), torch.arange(c.shape[3]))
+    return sequential(Terms(c, b, x, step, rate))
 
 
 @pytest.mark.usefixtures("either_kernel")
