@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from attentions.base import require
 
 MAX_BITS = 24  # codes are packed by a float32 product, exact for integers below 2**24
+PIECE = 8192  # vectors of a head hashed at once: their features stay in the cache
 
 
 class Hash(nn.Module, ABC):
@@ -38,13 +39,16 @@ class Hash(nn.Module, ABC):
 
     def forward(self, x: Float[Tensor, "B H N D"]) -> Int[Tensor, "tables B H N"]:
         """The code of each vector in each table; H is kv_heads or a multiple of it."""
-        grouped = x.detach().unflatten(1, (self.kv_heads, -1)).flatten(2, 3)
+        x = x.detach()
         if self.bits == 0:
             return torch.zeros(self.tables, *x.shape[:3], dtype=torch.int64, device=x.device)
+        return torch.cat([self._codes(piece) for piece in x.split(PIECE, dim=2)], dim=-1)
+
+    def _codes(self, x: Float[Tensor, "B H T D"]) -> Int[Tensor, "tables B H T"]:
+        grouped = x.unflatten(1, (self.kv_heads, -1)).flatten(2, 3)
         features = self.signs(grouped).unflatten(-1, (self.tables, self.bits))
         codes = features @ self.powers.to(features.dtype)
-        codes = codes.unflatten(2, (-1, x.shape[2])).flatten(1, 2)
-        return codes.movedim(-1, 0).long()
+        return codes.unflatten(2, (-1, x.shape[2])).flatten(1, 2).movedim(-1, 0).long()
 
 
 class BitSamplingHash(Hash):

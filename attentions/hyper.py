@@ -72,8 +72,7 @@ class Hyper(Attention):
         rows: Int[Tensor, " R"] | None = None,
     ) -> Float[Tensor, "B H R E"]:
         weight = self.weights(q, k, first=first, rows=rows)
-        log_weight = weight.masked_fill(weight == 0, 1.0).log()  # what is not seen is masked, and stays finite
-        return softmax_attention(q, k, v, weight > 0, self.scale, rows=rows, log_weight=log_weight)
+        return softmax_attention(q, k, v, weight > 0, self.scale, rows=rows, weight=weight)
 
     def weights(
         self,

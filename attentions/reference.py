@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 
@@ -40,12 +40,12 @@ def softmax_attention(
     scale: float,
     *,
     rows: Int[Tensor, " R"] | None = None,
-    log_weight: Float[Tensor, "#B #H R M"] | None = None,
+    weight: Shaped[Tensor, "#B #H R M"] | None = None,
 ) -> Float[Tensor, "B H R E"]:
     """Softmax over the allowed pairs in float64, head by head; a row without any pair gives zeros.
 
-    `log_weight` is added to the scores (multiplicities, sampling weights). The first two axes of
-    `pairs` and `log_weight` may be one.
+    A pair counts `weight` times (multiplicities, sampling weights). The first two axes of `pairs` and
+    `weight` may be one.
     """
     chosen = q if rows is None else q[:, :, rows.to(q.device)]
     group = q.shape[1] // k.shape[1]
@@ -56,8 +56,9 @@ def softmax_attention(
         key, value = (x[:, head // group].index_select(1, used).double() for x in (k, v))
         kept = kept.index_select(2, used)
         scores = chosen[:, head].double() @ key.transpose(1, 2) * scale
-        if log_weight is not None:
-            scores = scores + log_weight[:, min(head, log_weight.shape[1] - 1)].index_select(2, used).double()
+        if weight is not None:
+            times = weight[:, min(head, weight.shape[1] - 1)].index_select(2, used).double()
+            scores = scores + times.masked_fill(~kept, 1.0).log()
         empty = ~kept.any(-1, keepdim=True)  # kept finite below, so that no gradient becomes NaN
         weights = torch.softmax(scores.masked_fill(~kept & ~empty, -torch.inf), dim=-1)
         heads.append(weights.masked_fill(empty, 0.0) @ value)

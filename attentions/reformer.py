@@ -30,6 +30,7 @@ from attentions.support import SupportAttention
 from attentions.window_attention import attend, window_pairs
 
 FACTORED_ABOVE = 128  # buckets
+PIECE = 2048  # positions hashed at once: their rotations stay in the cache
 
 
 class Reformer(SupportAttention):
@@ -105,10 +106,16 @@ class Reformer(SupportAttention):
     def codes(self, q: Float[Tensor, "B H N D"]) -> Int[Tensor, "hashes B H N"]:
         """argmax[xR; -xR] of each round, factor by factor."""
         x = q.detach() if q.dtype == torch.float64 else q.detach().float()
-        turned = (x @ self.rotations.to(x.dtype)).unflatten(-1, (self.hashes, -1))
-        code = torch.zeros(turned.shape[:-1], dtype=torch.int64, device=q.device)
+        rotations = self.rotations.to(x.dtype)
+        return torch.cat([self._codes(piece @ rotations) for piece in x.split(PIECE, dim=2)], dim=-1)
+
+    def _codes(self, turned: Float[Tensor, "B H T R"]) -> Int[Tensor, "hashes B H T"]:
+        turned = turned.unflatten(-1, (self.hashes, -1))
+        code = torch.zeros(turned.shape[:-1], dtype=torch.int64, device=turned.device)
         for size, part in zip(self.factors, turned.split([f // 2 for f in self.factors], dim=-1), strict=True):
-            code = code * size + torch.cat((part, -part), dim=-1).argmax(-1)
+            farthest = part.abs().argmax(-1, keepdim=True)
+            opposite = part.gather(-1, farthest) < 0
+            code = code * size + (farthest + opposite * (size // 2)).squeeze(-1)
         return code.movedim(-1, 0)
 
     def multiplicity(
@@ -119,17 +126,20 @@ class Reformer(SupportAttention):
         first: Int[Tensor, " B"] | None = None,
         rows: Int[Tensor, " R"] | None = None,
     ) -> Int[Tensor, "B H R M"]:
-        chosen = query_positions(q.shape[2], k.shape[2], rows, q.device)
         pairs = causal_pairs(q.shape[2], k.shape[2], causal=self.causal, first=first, rows=rows, device=q.device)
-        own = chosen[:, None] == torch.arange(k.shape[2], device=q.device)
+        chosen, key = query_positions(q.shape[2], k.shape[2], rows, q.device), torch.arange(k.shape[2], device=q.device)
         real = torch.zeros(len(q), dtype=torch.long, device=q.device) if first is None else first.to(q.device)
+        real, own = real[:, None, None], chosen[:, None] == key
         total = torch.zeros(*q.shape[:2], len(chosen), k.shape[2], dtype=torch.int32, device=q.device)
+        two = torch.arange(-self.chunk, self.chunk, device=q.device)  # the chunk before, and the own one
         for code in self.codes(q):
-            code = code.masked_fill((torch.arange(k.shape[2], device=q.device) < real[:, None])[:, None], -1)
-            rank = torch.argsort(torch.argsort(code, dim=-1, stable=True), dim=-1)
-            chunk = (rank - real[:, None, None]).div(self.chunk, rounding_mode="floor")
-            back = chunk[:, :, chosen, None] - chunk[:, :, None]
-            total += pairs & ~own & ((back == 0) | (back == 1))
+            order = torch.argsort(code.masked_fill(key < real, -1), dim=-1, stable=True)
+            rank = torch.argsort(order, dim=-1)[:, :, chosen] - real
+            at = ((rank - rank % self.chunk)[..., None] + two).flatten(2)
+            there = (at >= 0) & (at + real < k.shape[2])
+            keys = order.gather(-1, (at + real).clamp(0, k.shape[2] - 1))
+            total.scatter_add_(-1, *(x.unflatten(2, (len(chosen), -1)) for x in (keys, there.int())))
+        total *= pairs & ~own
         alone = (total == 0).all(-1, keepdim=True)
         return total + (alone & own & pairs).int()
 
@@ -143,9 +153,9 @@ class Reformer(SupportAttention):
         rows: Int[Tensor, " R"] | None = None,
     ) -> Float[Tensor, "B H R E"]:
         count = self.multiplicity(q, k, first=first, rows=rows)
-        weight = count.clamp(min=1).double().log()
-        keys = unit(q.double())
-        return softmax_attention(q, keys, self._every_head(v), count > 0, self.scale, rows=rows, log_weight=weight)
+        return softmax_attention(
+            q, unit(q.double()), self._every_head(v), count > 0, self.scale, rows=rows, weight=count
+        )
 
     def target(
         self,

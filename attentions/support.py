@@ -47,8 +47,8 @@ class SupportAttention(Attention):
         rows: Int[Tensor, " R"] | None = None,
     ) -> Float[Tensor, "B H R E"]:
         count = self.multiplicity(q, k, first=first, rows=rows)
-        weight = None if self.once else count.clamp(min=1).double().log()
-        return softmax_attention(q, k, v, count > 0, self.scale, rows=rows, log_weight=weight)
+        weight = None if self.once else count
+        return softmax_attention(q, k, v, count > 0, self.scale, rows=rows, weight=weight)
 
     def kept_mass(
         self,
