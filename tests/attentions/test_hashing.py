@@ -8,7 +8,8 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from attentions.hashing import BitSamplingHash, PositionHash, SimHash, bits_for
+from attentions import hashing
+from attentions.hashing import BitSamplingHash, Hash, PositionHash, SimHash, bits_for
 
 DIM, PAIRS = 32, 4000
 
@@ -79,6 +80,15 @@ def test_query_heads_share_their_key_heads_functions() -> None:
     for family in (BitSamplingHash, SimHash):
         hashed = family(3, DIM, bits=6, tables=2, seed=0)
         assert torch.equal(hashed(x.repeat_interleave(2, dim=1)), hashed(x).repeat_interleave(2, dim=2))
+
+
+@pytest.mark.parametrize("kind", [SimHash, BitSamplingHash])
+def test_codes_do_not_depend_on_the_pieces(monkeypatch: pytest.MonkeyPatch, kind: type[Hash]) -> None:
+    hashed, x = kind(2, 16, bits=5, tables=3, seed=0), torch.randn(2, 4, 100, 16, dtype=torch.float64)
+    whole = hashed(x)
+    monkeypatch.setattr(hashing, "PIECE", 33)
+    assert whole.shape == (3, 2, 4, 100)
+    assert torch.equal(hashed(x), whole)
 
 
 def test_balancing_splits_a_skewed_sample_evenly() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attentions import build
+from attentions import build, reformer
 from attentions.base import problem_of
 from attentions.bucket_attention import BucketAttention
 from attentions.support import SupportAttention
@@ -115,6 +115,19 @@ def test_forest_goes_deeper_where_more_keys_agree() -> None:
     depth = 8 - table.members.shift[0]
     assert depth[:19].max() == 0, "too few keys for any bucket but the root"
     assert depth[-500:].float().mean() > depth[200:700].float().mean() + 1
+
+
+@pytest.mark.parametrize("buckets", [6, 200])
+def test_reformers_codes_are_the_farthest_rotation_or_its_opposite(
+    monkeypatch: pytest.MonkeyPatch, buckets: int
+) -> None:
+    attention, q = reformer.Reformer(2, 16, hashes=3, buckets=buckets), inputs(100)[0]
+    turned = (q @ attention.rotations.double()).unflatten(-1, (3, -1))
+    halves = turned.split([size // 2 for size in attention.factors], dim=-1)
+    codes = [torch.cat((half, -half), dim=-1).argmax(-1) for half in halves]
+    want = codes[0] if len(codes) == 1 else codes[0] * attention.factors[1] + codes[1]
+    monkeypatch.setattr(reformer, "PIECE", 33)
+    assert torch.equal(attention.codes(q), want.movedim(-1, 0))
 
 
 def test_reformer_is_judged_against_shared_attention_and_attends_to_itself_only_alone() -> None:
