@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError
 
 from attentions import Attention, resolve
 from harness.config_grid import Backend
 from harness.config_source import show
-from harness.names import nearest
+from harness.names import import_path, is_path, nearest
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,10 @@ def label_of(entry: Backend, settings: dict[str, Any]) -> str:
 def entry_mistakes(entry: Backend, path: str) -> list[str]:
     """What is wrong with an entry's class and with its settings one by one, each with the path to its key."""
     try:
-        known = settings_of(resolve(entry.name))
+        backend = class_of(entry.name)
     except ValueError as error:
         return [f"{path}: {error}"]
-    mistakes = []
+    known, mistakes = settings_of(backend), []
     for name, value in entry.settings.items():
         if name in inspect.signature(Attention).parameters and name not in known:
             mistakes.append(f"{path}.{name}: this is no setting of a backend; the grid's own keys decide it")
@@ -58,7 +62,19 @@ def entry_mistakes(entry: Backend, path: str) -> list[str]:
             mistakes.append(f"{path}.{name}: this setting is unknown; {hint}{entry.name} has {', '.join(known)}")
         elif not _plain(value) or value == []:
             mistakes.append(f"{path}.{name}: {show(value)} is not allowed; it must be plain finite data, no empty axis")
+        elif wanted := _other_type(backend, name, value):
+            mistakes.append(f"{path}.{name}: {show(value)} is not allowed; it must be {wanted}, or a list of these")
     return mistakes
+
+
+def class_of(name: str) -> type[Attention]:
+    """The class of a backend. Raises ValueError where there is none, also if its module raises something else."""
+    if is_path(name):
+        try:
+            import_path(name)
+        except ValueError as error:
+            raise ValueError(f"backend {error}") from error
+    return resolve(name)
 
 
 def settings_of(backend: type[Attention]) -> list[str]:
@@ -67,11 +83,30 @@ def settings_of(backend: type[Attention]) -> list[str]:
     for base in backend.__mro__:
         if base is Attention:
             break
-        if "__init__" in vars(base):
-            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
-            names += [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+        names += [name for name, parameter in _parameters(base).items() if parameter.kind is parameter.KEYWORD_ONLY]
     shape = set(inspect.signature(Attention).parameters) - {"scale"}
     return [name for name in dict.fromkeys([*names, "scale"]) if name not in shape]
+
+
+def _other_type(backend: type[Attention], name: str, value: object) -> str:
+    """The type that a setting is declared with, where some of the values given are of another; otherwise empty."""
+    init = next(vars(base)["__init__"] for base in backend.__mro__ if name in _parameters(base))
+    try:
+        wanted = get_type_hints(init)[name]
+        given = [json.dumps(one) for one in (value if isinstance(value, list) else [value])]
+        adapter = TypeAdapter(wanted)
+    except (NameError, KeyError, PydanticSchemaGenerationError):  # a class outside the project may declare as it likes
+        return ""
+    try:
+        for one in given:
+            adapter.validate_json(one, strict=True)
+    except ValidationError:
+        return inspect.formatannotation(wanted).replace(" | ", " or ").replace("None", "null")
+    return ""
+
+
+def _parameters(base: type) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(vars(base)["__init__"]).parameters if "__init__" in vars(base) else {}
 
 
 def label_clashes(series: Sequence[Series]) -> list[str]:

@@ -16,12 +16,11 @@ from harness.plan import Planned
 from harness.progress import Reporter, reporter
 from harness.rounds import Circumstances, Rounds
 from harness.rows import SCHEMA, Row
-from harness.run_folder import FolderError, RunFolder, now
+from harness.run_folder import FolderError, RunFolder, new_name, now
 from harness.subjects import SUBJECTS
 
 CEILINGS_S = 1.5
 SERVICE_S = 600.0  # limit of what is no case: a native backend may have to be compiled
-AVAILABLE_SHARE = 0.75  # of the memory that is free at the start, for one case
 
 
 def measure(config: Config, planned: Sequence[Planned], folder: RunFolder, command: str, started_s: float) -> bool:
@@ -74,7 +73,7 @@ def _facts(
         raise FolderError(f"--resume: {folder.path} was measured on {there}; this machine is {here.name}")
     commit, dirty = machine.commit()
     return {
-        "run": before["run"] if "run" in before else earlier[0].run,
+        "run": before.get("run") or (earlier[0].run if earlier else new_name()),
         "schema": SCHEMA,
         "started": before.get("started", now()),
         "command": command,
@@ -144,15 +143,13 @@ def _prime(planned: Sequence[Planned], executor: Executor, report_to: Reporter) 
 def _circumstances(
     config: Config, planned: Sequence[Planned], facts: dict[str, Any], started_s: float
 ) -> Circumstances:
-    limit = config.budget.memory_gb
     on_cpu = planned[0].case.device == "cpu"
-    free = limit * 1e9 if limit is not None else AVAILABLE_SHARE * machine.available_memory_bytes()
     return Circumstances(
         run=facts["run"],
         environment=json.dumps([facts["machine"]["name"], facts["versions"]], sort_keys=True),
         flops_per_s=facts["ceilings"]["flops_per_s"],
         copy_bytes_per_s=facts["ceilings"]["copy_bytes_per_s"],
-        memory_bytes=int(free) if on_cpu else None,
+        memory_bytes=config.budget.memory_bytes() if on_cpu else None,
         budget=config.budget,
         seed=config.seed,
         started_s=started_s,

@@ -6,6 +6,7 @@ What takes long to import is imported when it is needed: a mistake in the config
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.config import Config, load_config
-from harness.run_folder import new_run, old_run
+from harness.run_folder import FolderError, RunFolder, new_run, old_run
 
 if TYPE_CHECKING:
     from harness.plan import Planned
@@ -24,17 +25,13 @@ DONE, UNMET, UNUSABLE, INTERRUPTED = 0, 1, 2, 130  # exit statuses
 
 @dataclass(frozen=True)
 class Request:
-    """The command line, one field an argument; `conf` is empty where a resumed run's own is meant.
-
-    `command` is all of it, as text for the report.
-    """
+    """The command line, one field an argument; `conf` is empty where a resumed run's own is meant."""
 
     conf: str
     overrides: tuple[str, ...]
     out: str | None
     resume: str | None
     dry_run: bool
-    command: str
 
 
 def sweep(request: Request) -> int:
@@ -42,9 +39,11 @@ def sweep(request: Request) -> int:
     started_s = time.monotonic()
     logging.basicConfig(format="%(levelname)s: %(message)s")
     earlier = old_run(request.resume) if request.resume else None
+    if earlier and not request.conf and not earlier.config.exists():
+        raise FolderError(f"--resume: {earlier.path} was stopped before it noted what to measure; name a configuration")
     conf = earlier.config if earlier and not request.conf else Path(request.conf)
     config = load_config(conf, request.overrides)
-    folder = earlier or new_run(request.out or config.out)
+    folder = earlier or new_run(config.out if request.out is None else request.out)
     from harness.plan import expand
 
     planned = expand(config)
@@ -54,9 +53,17 @@ def sweep(request: Request) -> int:
     from harness.campaign import measure
 
     folder.make()
-    complete = measure(config, planned, folder, request.command, started_s)
+    complete = measure(config, planned, folder, _command(request, folder), started_s)
     status = _report(config, folder.path)
     return status if complete else INTERRUPTED
+
+
+def _command(request: Request, folder: RunFolder) -> str:
+    """The command that measures all this again: that of the start, unless resuming has changed what is measured."""
+    changed = bool(request.conf or request.overrides)
+    before = folder.facts.get("command", "") if request.resume and not changed else ""
+    options = [part for override in request.overrides for part in ("--set", override)]
+    return before or shlex.join(["python", "-m", "harness.sweep", request.conf or str(folder.config), *options])
 
 
 def describe(planned: Sequence[Planned]) -> str:

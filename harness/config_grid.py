@@ -25,6 +25,8 @@ from harness.names import is_path, nearest
 
 SUBJECTS = ("attention", "accuracy")
 
+MOST = 2**40  # tokens, heads, rounds ...: far beyond any machine, and products of a few still fit into 64 bits
+
 T = TypeVar("T")
 
 
@@ -45,6 +47,12 @@ def _distinct(axis: tuple[T, ...]) -> tuple[T, ...]:
     return axis
 
 
+def _countable(size: int) -> int:
+    if size > MOST:
+        raise ValueError(f"at most {MOST} is allowed")
+    return size
+
+
 def _known_subject(name: str) -> str:
     if name in SUBJECTS or is_path(name):
         return name
@@ -52,7 +60,7 @@ def _known_subject(name: str) -> str:
 
 
 Axis = Annotated[tuple[T, ...], BeforeValidator(_as_axis), AfterValidator(_distinct), Field(min_length=1)]
-Size = Annotated[int, Field(ge=1)]
+Size = Annotated[int, Field(ge=1), AfterValidator(_countable)]
 Line = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\r\n]+$")]
 
 

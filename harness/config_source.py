@@ -108,8 +108,8 @@ def _without_echoes(mistakes: Sequence[str]) -> list[str]:
 
 def _reason(mistake: str) -> str:
     path, _, reason = mistake.partition(": ")
-    key = path.rpartition(".")[2]  # an item's index differs from grid to grid
-    return reason if key.isdecimal() else f"{key}: {reason}"
+    keys = [step for step in path.split(".") if not step.isdecimal()]  # an item's index differs from grid to grid
+    return f"{keys[-1]}: {reason}" if keys else reason
 
 
 def _mistakes(node: yaml.Node, path: tuple[object, ...], above: tuple[yaml.Node, ...]) -> Iterator[str]:

@@ -62,11 +62,6 @@ def commit() -> tuple[str, bool]:
     return found, bool(found and _git("status", "--porcelain"))
 
 
-def available_memory_bytes() -> int:
-    """Memory that can be taken without swapping."""
-    return psutil.virtual_memory().available
-
-
 def _cpu() -> str:
     """The processor's own name for itself."""
     try:

@@ -18,7 +18,8 @@ def is_path(name: str) -> bool:
 def import_path(path: str) -> object:
     """What `package.module:Name` names.
 
-    Raises ValueError for another form, a module that cannot be imported and a name that it does not have.
+    Raises ValueError for another form, a module that cannot be imported, for whatever reason, and a name that it does
+    not have.
     """
     if not is_path(path):
         raise ValueError(f"{path!r} is not allowed: it must have the form package.module:Name")
@@ -27,6 +28,8 @@ def import_path(path: str) -> object:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{path!r} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:  # a module of the user's runs here
+        raise ValueError(f"{path!r} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

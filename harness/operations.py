@@ -57,6 +57,10 @@ class Operation(ABC):
         `definition` is this operation's module, or its twin on the device of `fresh`.
         """
 
+    def attended(self, fresh: list[tuple[Tensor, ...]], variant: int) -> tuple[Tensor, ...]:
+        """The whole inputs that the latest answer follows from, out of `fresh`, which no call has touched."""
+        return fresh[variant]
+
     def output(self, answer: Any) -> Tensor:
         """All output rows of an answer."""
         return answer
@@ -174,13 +178,14 @@ class Decode(Operation):
         return room - len(self._appended)
 
     def expected(self, definition: Any, fresh: list[tuple[Tensor, ...]], variant: int) -> Expected:
-        q, k, v = (
+        return Expected(definition.naive(*self.attended(fresh, variant), rows=self.rows))
+
+    def attended(self, fresh: list[tuple[Tensor, ...]], variant: int) -> tuple[Tensor, ...]:
+        k, v = (
             torch.cat([fresh[0][i][:, :, : self._length], *(fresh[a][i][:, :, -1:] for a in self._appended)], dim=2)
-            if i
-            else fresh[variant][0]
-            for i in range(3)
+            for i in (1, 2)
         )
-        return Expected(definition.naive(q, k, v, rows=self.rows))
+        return fresh[variant][0], k, v
 
     def _token(self, variant: int) -> tuple[Tensor, ...]:
         return tuple(tensor[:, :, -1:] for tensor in self.inputs[variant])

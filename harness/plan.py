@@ -90,6 +90,8 @@ def _name_mistakes(config: Config, parts: Sequence[_Part]) -> list[str]:
         if resolve_device(config.device)
         else [f"device: '{config.device}' is not on this machine; auto takes what is"]
     )
+    if (config.threads or 1) > all_cores():  # they would wait for each other, and the times would be of that
+        mistakes.append(f"threads: {config.threads} is not allowed; it must be from 1 to {all_cores()}, the cores here")
     for part in parts:
         mistakes += grid_mistakes(part.grid, part.prefix)
         for index, entry in enumerate(part.grid.backends):

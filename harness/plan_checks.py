@@ -13,6 +13,7 @@ from harness.config_source import show
 from harness.inputs import why_not
 from harness.names import import_path, nearest
 from harness.rows import Case
+from harness.worker import in_words, is_out_of_memory
 
 
 def grid_mistakes(grid: Grid, prefix: str) -> Iterator[str]:
@@ -42,14 +43,19 @@ def expectation_mistakes(config: Config, series: Sequence[Series]) -> list[str]:
 
 
 def build_mistakes(one: Series, grid: Grid, seed: int) -> Iterator[str]:
-    """What a series' constructor refuses, tried at the shortest and at the longest length."""
+    """What a series' constructor refuses, tried at the shortest and at the longest length.
+
+    One that finds no room for itself refuses nothing: its case will say so.
+    """
     lengths = dict.fromkeys((min(grid.lengths), max(grid.lengths)))
     for sizes, causal, n in itertools.product(grid.head_sizes(), grid.causal, lengths):
         shape = {"head_dim": sizes.head_dim, "kv_heads": sizes.kv_heads, "value_dim": sizes.value_dim}
         try:
             build(one.backend, heads=sizes.heads, **shape, causal=causal, max_len=n, seed=seed, **one.settings)
-        except (ValueError, TypeError) as error:
-            yield f"{one.path}: {one.label} with {show(one.settings)} cannot be built: {error}"
+        except Exception as error:  # the constructor may be the user's
+            if not is_out_of_memory(error):
+                reason = str(error) if isinstance(error, ValueError | TypeError) else in_words(error)
+                yield f"{one.path}: {one.label} with {show(one.settings)} cannot be built: {reason}"
 
 
 def input_mistakes(cases: Sequence[Case], config: Config) -> list[str]:

@@ -67,8 +67,10 @@ def new_run(wanted: str | None) -> RunFolder:
 
     Nothing is written yet. Raises FolderError where it could not be made or written, or holds a run already.
     """
-    run = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    path = Path(wanted) if wanted else DEFAULT_PARENT / run
+    if wanted == "":
+        raise FolderError("out: '' is not allowed; it must be the path of a folder")
+    run = new_name()
+    path = Path(wanted) if wanted is not None else DEFAULT_PARENT / run
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not there.is_dir():
         raise FolderError(f"out: {path} cannot be made: {there} is not a folder")
@@ -91,6 +93,11 @@ def old_run(wanted: str) -> RunFolder:
     except ValueError as error:
         raise FolderError(f"--resume: {path / 'run.json'} cannot be read: {error}") from error
     return RunFolder(path, facts)
+
+
+def new_name() -> str:
+    """A name for a run, from the time and two random bytes."""
+    return f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def now() -> str:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import shlex
 import sys
 from collections.abc import Sequence
 
@@ -32,15 +31,13 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments, by default the process's own; returns the exit status."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    parsed = _parse(given)
+    parsed = _parse(sys.argv[1:] if arguments is None else arguments)
     from harness.conduct import Request, sweep
     from harness.config_source import ConfigError
     from harness.journal import JournalError
     from harness.run_folder import FolderError
 
-    command = shlex.join(["python", "-m", "harness.sweep", *given])
-    request = Request(parsed.conf or "", tuple(parsed.overrides), parsed.out, parsed.resume, parsed.dry_run, command)
+    request = Request(parsed.conf or "", tuple(parsed.overrides), parsed.out, parsed.resume, parsed.dry_run)
     try:
         return sweep(request)
     except KeyboardInterrupt:

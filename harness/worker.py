@@ -70,7 +70,7 @@ def _attempt(job: Job) -> dict[str, Any]:
     except BaseException as error:  # the boundary of the process: whatever happened becomes an answer
         memory.limit(None)
         status = "oom" if is_out_of_memory(error) else "crash"
-        reason = _in_words(error)
+        reason = in_words(error)
         with contextlib.suppress(OSError):  # what it printed may have reached the limit of a file
             traceback.print_exc()
         return {"status": status, "reason": reason, "answer": {}}
@@ -85,7 +85,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY_WORDS)
 
 
-def _in_words(error: BaseException) -> str:
+def in_words(error: BaseException) -> str:
     """Kind, message and place of an error, the place being the innermost frame outside installed libraries."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if "site-packages" not in f.filename and f.filename != __file__]

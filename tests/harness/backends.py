@@ -161,6 +161,17 @@ class Faulty(Right):
         raise NotImplementedError
 
 
+class NotToBeBuilt(Right):
+    def __init__(self, heads: int, head_dim: int, **shape: Any) -> None:
+        raise LookupError("no such thing")
+
+
+class Immense(Right):
+    def __init__(self, heads: int, head_dim: int, **shape: Any) -> None:
+        super().__init__(heads, head_dim, **shape)
+        self.weight = torch.empty(2**60)
+
+
 class Raising(Faulty):
     def fault(self) -> None:
         raise ArithmeticError("two and two made <b>five</b>")

@@ -152,6 +152,7 @@ def test_sections_of_other_systems_are_left_to_them(conf: Path, monkeypatch: pyt
     [
         ("lengths=[128, 0]", "lengths.1: 0 is not allowed; it must be an integer of at least 1, or a list of these"),
         ("lengths=0", "lengths: 0 is not allowed; it must be an integer of at least 1, or a list of these"),
+        ("lengths=[1" + 20 * "0" + "]", f"lengths.0: 1{20 * '0'} is not allowed; at most {2**40} is allowed"),
         ("lengths=[]", "lengths: [] is not allowed; it must be an integer of at least 1, or a list of these"),
         ("lengths=[2.0]", "lengths.0: 2.0 is not allowed; it must be an integer of at least 1, or a list of these"),
         ("lengths=[7, 7]", "lengths: [7, 7] is not allowed; 7 is there twice; once is allowed"),
@@ -246,6 +247,12 @@ def test_all_bad_overrides_come_in_one_message(conf: Path) -> None:
 def test_a_mistake_of_the_main_grid_is_not_repeated_for_further_grids(conf: Path) -> None:
     text = message(conf, "also=[{rounds: 1}, {lengths: 0}]", "batch=0")
     assert [line.partition(":")[0].strip() for line in text.splitlines()[1:]] == ["batch", "also.1.lengths"]
+
+
+def test_a_mistake_in_an_override_is_not_repeated_for_further_grids(conf: Path) -> None:
+    conf.write_text(conf.read_text() + "also: [{lengths: 8}]\n")
+    text = message(conf, "lengths=[0]")
+    assert [line.partition(":")[0].strip() for line in text.splitlines()[1:]] == ["lengths.0"]
 
 
 @pytest.mark.parametrize(

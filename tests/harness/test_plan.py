@@ -105,6 +105,12 @@ def test_device_and_threads_are_resolved() -> None:
     assert values(plan(threads=1), "threads") == [1]
 
 
+def test_more_threads_than_cores_are_refused() -> None:
+    cores = all_cores()
+    assert f"threads: {cores + 1} is not allowed; it must be from 1 to {cores}" in refusal(threads=cores + 1)
+    assert values(plan(threads=cores), "threads") == [cores]
+
+
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "device: 'cuda:0' is not on this machine; auto takes what is" in refusal(device="cuda:0")
@@ -180,6 +186,30 @@ def test_a_backend_of_ones_own_is_named_by_its_path() -> None:
         ),
         ({"backends": [{"name": "bit_sampling", "bits": []}]}, "backends.0.bits: [] is not allowed; it must be plain"),
         (
+            {"backends": [{"name": "bit_sampling", "bits": [8, "9"]}]},
+            "backends.0.bits: [8, '9'] is not allowed; it must be int or null, or a list of these",
+        ),
+        (
+            {"backends": [{"name": "bit_sampling", "window": True}]},
+            "backends.0.window: true is not allowed; it must be int, or a list of these",
+        ),
+        (
+            {"backends": [{"name": "flash", "scale": "big"}]},
+            "backends.0.scale: 'big' is not allowed; it must be float or null",
+        ),
+        (
+            {"backends": ["tests.harness.backends:NotToBeBuilt"]},
+            "backends.0: NotToBeBuilt with {} cannot be built: LookupError: no such thing (backends.py line",
+        ),
+        (
+            {"backends": ["tests.harness.not_a_module:One"]},
+            "backends.0: backend 'tests.harness.not_a_module:One' cannot be imported: RuntimeError: not today",
+        ),
+        (
+            {"inputs": "tests.harness.not_a_module:make"},
+            "inputs: 'tests.harness.not_a_module:make' cannot be imported: RuntimeError: not today",
+        ),
+        (
             {"backends": [{"name": "bit_sampling", "bits": float("nan")}]},
             "backends.0.bits: .nan is not allowed; it must be plain finite data",
         ),
@@ -212,6 +242,10 @@ def test_what_cannot_be_is_named_with_its_path(changes: dict[str, object], line:
     text = refusal(**changes)
     assert f"\n  {line}" in text
     assert len(text.splitlines()) == 2
+
+
+def test_a_backend_that_finds_no_room_for_itself_is_left_to_its_case() -> None:
+    assert len(plan(backends=["tests.harness.backends:Immense"])) == 2
 
 
 def test_a_mistake_that_a_further_grid_inherits_is_told_once() -> None:

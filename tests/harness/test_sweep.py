@@ -136,6 +136,23 @@ def test_killing_the_parent_leaves_no_child_and_resuming_neither_loses_nor_repea
     assert sorted(cells) == sorted((label, n, r) for label in ("Right", "Slow") for n in lengths for r in (0, 1))
     assert len({row.run for row in rows}) == 1
     assert "is torn and is skipped" in done.stderr
+    command = f"python -m harness.sweep {folder.parent / 'conf.yml'}"  # not the one that resumed
+    assert json.loads((folder / "run.json").read_text())["command"] == command
+
+
+@pytest.mark.parametrize("there", [(ROWS,), (ROWS, "conf.yml", "cache")])
+def test_a_sweep_killed_before_its_first_case_can_be_resumed(folder: Path, there: tuple[str, ...]) -> None:
+    process = start(folder)
+    wait_until(lambda: all((folder / name).exists() for name in there))
+    process.kill()
+    process.communicate()
+    assert not (folder / "run.json").exists()
+    conf = [] if (folder / "conf.yml").exists() else [str(folder.parent / "conf.yml")]
+    done = sweep(folder, *conf, "--resume", str(folder))
+    assert done.returncode == 0, done.stderr
+    (row,) = read_rows(folder)
+    assert row.status == "ok"
+    assert json.loads((folder / "run.json").read_text())["run"] == row.run
 
 
 def test_an_interrupted_sweep_keeps_and_reports_what_it_has(folder: Path) -> None:
@@ -171,6 +188,8 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(folder: Path) -> None:
         (["{conf}", "--set", "backends=[flsh]"], "flash"),
         (["{conf}", "--out", "{conf}/below"], "is not a folder"),
         (["{conf}", "--out", "{full}"], "--resume"),
+        (["{conf}", "--out", ""], "out: '' is not allowed"),
+        (["--resume", "{full}"], "before it noted what to measure; name a configuration"),
         (["--resume", "{empty}"], "holds no run"),
         (["{empty}/nothing.yml"], "nothing.yml"),
         ([], "name a configuration"),
