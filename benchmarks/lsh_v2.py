@@ -6,6 +6,7 @@
     python -m benchmarks.lsh_v2 --learning      trained against untrained codes at equal comparisons, five seeds
     python -m benchmarks.lsh_v2 --residual      with samples against without at equal comparisons, five seeds
     python -m benchmarks.lsh_v2 --planted       how often a planted key at a uniform distance is found
+    python -m benchmarks.lsh_v2 --decoding      one token after 1K to 32K on one thread, and the state it leaves
 
 Quality is measured on 16,384 tokens (`--n`) of 4 heads of 64 with closed gates, at 128 query rows in float64; codes
 are trained on a stretch of the text that nothing is measured on.
@@ -265,6 +266,27 @@ def planted(n: int, console: Console) -> None:
         )
 
 
+def decoding(longest: int, console: Console) -> None:
+    """Processor time of 128 single tokens after prompts of several lengths."""
+    table = Table("tokens before", "ms a token, median", "longest", "state, MiB", title="decoding, one thread")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for n in (n for n in (1024, 4096, 32_768, 262_144) if n <= longest):
+        stream = made().stream(1)
+        assert stream is not None, "it is causal"
+        sample, times_s = gaussian(n + 128), []
+        for piece in zip(*(x[:, :, :n].split(16_384, dim=2) for x in sample), strict=True):
+            stream.extend(*piece)
+        for t in range(n, n + 128):
+            start = time.process_time()
+            stream.extend(*(x[:, :, t : t + 1] for x in sample))
+            times_s.append(time.process_time() - start)
+        milliseconds = (f"{1e3 * x:.2f}" for x in (statistics.median(times_s), max(times_s)))
+        table.add_row(f"{n:,}", *milliseconds, f"{stream.state_bytes / 2**20:.1f}")
+    torch.set_num_threads(before)
+    console.print(table)
+
+
 def _interval(values: list[float]) -> str:
     half = STUDENT_5 * statistics.stdev(values) / len(values) ** 0.5
     mean = statistics.mean(values)
@@ -277,7 +299,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, help="tokens; default 65,536 for speed and planted keys, 16,384 for quality")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0, help="of the five of --learning")
-    for name in ("scaling", "ablation", "learning", "residual", "planted"):
+    for name in ("scaling", "ablation", "learning", "residual", "planted", "decoding"):
         parser.add_argument(f"--{name}", action="store_true")
     chosen = parser.parse_args()
     console, short = Console(width=110), chosen.n or 16_384
@@ -292,6 +314,8 @@ def main() -> None:
             residual(short, console)
         elif chosen.planted:
             planted(chosen.n or 65_536, console)
+        elif chosen.decoding:
+            decoding(chosen.n or 32_768, console)
         else:
             speed(chosen.n or 65_536, chosen.rounds, console)
             throughput(2 * (chosen.n or 65_536), 1, console)

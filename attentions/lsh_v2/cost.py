@@ -18,7 +18,7 @@ def estimate_cost(
     Each query meets at most local + f - 1 keys of the band, rounds·window pools and one sample a stratum; without
     causality band and windows count twice. FLOPs: these with 2·(D + E) each, and hashing 2·D for each of
     rounds·2·hash_dim coordinates of a query or pool. State of a level: the band, pools in some window, with codes
-    and place, and of each stratum a key, a sum and two numbers.
+    and place and room for as many again, the rings, and of each stratum a key, a sum and two numbers.
     """
     p, s = problem, settings
     sides, width, wide = 1 if p.causal else 2, p.head_dim + p.value_dim, max(p.dtype.itemsize, 4)
@@ -30,8 +30,10 @@ def estimate_cost(
         comparisons += heads * p.queries * (min(p.keys, sides * (s.local + f - 1)) + own + min(pools, strata))
         flops += hashed * (heads * p.queries + level.rows * pools)
         past_flops += hashed * level.rows * ((p.keys - p.queries) // f)
-        live = min(pools, s.rounds * s.window * hashing.buckets**2)
+        codes = s.rounds * hashing.buckets**2
+        live = min(pools, codes * s.window)
         slots = (s.local + f) * width * wide + 2 * live * (width * wide + 8 * (hashing.rounds + 1))
-        state += level.rows * (slots + strata * (width * wide + 8 * (hashing.rounds + 3)))
+        rings = codes * (4 * s.window + 8)
+        state += level.rows * (slots + rings + strata * (width * wide + 8 * (hashing.rounds + 3)))
     total = flops + 2 * comparisons * width
     return Cost(p.batch * total, p.batch * comparisons, p.batch * state, p.batch * past_flops)

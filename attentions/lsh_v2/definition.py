@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,6 +19,7 @@ from attentions.lsh_v2.estimate import Settings
 from attentions.lsh_v2.hashing import LearnedHash
 from attentions.lsh_v2.levels import Level, band, pooled
 from attentions.lsh_v2.samples import Sampler
+from attentions.reference import nearest
 
 
 @dataclass(frozen=True)
@@ -56,48 +58,44 @@ def supports(
         pool = torch.arange(M // level.factor, device=q.device)
         before, after = pool < near.before[:, None], pool >= near.after[:, None]
         keys = pooled(k[:, level.kv_heads], level.factor)
-        values = pooled(v[:, level.kv_heads].double(), level.factor)
         of_q, of_k = hashing(q[:, level.heads], level.kv_heads)[:, :, :, rows], hashing(keys, level.kv_heads)
         for one in range(level.heads.stop - level.heads.start):
             head, g = level.heads.start + one, one // level.group
             own = torch.zeros(len(q), len(rows), len(pool), dtype=torch.bool, device=q.device)
             for a, b in zip(of_q[: settings.rounds, :, one], of_k[: settings.rounds, :, g], strict=True):
                 same = a[:, :, None] == b[:, None]
-                own |= _last(same & before, settings.window)
-                own |= _last((same & after).flip(-1), settings.window).flip(-1)
+                own |= nearest(same & before, None if settings.causal else same & after, settings.window)
             sample = torch.zeros(len(q), len(rows), 0, dtype=torch.long, device=q.device)
             size, mean = sample, sample.double().unsqueeze(-1).expand(-1, -1, -1, v.shape[3])
             if sampler is not None and len(pool):
                 coarse, key_head = hashing.coarse(of_k[:, :, g]), level.kv_heads.start + g
                 block = at // settings.block * settings.block if settings.causal else torch.full_like(at, M)
                 known = block // level.factor
-                sample, size, mean = _strata(values[:, g], coarse, key_head, known, sampler)
-                met = (before | after).expand_as(own) & ~own
-                size = size * met.gather(2, sample)
+                values = pooled(v[:, key_head].double(), level.factor)
+                sample, size, mean = _strata(values, coarse, key_head, known, sampler)
+                outside = (before | after).expand_as(own)
+                size = size * (outside.gather(2, sample) & ~own.gather(2, sample))
             yield Support(head, level.factor, inside.expand(len(q), -1, -1), own, sample, size, mean)
-
-
-def _last(pairs: Bool[Tensor, "B R P"], count: int) -> Bool[Tensor, "B R P"]:
-    return pairs & (pairs.flip(-1).cumsum(-1).flip(-1) <= count)
 
 
 def _strata(
     values: Float[Tensor, "B P E"], coarse: Int[Tensor, "B P"], head: int, known: Int[Tensor, " R"], sampler: Sampler
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sample, size and mean value of each stratum among the first `known` pools of each row."""
-    B, P, E = values.shape
-    index = torch.arange(P, device=values.device).expand(B, -1)
+    index = torch.arange(values.shape[1], device=values.device).expand(len(values), -1)
     stratum = sampler.stratum(coarse, index)
-    ticket = sampler.draw(index, torch.full((B,), head, device=values.device)) * 2**32 + index
-    distinct, back = known.unique(return_inverse=True)
+    ticket = sampler.draw(index, torch.full((len(values),), head, device=values.device)) * 2**32 + index
+    shape = (len(values), sampler.strata)
+    size = torch.zeros(shape, dtype=torch.long, device=values.device)
+    least, total = torch.full_like(size, 2**63 - 1), values.new_zeros(*shape, values.shape[2])
+    counts, back = known.unique(return_inverse=True)
     found = []
-    for count in distinct.tolist():
-        cell, shape = stratum[:, :count], (B, sampler.strata)
-        size = torch.zeros(shape, dtype=torch.long, device=values.device).scatter_add(1, cell, torch.ones_like(cell))
-        least = torch.full(shape, 2**63 - 1, device=values.device).scatter_reduce(1, cell, ticket[:, :count], "amin")
-        total = values.new_zeros(*shape, E).scatter_add(1, cell.unsqueeze(-1).expand(-1, -1, E), values[:, :count])
-        sample = torch.where(size > 0, least % 2**32, 0)
-        found.append((sample, size, total / size.clamp(min=1).unsqueeze(-1)))
+    for new in pairwise([0, *counts.tolist()]):  # what earlier rows know, the later ones know too
+        of, cell = slice(*new), stratum[:, slice(*new)]
+        size = size.scatter_add(1, cell, torch.ones_like(cell))
+        least = least.scatter_reduce(1, cell, ticket[:, of], "amin")
+        total = total.scatter_add(1, cell.unsqueeze(-1).expand(-1, -1, total.shape[2]), values[:, of])
+        found.append((torch.where(size > 0, least % 2**32, 0), size, total / size.clamp(min=1).unsqueeze(-1)))
     sample, size, mean = (torch.stack(x, dim=1)[:, back] for x in zip(*found, strict=True))
     return sample, size, mean
 
@@ -110,16 +108,23 @@ def softmax(
     scale: float,
 ) -> Float[Tensor, "B R E"]:
     """The output of one head's rows, in float64."""
-    q, k, v = q.double(), k.double(), v.double()
-    pools, pooled_values = pooled(k, support.factor), pooled(v, support.factor)
+    q, near, used = q.double(), *(met.flatten(0, 1).any(0) for met in (support.near, support.own))
+    used[support.sample.flatten()] = True
+    (near,), (at,), place = near.nonzero(as_tuple=True), used.nonzero(as_tuple=True), used.cumsum(0) - 1
+    pools, pooled_values = (_pools(x, support.factor, at) for x in (k, v))
     compressed = q @ pools.mT * scale + torch.tensor(support.factor, dtype=torch.float64).log()
-    sampled = support.size > 0
+    drawn = compressed.gather(2, place[support.sample]) + support.size.clamp(min=1).double().log()
     logits = (
-        (q @ k.mT * scale).masked_fill(~support.near, -torch.inf),
-        compressed.masked_fill(~support.own, -torch.inf),
-        (compressed.gather(2, support.sample) + support.size.clamp(min=1).double().log()).masked_fill(
-            ~sampled, -torch.inf
-        ),
+        (q @ k[:, near].double().mT * scale).masked_fill(~support.near[:, :, near], -torch.inf),
+        compressed.masked_fill(~support.own[:, :, at], -torch.inf),
+        drawn.masked_fill(support.size == 0, -torch.inf),
     )
-    near, own, drawn = torch.cat(logits, -1).softmax(-1).split([x.shape[-1] for x in logits], -1)
-    return near @ v + own @ pooled_values + torch.einsum("brs,brse->bre", drawn, support.mean)
+    of_near, of_own, of_drawn = torch.cat(logits, -1).softmax(-1).split([x.shape[-1] for x in logits], -1)
+    return (
+        of_near @ v[:, near].double() + of_own @ pooled_values + torch.einsum("brs,brse->bre", of_drawn, support.mean)
+    )
+
+
+def _pools(x: Float[Tensor, "B M W"], factor: int, at: Int[Tensor, " K"]) -> Float[Tensor, "B K W"]:
+    """These pools alone; keys that no row meets cost nothing."""
+    return x[:, at[:, None] * factor + torch.arange(factor, device=x.device)].double().mean(2)

@@ -1,7 +1,7 @@
 """The softmax estimate of one level: band, buckets and samples of its keys, in stages that can be timed alone.
 
-`Past` is all that a level has to know of earlier tokens, nothing in `forward` and the state when decoding: `forward`
-on a sequence and `advance` on its pieces are the same code.
+`Past` is all that a level has to know of earlier tokens, nothing in `forward` and the state when decoding: a whole
+sequence and the pieces that a stream is given, but for single tokens, go through the same code.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from attentions.buckets import Windows
 from attentions.lsh_v2.hashing import LearnedHash
 from attentions.lsh_v2.levels import Band, Level, band, pooled
 from attentions.lsh_v2.merge import Part
-from attentions.lsh_v2.samples import NOWHERE, Pools, Reservoir, Sampler, Samples, sample_windows
+from attentions.lsh_v2.pools import Pools
+from attentions.lsh_v2.samples import NOWHERE, Reservoir, Sampler, Samples, sample_windows
 from attentions.lsh_v2.windows import band_windows, coming_windows, recent_windows
 
 
@@ -33,22 +34,10 @@ class Past:
     pools: Pools | None
     reservoir: Reservoir | None
 
-    def rows(self, index: Int[Tensor, " X"]) -> Past:
-        """The rows that `index` names."""
-        pools, reservoir = (None if x is None else x.rows(index) for x in (self.pools, self.reservoir))
-        return Past(self.begin, self.keys[index], self.values[index], pools, reservoir)  # type: ignore[arg-type]
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All that is held."""
-        held = [x.tensors() for x in (self.pools, self.reservoir) if x is not None]
-        return self.keys, self.values, *(x for one in held for x in one)
-
-    def detach(self) -> Past:
-        """The same without gradients and, but for its pools, of its own memory."""
-        pools = None if self.pools is None else self.pools.detach()
-        reservoir = None if self.reservoir is None else self.reservoir.detach()
-        keys, values = (x.detach().clone() for x in (self.keys, self.values))
-        return Past(self.begin, keys, values, pools, reservoir)
+    @property
+    def end(self) -> int:
+        """The position after the last."""
+        return self.begin + self.keys.shape[1]
 
 
 @dataclass(frozen=True)
@@ -77,7 +66,7 @@ class Estimate:
     ) -> None:
         self.level, self.settings, self.hashing, self.sampler = level, settings, hashing, sampler
         self.past, self.batch = past, q.shape[0]
-        self.keys = past.begin + past.keys.shape[1]  # M
+        self.keys = past.end  # M
         self.q = q[:, level.heads].unflatten(1, (level.rows, -1)).flatten(2, 3).flatten(0, 1)  # X, Q, D
         self.at = torch.arange(self.keys - q.shape[2], self.keys, device=q.device).repeat(level.group)
         self.heads = torch.arange(level.kv_heads.start, level.kv_heads.stop, device=q.device).repeat(self.batch)
@@ -137,6 +126,12 @@ class Estimate:
             return None
         coarse = self.hashing.coarse(new.codes)
         return self.sampler.sample(new, coarse, self.heads, opens, blocks, self.past.reservoir)
+
+    def next_reservoir(self) -> Reservoir | None:
+        """What sampling goes on from after these tokens."""
+        keys, values = self.pool()
+        sampled = self.sample(self.fresh(keys, values, self.codes(keys)[1]))
+        return sampled[1] if sampled else self.past.reservoir
 
     def all_parts(self) -> tuple[list[Part], Pools, Reservoir | None]:
         """The stages one after the other: the parts, the pools of `past.keys`, and what sampling goes on from."""

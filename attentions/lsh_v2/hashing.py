@@ -16,6 +16,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+PIECE = 4096  # positions whose coordinates stay in the cache
+FEW = 16  # vectors of a head, which torch's argmax has sooner than a dozen launches
+
 
 class LearnedHash(nn.Module):
     """`rounds` functions for each of `kv_heads` heads, codes in [0, (2·hash_dim)²)."""
@@ -35,8 +38,7 @@ class LearnedHash(nn.Module):
     ) -> Int[Tensor, "rounds B heads N"]:
         """Codes of vectors whose heads, one or several each, belong to these key/value heads."""
         with torch.no_grad():
-            first, second = self._largest(self._rotated(x, kv_heads)).unbind(3)  # B, G, rounds, Q
-            return (first * self.buckets + second).movedim(2, 0).reshape(self.rounds, *x.shape[:3])
+            return torch.cat([self._codes(piece, kv_heads) for piece in x.split(PIECE, dim=2)], dim=3)
 
     def coarse(self, codes: Int[Tensor, "rounds X L"]) -> Int[Tensor, "X L"]:
         """The first round's first rotation alone: 2·hash_dim buckets, the strata of dissimilarity sampling."""
@@ -45,11 +47,17 @@ class LearnedHash(nn.Module):
     def soft(
         self, x: Float[Tensor, "B heads N D"], temperature: float
     ) -> Float[Tensor, "B G Q rounds rotations buckets"]:
-        """Log-probability of each bucket, differentiable in the functions; Q counts the queries of all heads."""
-        z = self._grouped(x, slice(None)).flatten(2, 3)[:, :, None, None] @ self.projections.to(x.dtype)
-        z = nn.functional.normalize(z, dim=-1) @ self.rotations.to(x.dtype)  # B, G, rounds, 2, Q, hash_dim
-        both = torch.cat((z, -z), dim=-1) / temperature
-        return both.log_softmax(-1).movedim(4, 2)
+        """Probability of each bucket, differentiable in the functions; Q counts the queries of all heads."""
+        z = torch.einsum(
+            "bgqd,grtdh->bgqrth", self._grouped(x, slice(None)).flatten(2, 3), self.projections.to(x.dtype)
+        )
+        z = torch.einsum("bgqrth,grthk->bgqrtk", nn.functional.normalize(z, dim=-1), self.rotations.to(x.dtype))
+        z = z / temperature
+        return torch.cat((z, -z), dim=-1).softmax(-1)
+
+    def _codes(self, x: Tensor, kv_heads: slice) -> Tensor:
+        first, second = self._largest(self._rotated(x, kv_heads)).unbind(3)  # B, G, rounds, Q
+        return (first * self.buckets + second).movedim(2, 0).reshape(self.rounds, *x.shape[:3])
 
     def _rotated(self, x: Tensor, kv_heads: slice) -> Tensor:
         """(B, G, rounds, 2, hash_dim, Q), not normalised."""
@@ -64,10 +72,13 @@ class LearnedHash(nn.Module):
         return x.unflatten(1, (G, x.shape[1] // G))
 
     def _largest(self, y: Tensor) -> Tensor:
-        """argmax [y; -y] over the axis before the last, the first of equals; along it, which is far faster here."""
-        best, code = torch.full_like(y[..., 0, :], -1.0), torch.zeros_like(y[..., 0, :], dtype=torch.int64)
+        """argmax [y; -y] over the axis before the last, the first of equals; far faster than argmax for many."""
+        if y.shape[-1] <= FEW:
+            best = y.abs().argmax(-2, keepdim=True)
+            return ((y.gather(-2, best) < 0) * self.hash_dim + best).squeeze(-2)
+        best, code = torch.full_like(y[..., 0, :], -1.0), torch.zeros_like(y[..., 0, :], dtype=torch.uint8)
         for i, one in enumerate(y.unbind(-2)):
             size = one.abs()
-            code = torch.where(size > best, (one < 0) * self.hash_dim + i, code)
+            code = torch.where(size > best, (one < 0).to(torch.uint8) * self.hash_dim + i, code)
             best = torch.maximum(best, size)
-        return code
+        return code.long()

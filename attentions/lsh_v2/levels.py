@@ -73,6 +73,11 @@ def band(at: Int[Tensor, " Q"], keys: int, factor: int, local: int, *, causal: b
     return Band(before * factor, (after * factor).clamp(max=keys), before, after.clamp(max=keys // factor))
 
 
+def band_start(at: int, factor: int, local: int) -> int:
+    """Where the band of a query at this position begins."""
+    return max(at + 1 - local, 0) // factor * factor
+
+
 def pooled(x: Float[Tensor, "*batch L W"], factor: int) -> Float[Tensor, "*batch P W"]:
     """Means of `factor` consecutive vectors; an incomplete last pool is left out."""
     if factor == 1:

@@ -17,60 +17,16 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from attentions.buckets import Members, Windows
 from attentions.hashing import splitmix
+from attentions.lsh_v2.pools import Pools
 from attentions.lsh_v2.windows import by_position
 
 NOWHERE = 2**31 - 2  # index of a sample that is not there: after every key
 NEVER = 2**63 - 1  # number that no key draws
-
-
-@dataclass(frozen=True)
-class Pools:
-    """Keys of a level, pooled by its factor: `index` counts pools from the start of the sequence, -1 fills up."""
-
-    keys: Float[Tensor, "X L D"]
-    values: Float[Tensor, "X L E"]
-    codes: Int[Tensor, "rounds X L"]
-    index: Int[Tensor, "X L"]
-
-    @staticmethod
-    def cat(*parts: Pools) -> Pools:
-        """One after the other."""
-        keys, values, index = (torch.cat([getattr(p, name) for p in parts], 1) for name in ("keys", "values", "index"))
-        return Pools(keys, values, torch.cat([p.codes for p in parts], 2), index)
-
-    def keep(self, count: int) -> Pools:
-        """The first ones of each row alone."""
-        return Pools(self.keys[:, :count], self.values[:, :count], self.codes[:, :, :count], self.index[:, :count])
-
-    def rows(self, index: Int[Tensor, " X"]) -> Pools:
-        """The rows that `index` names."""
-        return Pools(self.keys[index], self.values[index], self.codes[:, index], self.index[index])
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All that is held."""
-        return self.keys, self.values, self.codes, self.index
-
-    def detach(self) -> Pools:
-        """The same without gradients."""
-        return Pools(*(x.detach() for x in self.tensors()))
-
-    def drop(self, count: int) -> Pools:
-        """Without the first ones of each row."""
-        return Pools(self.keys[:, count:], self.values[:, count:], self.codes[:, :, count:], self.index[:, count:])
-
-    def with_values(self, place: Int[Tensor, "X K"], values: Float[Tensor, "X K E"]) -> Pools:
-        """The pools at these places of each row, with other values."""
-        codes = self.codes.gather(2, place.expand(len(self.codes), -1, -1))
-        return Pools(_rows_at(self.keys, place), values, codes, self.index.gather(1, place))
-
-    def select(self, place: Int[Tensor, "X K"]) -> Pools:
-        """The pools at these places of each row."""
-        return self.with_values(place, _rows_at(self.values, place))
 
 
 @dataclass(frozen=True)
@@ -192,12 +148,6 @@ class _RunningSum(torch.autograd.Function):
         for one, two in pairwise(reversed(out.unbind(1))):
             two += one
         return out
-
-
-def _rows_at(x: Tensor, place: Tensor) -> Tensor:
-    """x (X, L, W) at places (X, K), by one selection of rows, which is far faster than a gather of elements."""
-    rows = torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
-    return x.flatten(0, 1).index_select(0, (rows + place).flatten()).view(*place.shape, x.shape[2])
 
 
 def sample_windows(

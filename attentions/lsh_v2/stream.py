@@ -1,13 +1,12 @@
 """Decoding with LSH v2: of the past only what a later query can still meet.
 
 A level keeps its last keys uncompressed, as far back as the next query's band reaches; the pools before them that
-are among the last `window` of their code in some round; and of each stratum a sample, a count and a sum. Pools that
-left every window are dropped when those at hand have doubled, so a token costs a constant share of that.
+are among the last `window` of their code in some round (`held`); and of each stratum a sample, a count and a sum.
+Several tokens at once go through the stages of `forward` (`estimate`). One token is a few hundred numbers, for which
+those are mostly launches: it gathers what it meets and takes one softmax (`token`).
 """
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -16,8 +15,12 @@ from torch import Tensor
 from attentions.base import Stream
 from attentions.lsh_v2.attention import LSHv2
 from attentions.lsh_v2.estimate import Past
-from attentions.lsh_v2.levels import Level, band
+from attentions.lsh_v2.held import Held
+from attentions.lsh_v2.levels import Level, band_start, pooled
 from attentions.lsh_v2.merge import merged_attention
+from attentions.lsh_v2.pools import Pools
+from attentions.lsh_v2.samples import Reservoir
+from attentions.lsh_v2.token import token_attention
 
 
 class LSHv2Stream(Stream):
@@ -26,77 +29,86 @@ class LSHv2Stream(Stream):
     def __init__(self, attention: LSHv2, batch: int) -> None:
         self._attention = attention
         self._context = None if attention.context is None else attention.context.scan.stream(batch)
-        self._pasts: list[Past] = []
-        self._kept = [0] * len(attention.levels)  # pools after the last dropping
+        self._levels = [LevelStream(attention, level) for level in attention.levels]
 
     def extend(
         self, q: Float[Tensor, "B H T D"], k: Float[Tensor, "B G T D"], v: Float[Tensor, "B G T E"]
     ) -> Float[Tensor, "B H T E"]:
-        a = self._attention
         wide = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k, v)]
-        outs, pasts = [], []
-        for i, level in enumerate(a.levels):
-            keys, values = (x[:, level.kv_heads].flatten(0, 1) for x in wide[1:])
-            if self._pasts:
-                past = self._pasts[i]
-                keys, values = torch.cat((past.keys, keys), 1), torch.cat((past.values, values), 1)
-                past = replace(past, keys=keys, values=values)
-            else:
-                past = Past(0, keys, values, None, None)
-            out, past = self._level(level, wide[0], past)
-            outs.append(out)
-            pasts.append(self._without_dead(i, past))
-        self._pasts, out = pasts, torch.cat(outs, 1)
-        if self._context is not None and a.context is not None:
-            out = out + a.context.gated(self._context.extend(*wide))
+        out = torch.cat([level.extend(*wide) for level in self._levels], 1)
+        if self._context is not None and self._attention.context is not None:
+            out = out + self._attention.context.gated(self._context.extend(*wide))
         return out.to(q.dtype)
 
     def reorder(self, index: Int[Tensor, " B"]) -> None:
-        self._pasts = [
-            past.rows((index[:, None] * level.rows + torch.arange(level.rows, device=index.device)).flatten())
-            for level, past in zip(self._attention.levels, self._pasts, strict=bool(self._pasts))
-        ]
+        for level in self._levels:
+            level.reorder(index)
         if self._context is not None:
             self._context.reorder(index)
 
     @property
     def state_bytes(self) -> int:
-        held = [x for past in self._pasts for x in past.tensors()]
-        own = sum(x.numel() * x.itemsize for x in held)
-        return own + (0 if self._context is None else self._context.state_bytes)
+        return sum(x.bytes for x in self._levels) + (0 if self._context is None else self._context.state_bytes)
 
-    def _level(self, level: Level, q: Tensor, past: Past) -> tuple[Tensor, Past]:
-        """A level's output for the new tokens, and its state after them."""
-        s, f = self._attention.settings, level.factor
-        one = self._attention.level_estimate(level, q, past)
+
+class LevelStream:
+    """One level of it: keys and values from position `begin` on, the pools before it, and the strata."""
+
+    def __init__(self, attention: LSHv2, level: Level) -> None:
+        self._attention, self._level = attention, level
+        self._begin = 0
+        self._near: list[Tensor] = []  # keys and values
+        self._held = Held(attention.settings.rounds, attention.hashing.buckets**2, attention.settings.window)
+        self._reservoir: Reservoir | None = None
+
+    def extend(
+        self, q: Float[Tensor, "B H T D"], k: Float[Tensor, "B G T D"], v: Float[Tensor, "B G T E"]
+    ) -> Float[Tensor, "B heads T E"]:
+        """Append T tokens and return their rows of this level's heads."""
+        level, new = self._level, [x[:, self._level.kv_heads].flatten(0, 1) for x in (k, v)]
+        keys, values = (torch.cat(x, 1) for x in zip(self._near, new, strict=True)) if self._near else new
+        past = Past(self._begin, keys, values, self._held.pools, self._reservoir)
+        begin = band_start(past.end, level.factor, self._attention.settings.local)
+        leaving = (begin - past.begin) // level.factor  # pools that the next query no longer has in its band
+        out = self._several(q, past, leaving) if q.shape[2] > 1 else self._one(q, past, leaving)
+        self._near = [x[:, begin - past.begin :].detach().clone() for x in (keys, values)]
+        self._begin = begin
+        return out
+
+    def reorder(self, index: Int[Tensor, " B"]) -> None:
+        """As `Stream.reorder`."""
+        rows = (index[:, None] * self._level.rows + torch.arange(self._level.rows, device=index.device)).flatten()
+        self._near = [x[rows] for x in self._near]
+        self._held.keep_rows(rows)
+        self._reservoir = None if self._reservoir is None else self._reservoir.rows(rows)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all that is held."""
+        strata = () if self._reservoir is None else self._reservoir.tensors()
+        return self._held.bytes + sum(x.numel() * x.itemsize for x in (*self._near, *strata))
+
+    def _several(self, q: Tensor, past: Past, leaving: int) -> Tensor:
+        """Tokens by the stages of `forward`, which know what the state needs."""
+        one = self._attention.level_estimate(self._level, q, past)
         parts, pools, reservoir = one.all_parts()
-        out, _ = merged_attention(parts, self._attention.scale)
-        begin = int(band(torch.tensor([one.keys]), one.keys + 1, f, s.local, causal=True).start)
-        passed = pools.keep(pools.index.shape[1] - (one.keys - past.begin) // f + (begin - past.begin) // f)
-        kept = (past.keys[:, begin - past.begin :], past.values[:, begin - past.begin :])
-        found = Past(begin, *kept, passed, reservoir)
-        return one.by_head(out), found.detach()
+        stay = past.keys.shape[1] // self._level.factor - leaving
+        self._held.take(pools.keep(pools.index.shape[1] - stay).detach())
+        self._reservoir = None if reservoir is None else reservoir.detach()
+        return one.by_head(merged_attention(parts, self._attention.scale)[0])
 
-    def _without_dead(self, i: int, past: Past) -> Past:
-        s = self._attention.settings
-        if past.pools is None or past.pools.index.shape[1] <= 2 * self._kept[i]:
-            return past
-        pools = past.pools  # at first the caller's memory, which this copies
-        alive = torch.zeros_like(pools.index, dtype=torch.bool)
-        for codes in pools.codes[: s.rounds]:
-            alive |= newest(codes, s.window) & (pools.index >= 0)
-        self._kept[i] = most = int(alive.sum(1).max()) if alive.numel() else 0
-        # A stable sort moves what is alive to the right end; -1 fills up on the left.
-        place = torch.sort(alive.int(), dim=1, stable=True).indices[:, alive.shape[1] - most :]
-        dead = ~alive.gather(1, place)
-        pools = pools.select(place)
-        codes, index = pools.codes.masked_fill(dead, -1), pools.index.masked_fill(dead, -1)
-        return replace(past, pools=replace(pools, codes=codes, index=index))
-
-
-def newest(codes: Int[Tensor, "X L"], count: int) -> Tensor:
-    """Which places are among the last `count` of their code."""
-    ordered, order = torch.sort(codes, dim=1, stable=True)
-    end = torch.searchsorted(ordered, ordered, right=True)
-    late = end - torch.arange(codes.shape[1], device=codes.device) <= count
-    return torch.zeros_like(late).scatter(1, order, late)
+    def _one(self, q: Tensor, past: Past, leaving: int) -> Tensor:
+        """One token by `token_attention`; the pool that leaves its band, if any, is hashed beside its queries."""
+        a, level = self._attention, self._level
+        of_heads = q[:, level.heads].squeeze(2).unflatten(1, (level.rows, -1)).flatten(0, 1)  # X, R, D
+        keys, values = (pooled(x[:, : leaving * level.factor].detach(), level.factor) for x in (past.keys, past.values))
+        by_row = torch.cat((of_heads, keys), 1).unflatten(0, (len(q), -1))
+        of_q, of_k = a.hashing(by_row, level.kv_heads).flatten(1, 2).split((level.group, leaving), 2)
+        out = token_attention(of_heads, past, self._held.find(of_q), level.factor, a.scale)
+        if leaving:
+            index = torch.full((len(keys), 1), past.begin // level.factor, device=q.device)
+            self._held.append(Pools(keys, values, of_k, index))
+        if past.end % a.settings.block == 0:
+            reservoir = a.level_estimate(level, q, past).next_reservoir()
+            self._reservoir = None if reservoir is None else reservoir.detach()
+        return out.unflatten(0, (len(q), -1)).flatten(1, 2).unsqueeze(2)

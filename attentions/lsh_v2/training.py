@@ -27,8 +27,9 @@ ROWS_AT_ONCE = 256  # of exact attention
 
 @dataclass(frozen=True)
 class HashTraining:
-    """Circumstances (`scale`, `local`, `causal`) and hyper-parameters: `pool` rows of attention in all, `rows` of
-    them and `keys` drawn for each in a step, and `others` keys to be spread; τ falls from `hot` to `cold`.
+    """Circumstances (`scale`, `local`, `causal`) and hyper-parameters: `tokens` of a sample, its last ones; `pool`
+    rows of their attention in all, `rows` of them and `keys` drawn for each in a step, and `others` keys to be spread;
+    τ falls from `hot` to `cold`.
     """
 
     scale: float
@@ -36,6 +37,7 @@ class HashTraining:
     causal: bool
     steps: int
     seed: int
+    tokens: int = 16_384
     pool: int = 4096
     rows: int = 128
     keys: int = 8
@@ -81,8 +83,8 @@ def _drawn(
     keys = k[:, : int(at[-1]) + 1] if how.causal else k
     weights = _far_attention(q[:, rows], keys, at, how)
     mass = weights.sum(-1)
-    even = weights + (mass == 0).unsqueeze(-1)  # a row that the band holds whole counts nothing
-    place = torch.multinomial(even.flatten(0, 1).cpu(), how.keys, replacement=True, generator=draw).to(q.device)
+    weights[..., 0] += mass == 0  # a row that the band holds whole draws some key, which counts nothing
+    place = torch.multinomial(weights.flatten(0, 1).cpu(), how.keys, replacement=True, generator=draw).to(q.device)
     place = place.view(len(q), -1, 1).expand(-1, -1, k.shape[2])
     return q[:, rows], keys.gather(1, place).unflatten(1, (len(rows), -1)), mass
 
@@ -93,10 +95,10 @@ def hash_loss(
     """Loss on these pairs; `others` are keys that should fill all buckets evenly. None of them gets a gradient."""
     of_q = hashing.soft(pairs.q, temperature).unsqueeze(3)
     of_k = hashing.soft(pairs.k.flatten(2, 3), temperature).unflatten(2, pairs.k.shape[2:4])
-    meet = (of_q + of_k).logsumexp(-1).sum(-1).exp()  # B, G, Q, K, rounds
-    found = 1 - (1 - meet).clamp(min=1e-6).log().sum(-1).exp()
+    meet = (of_q * of_k).sum(-1).prod(-1)  # B, G, Q, K, rounds
+    found = 1 - (1 - meet).prod(-1)
     kept = (found.mean(3) * pairs.mass).sum(2) / pairs.mass.sum(2).clamp(min=1e-9)
-    first, second = hashing.soft(others, temperature).exp().unbind(4)  # B, G, K, rounds, buckets
+    first, second = hashing.soft(others, temperature).unbind(4)  # B, G, K, rounds, buckets
     mean = torch.einsum("bgkra,bgkrc->grac", first, second) / (first.shape[0] * first.shape[2])
     return how.balance * mean.square().sum((-1, -2)).log().mean() - kept.mean()
 
@@ -117,6 +119,7 @@ def train(hashing: LearnedHash, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B
         return
     wide = torch.promote_types(hashing.projections.dtype, torch.float32)
     q, k, draw = q.detach().to(wide), k.detach().to(wide), torch.Generator().manual_seed(how.seed)
+    q, k = (x[:, :, -how.tokens :] for x in (q, k))
     pairs = draw_pairs(q, k, how.pool, how, draw)
     dtypes = {name: p.dtype for name, p in hashing.named_parameters()}
     hashing.to(wide)
@@ -143,7 +146,11 @@ def _far_attention(
     q: Float[Tensor, "B R D"], k: Float[Tensor, "B M D"], at: Int[Tensor, " R"], how: HashTraining
 ) -> Float[Tensor, "B R M"]:
     """Exact attention of queries at these positions without what the band holds anyway."""
-    ahead = torch.arange(k.shape[1], dtype=torch.int32, device=q.device) - at[:, None].int()
+    key, at = torch.arange(k.shape[1], device=q.device), at[:, None]
     scores = q * how.scale @ k.mT
-    weights = (scores.masked_fill_(ahead > 0, -torch.inf) if how.causal else scores).softmax(-1)
-    return weights.masked_fill_(ahead.abs() < how.local, 0.0)
+    near = key > at - how.local
+    if how.causal:  # what comes after a query has no weight anyway
+        scores.masked_fill_(key > at, -torch.inf)
+    else:
+        near &= key < at + how.local
+    return scores.softmax(-1).masked_fill_(near, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attentions import build
-from attentions.base import Problem, problem_of
+from attentions.base import Problem
 from attentions.candidate import Candidate, NotApplicable
 from attentions.contract import CHECKS
 from attentions.lsh_v2 import LSHv2
@@ -66,6 +67,28 @@ def test_closed_gates_leave_the_softmax_estimate_and_have_a_gradient() -> None:
     out.square().sum().backward()
     assert attention.context.gate.grad is not None
     assert attention.context.gate.grad.all()
+
+
+def test_open_gates_add_the_hyperbolic_tangent_of_their_number_of_the_scan() -> None:
+    q, k, v = inputs(80)
+    attention = made(**SMALL)
+    assert attention.context is not None
+    attention.context.gate.data = torch.tensor([-1.5, 0.7], dtype=torch.float64)
+    scan = build("mamba", heads=2, head_dim=16).double()(q, k, v)
+    want = attention.estimate(q, k, v)[0] + torch.tensor([math.tanh(-1.5), math.tanh(0.7)])[:, None, None] * scan
+    torch.testing.assert_close(attention(q, k, v), want, rtol=1e-7, atol=1e-7)
+
+
+def test_defaults_are_those_of_the_original_readme() -> None:
+    attention = LSHv2(6, 64)
+    assert (attention.n_hashes, attention.hashing.hash_dim, attention.bucket_size) == (4, 8, 128)
+    assert [level.factor for level in attention.levels] == [1, 2, 4]
+    assert attention.reach == 128 * 256
+
+
+@pytest.mark.parametrize(("local", "block"), [(8, 8), (90, 88), (1000, 128)])
+def test_at_most_128_queries_share_samples_and_whole_pools_fill_their_block(local: int, block: int) -> None:
+    assert made(**SMALL | {"local": local}).settings.block == block
 
 
 def test_judged_as_softmax_only_without_global_context() -> None:
@@ -126,6 +149,22 @@ def test_comparisons_are_the_keys_pools_and_samples_of_the_definition() -> None:
     assert attention.comparisons(q, k)[0].tolist() == want
 
 
+def test_kept_mass_is_the_softmax_weight_on_keys_of_band_and_pools() -> None:
+    changed: dict[str, Any] = {"compression_factors": [1, 4]}
+    attention = made(heads=2, **SMALL | changed)
+    q, k, v = inputs(150)
+    rows = torch.tensor([3, 77, 149])
+    found = attention.kept_mass(q, k, rows=rows)
+    for support in attention._supports(q, k, v, rows):
+        for i, row in enumerate(rows.tolist()):
+            weights = (k[0, support.head, : row + 1] @ q[0, support.head, row] / 4).softmax(0)
+            pools = support.own[0, i].nonzero()[:, 0].tolist()
+            met = {support.factor * p + j for p in pools for j in range(support.factor)}
+            met |= set(support.near[0, i].nonzero()[:, 0].tolist())
+            torch.testing.assert_close(found[0, support.head, i], weights[sorted(met)].sum())
+            assert row < 12 or 0.05 < weights[sorted(met)].sum() < 0.95
+
+
 def test_normaliser_is_unbiased_over_2000_draws() -> None:
     """40 seeds for each of 50 heads that hash alike; the mean estimate lies within its error of the exact sum."""
     heads, n = 50, 72
@@ -155,6 +194,12 @@ def test_draws_depend_on_seed_head_and_position_alone() -> None:
     assert draws.ne(Sampler(4, 2, seed=6).draw(index, heads)).all()
 
 
+def test_neighbours_of_a_coarse_bucket_lie_in_different_strata_and_no_stratum_spans_buckets() -> None:
+    coarse, index = torch.arange(4).repeat_interleave(6), torch.arange(6).repeat(4)
+    strata = Sampler(4, 3, seed=0).stratum(coarse, index).view(4, 6).tolist()
+    assert strata == [[3 * bucket + i for i in (0, 1, 2, 0, 1, 2)] for bucket in range(4)]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_samples_lower_the_error_on_gaussian_inputs_at_equal_comparisons(seed: int) -> None:
     q, k, v = inputs(2048, seed=seed)
@@ -164,31 +209,6 @@ def test_samples_lower_the_error_on_gaussian_inputs_at_equal_comparisons(seed: i
     exact = without.target(q, k, v)
     errors = [(attention(q, k, v) - exact).norm() for attention in (with_them, without)]
     assert errors[0] < 0.7 * errors[1]
-
-
-def test_any_split_of_600_tokens_decodes_like_forward_while_dead_pools_are_dropped() -> None:
-    attention = made(heads=3, **SMALL | {"hash_dim": 1, "n_hashes": 2})
-    q, k, v = inputs(600, heads=3)
-    want, generator = attention(q, k, v), torch.Generator().manual_seed(0)
-    for _ in range(2):
-        cuts = sorted(torch.randint(1, 600, (9,), generator=generator).unique().tolist())
-        stream = attention.stream(1)
-        assert stream is not None
-        edges = zip([0, *cuts], [*cuts, 600], strict=True)
-        pieces = [stream.extend(*(x[:, :, a:b] for x in (q, k, v))) for a, b in edges]
-        torch.testing.assert_close(torch.cat(pieces, dim=2), want, rtol=1e-10, atol=1e-11)
-
-
-def test_a_stream_holds_no_memory_of_its_caller() -> None:
-    attention = made(**SMALL)
-    whole = inputs(60)
-    stream, want = attention.stream(1), attention(*whole)
-    assert stream is not None
-    prompt = [x[:, :, :40].clone() for x in whole]
-    stream.extend(*prompt)
-    for x in prompt:
-        x.fill_(torch.nan)
-    torch.testing.assert_close(stream.extend(*(x[:, :, 40:] for x in whole)), want[:, :, 40:], rtol=1e-10, atol=1e-11)
 
 
 def test_a_stream_spends_on_a_token_what_no_longer_grows_once_windows_are_full() -> None:
@@ -201,20 +221,6 @@ def test_a_stream_spends_on_a_token_what_no_longer_grows_once_windows_are_full()
     assert two.past_flops == codes + attention.context.scan.cost(replace(PROBLEM, heads=3, kv_heads=3)).past_flops
     whole = attention.cost(replace(PROBLEM, heads=3, kv_heads=3, queries=12_000))
     assert whole.past_flops == 0
-
-
-def test_state_does_not_grow_with_the_sequence() -> None:
-    attention = made(**SMALL | {"hash_dim": 1, "n_hashes": 2})
-    stream = attention.stream(1)
-    assert stream is not None
-    q, k, v = inputs(4000)
-    sizes = []
-    for piece in zip(*(x.split(100, dim=2) for x in (q, k, v)), strict=True):
-        stream.extend(*piece)
-        sizes.append(stream.state_bytes)
-    assert max(sizes[10:]) <= attention.cost(problem_of(attention, q[:, :, :500], k[:, :, :500])).state_bytes
-    assert max(sizes[20:]) <= 1.3 * max(sizes[:20])
-    assert max(sizes) < (k.nbytes + v.nbytes) / 4
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -235,12 +241,18 @@ def test_torch_fallback_gives_the_native_kernels_result(causal: bool, monkeypatc
 def test_components_are_the_stages_of_forward() -> None:
     q, k, v = inputs(150)
     attention = made(**SMALL)
+    assert attention.context is not None
+    attention.context.gate.data = torch.tensor([0.5, -1.0], dtype=torch.float64)
     stages = attention.components(q, k, v)
     assert list(stages) == ["pooling", "hashing", "bucket assignment", "dissimilarity samples", "bucket attention",
                             "global context", "output"]  # fmt: skip
     for stage in stages.values():
         stage()
-    torch.testing.assert_close(list(stages.values())[-1](), attention(q, k, v))
+    attended, context = stages["bucket attention"](), stages["global context"]()
+    assert isinstance(attended, list)
+    torch.testing.assert_close(torch.cat(attended, 1), attention.estimate(q, k, v)[0])
+    torch.testing.assert_close(context, attention.context.scan(q, k, v))
+    torch.testing.assert_close(stages["output"](), attention(q, k, v))
     assert set(attention.claimed_components) <= set(stages)
     bare = made(n_hashes=0, samples=0, compression_factors=[1], global_context=False, hash_steps=0)
     assert list(bare.components(q, k, v)) == ["hashing", "bucket attention", "output"]
