@@ -7,7 +7,8 @@
 One line a case; each runs in a process of its own, with the limits of the configuration, and ends in a row of
 `rows.jsonl`. From the rows: `report.html` and `report.md` (the harness's), `benchmark_summary.json` (`seq_len`,
 `latency_ms`, `rss_mb`, `tokens_per_sec`, fitted exponents, accuracies) and its figure. The same command again measures
-what is not there yet. Exit status: 0 done, 2 unusable input and why, 130 interrupted with all rows kept.
+what is not there yet. Exit status: 0 done, 1 the disk is full, 2 unusable input and why, 130 interrupted; all rows so
+far are kept.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from pathlib import Path
 
 # Every child of the fork server runs this module again before its own work, so it imports the rest when called.
 
-UNUSABLE, INTERRUPTED = 2, 130
+FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130
+KEPT = "every row so far is kept, and the same command goes on"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,21 +32,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("config", nargs="?", type=Path, help="a YAML file (default: lsh_v2/long_arena.yml)")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="replace a value")
     parsed = parser.parse_args(given)
+    from lsh_v2.disk import unwritable
     from lsh_v2.long_arena_config import FULL, load_arena_config
     from lsh_v2.long_arena_run import run
 
     try:
         config = load_arena_config(parsed.config or FULL, parsed.set)
+    except ValueError as error:
+        return _say(error, UNUSABLE)
+    out = Path(config.out)
+    try:
         run(config, shlex.join(["python", "-m", "lsh_v2.long_arena", *given]))
     except KeyboardInterrupt:
-        print("interrupted; every row so far is kept, and the same command goes on", file=sys.stderr)
-        return INTERRUPTED
+        return _say(f"interrupted; {KEPT}", INTERRUPTED)
+    except OSError as error:
+        return _say(f"{unwritable(error, out)}; {KEPT}", FAILED)
     except ValueError as error:
-        print(error, file=sys.stderr)
-        return UNUSABLE
-    print(Path(config.out) / "report.html")
-    print(Path(config.out) / "benchmark_summary.json")
+        return _say(error, UNUSABLE)
+    print(out / "report.html")
+    print(out / "benchmark_summary.json")
     return 0
+
+
+def _say(message: object, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

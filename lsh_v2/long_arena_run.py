@@ -19,7 +19,8 @@ from harness import machine
 from harness.backend_series import Series
 from harness.executor import Executor, Limits
 from harness.journal import Journal, read_rows
-from harness.plan import all_cores, resolve_device
+from harness.load import cores
+from harness.plan import resolve_device
 from harness.progress import reporter
 from harness.report import write_report
 from harness.rows import SCHEMA, Case, Row
@@ -34,7 +35,9 @@ MODULE = "lsh_v2.long_arena_case"
 FORWARD, LEARNING = f"{MODULE}:forward", f"{MODULE}:learning"
 CHECKPOINT = "checkpoint"  # the label of a trained model
 CLASS_FACTS = ("paper", "exact", "approximates", "claimed_time", "causality")
-INCIDENTAL = {"out", "attentions", "sequence_lengths", "tasks"}  # may grow from one start to the next
+LIMITS = {"timeout_seconds", "max_memory_gb", "training_timeout_seconds"}
+# May change from one start to the next; a checkpoint is known by its weights.
+INCIDENTAL = {"out", "attentions", "sequence_lengths", "tasks", "checkpoint"} | LIMITS
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,13 @@ def run(config: ArenaConfig, command: str = "") -> dict[str, Any]:
     """
     folder = RunFolder(Path(config.out), {})
     folder.make()
-    jobs, facts = list(jobs_of(config)), facts_of(config, command)
+    jobs, before, facts = list(jobs_of(config)), facts_before(config), facts_of(config, command)
     wanted = [(job, key_of(job, facts)) for job in jobs]
     journal, report_to = Journal(folder.path), reporter()
     try:
         folder.write_facts(facts)
-        rows = {row.key: row for row in read_rows(folder.path)}
+        same = all(before.get("config", {}).get(name) == facts["config"][name] for name in LIMITS)
+        rows = {row.key: row for row in read_rows(folder.path) if _final(row, same_limits=same)}
         todo = [(job, key) for job, key in wanted if key not in rows]
         for left in folder.path.glob("children-*"):  # by a run that was killed
             shutil.rmtree(left)
@@ -103,6 +107,13 @@ def row_of(job: Job, key: str, run: str, executor: Executor, stopped: str = "") 
     return Row(**identity, **outcome.answer)
 
 
+def _final(row: Row, *, same_limits: bool) -> bool:
+    """Whether a row needs no other try: what a limit ended may go further with another, a training in any case."""
+    if row.status in ("ok", "wrong", "unsupported"):
+        return True
+    return same_limits and not (row.mode == "train" and row.status == "timeout")
+
+
 def _stopped(case: Case, rows: Iterable[Row]) -> str:
     """Why a length is hopeless: a shorter one of the same attention ran out of time or memory. Empty if it is not."""
     for row in rows:
@@ -113,11 +124,10 @@ def _stopped(case: Case, rows: Iterable[Row]) -> str:
 
 
 def key_of(job: Job, facts: dict[str, Any]) -> str:
-    """What decides a job's row: its case and arguments, the machine, the libraries, and the source."""
+    """What decides a job's row: its case and arguments, limits apart, the machine, the libraries, and the source."""
     source = _source(resolve(job.case.backend).__module__)
-    return job.case.digest(
-        facts["machine"]["name"], json.dumps([facts["versions"], job.arguments], sort_keys=True), source
-    )
+    arguments = {name: value for name, value in job.arguments.items() if name not in ("time_s", "memory_gb")}
+    return job.case.digest(facts["machine"]["name"], json.dumps([facts["versions"], arguments], sort_keys=True), source)
 
 
 @cache
@@ -125,13 +135,18 @@ def _source(backend: str) -> str:
     return source_hash(MODULE, backend)
 
 
+def facts_before(config: ArenaConfig) -> dict[str, Any]:
+    """What `run.json` held at the last start, nothing before the first."""
+    path = Path(config.out) / "run.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
 def facts_of(config: ArenaConfig, command: str) -> dict[str, Any]:
     """What `run.json` holds; a run that goes on keeps its name and start.
 
     Raises FolderError for an `out` that holds a run of another configuration.
     """
-    path, plain = Path(config.out) / "run.json", config.model_dump(mode="json")
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    before, plain = facts_before(config), config.model_dump(mode="json")
     differing = [key for key, value in before.get("config", plain).items() if plain.get(key) != value]
     if differing := sorted(set(differing) - INCIDENTAL):
         raise FolderError(
@@ -226,7 +241,7 @@ def _case(
         value_dim=model.head_dim,
         dtype=config.dtype if subject == FORWARD else "float32",
         device=resolve_device(config.device),
-        threads=config.threads or all_cores(),
+        threads=config.threads or len(cores()),
         causal=model.causal,
         seed=config.seed,
     )

@@ -3,7 +3,7 @@
     python -m lsh_v2.long_example                            # 131,072 tokens, the default attention
     python -m lsh_v2.long_example --tokens 16384 --set attention=flash
 
-    parameters 99,995,209   tokens 131,072   seconds ...   peak 6.95 GB beyond the weights   steps 2.00   logits ...
+    parameters 99,999,817   tokens 131,072   seconds 431.3   peak 6.95 GB beyond the weights   steps 2.00   logits ...
 
 Logits of all positions would be 131,072 × 32,000 × 4 bytes = 16.8 GB, so only the last position's are made. Every
 other value that is as wide as the feed-forward layer exists for one chunk of the sequence alone.

@@ -25,9 +25,9 @@ from lsh_v2.pipeline_run import artifacts, digest
 NAME = "lsh_v2_complete_package.zip"
 MANIFEST = "manifest.json"
 PROJECT = Path(__file__).parents[1]
-PACKAGES = ("attentions", "harness", "hyper_attn", "lsh_v2", "tasks", "transformer_vq")
+FOLDERS = ("attentions", "docs", "harness", "hyper_attn", "lsh_v2", "tasks", "transformer_vq")
 FILES = ("LICENSE", "Makefile", "README.md", "conf.yml", "constraints.txt", "environment.yml", "pyproject.toml")
-SOURCE = {".py", ".yml", ".md", ".cpp", ".h", ".css", ".js", ".html"}
+SOURCE = {".py", ".yml", ".md", ".cpp", ".hpp", ".css", ".js", ".html", ".svg"}
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip can name; times would make each zip another
 
 
@@ -82,8 +82,8 @@ def _entries(root: Path) -> Iterator[tuple[str, Path]]:
     for name in FILES:
         if (PROJECT / name).exists():
             yield f"source/{name}", PROJECT / name
-    for package in PACKAGES:
-        for path in (PROJECT / package).rglob("*"):
+    for folder in FOLDERS:
+        for path in (PROJECT / folder).rglob("*"):
             if path.suffix in SOURCE and "__pycache__" not in path.parts:
                 yield f"source/{path.relative_to(PROJECT).as_posix()}", path
     layouts = [Layout(root, quick=quick) for quick in (False, True)]

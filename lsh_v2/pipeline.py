@@ -48,8 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on with this phase", file=sys.stderr)
         return INTERRUPTED
-    flags = flags_of(layout)
-    path = write_results(layout, records, flags)
+    try:
+        flags = flags_of(layout)
+        path = write_results(layout, records, flags)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return status or UNUSABLE
     print(f"\nsuccess flags\n{shown(flags)}\n{path}")
     return status
 

@@ -30,7 +30,7 @@ class Flag:
 
 
 def flags_of(layout: Layout) -> list[Flag]:
-    """All flags, from the metrics that lie in the layout's folders."""
+    """All flags, from the metrics that lie in the layout's folders. Raises ValueError for a file that is damaged."""
     summary = _read(layout.benchmark / "benchmark_summary.json")
     metrics = _read(layout.training / "training_metrics.json")
     facts = _read(layout.benchmark / "run.json")
@@ -140,3 +140,5 @@ def _read(path: Any) -> dict[str, Any] | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}; remove it, and the same command makes it again") from error

@@ -51,7 +51,7 @@ class PhaseFailed(RuntimeError):  # noqa: N818, it is the phase's failure
         self.records, last = records, records[-1]
         super().__init__(
             f"phase {last.name} failed; its whole output is in {last.log}, and ends:\n\n{last.excerpt}\n\n"
-            "When the cause is removed, the same command goes on with this phase."
+            "When the cause is removed, the same command goes on with this phase; with --force it begins anew."
         )
 
 
@@ -82,7 +82,10 @@ def run_phases(phases: Sequence[Phase], layout: Layout, *, force: bool = False) 
 
 
 def write_results(layout: Layout, records: Sequence[Record], flags: Sequence[Flag]) -> Path:
-    """Write the manifest, complete or as it was: phases, flags, machine, versions and every artifact with its hash."""
+    """Write the manifest, complete or as it was: phases, flags, machine, versions and every artifact with its hash.
+
+    Raises PipelineError where it cannot be written.
+    """
     commit, dirty = machine.commit()
     results = {
         "mode": "quick" if layout.quick else "full",
@@ -95,17 +98,21 @@ def write_results(layout: Layout, records: Sequence[Record], flags: Sequence[Fla
         "dirty": dirty,
         "artifacts": {str(path.relative_to(layout.root)): digest(path) for path in artifacts(layout)},
     }
-    layout.manifest.parent.mkdir(parents=True, exist_ok=True)
     draft = layout.manifest.with_name(layout.manifest.name + ".part")
-    draft.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    draft.replace(layout.manifest)
+    try:
+        layout.manifest.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        draft.replace(layout.manifest)
+    except OSError as error:
+        raise PipelineError(f"{error.filename or layout.manifest} cannot be written: {error.strerror}") from error
     return layout.manifest
 
 
 def artifacts(layout: Layout) -> list[Path]:
-    """Files with results, of the checkpoints the newest; not what serves the machinery alone."""
+    """Files with results, and what a trained model needs: its tokenizer, and of the checkpoints the newest."""
     suffixes = {".json", ".jsonl", ".png", ".html", ".md", ".log", ".safetensors"}
-    folders = {layout.results, layout.training, layout.benchmark}
+    within = (layout.training / name for name in ("tokenizer", "component_report"))
+    folders = {layout.results, layout.training, layout.benchmark, *within}
     found = {path for folder in folders for path in folder.glob("*") if path.suffix in suffixes}
     found |= set(max((layout.training / "checkpoints").glob("step-*"), default=layout.manifest).glob("*"))
     return sorted(path for path in found if path.is_file())
@@ -130,7 +137,7 @@ def _before(phase: Phase, layout: Layout) -> Record | None:
         kept = json.loads(layout.named(phase.name, ".ok").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if kept["of"] != _identity(phase):
+    if not isinstance(kept, dict) or kept.get("of") != _identity(phase):
         print(f"phase {phase.name}: its settings have changed since it finished; it runs again", flush=True)
         return None
     if not phase.makes[0].exists():

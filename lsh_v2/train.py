@@ -2,8 +2,9 @@
 
     python -m lsh_v2.train                                  # train.yml: the original guide's full settings
     python -m lsh_v2.train lsh_v2/quick.yml                 # minutes on a laptop
-    python -m lsh_v2.train lsh_v2/quick.yml --set model.attention=flash --set out=data/flash
-    accelerate launch --num_processes 4 -m lsh_v2.train     # or: torchrun --nproc_per_node 4 -m lsh_v2.train
+    python -m lsh_v2.train lsh_v2/quick.yml --set model.attention=flash --set model.attention_settings={}
+    torchrun --nproc_per_node 4 -m lsh_v2.train             # four GPUs, or processes of a CPU: device=cpu
+    accelerate launch --num_processes 4 -m lsh_v2.train     # four GPUs; on a CPU it starts one process without mpirun
 
 The same command again goes on at the newest checkpoint. Exit codes: 0 trained, 1 the run failed, 2 unusable input.
 """
@@ -11,15 +12,18 @@ The same command again goes on at the newest checkpoint. Exit codes: 0 trained, 
 from __future__ import annotations
 
 import argparse
-import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from accelerate import PartialState
+
+from lsh_v2.disk import unwritable
 from lsh_v2.training import CheckpointError, Trainer, load_training_config
+from lsh_v2.training.metrics import METRICS
 
 FULL = Path(__file__).with_name("train.yml")
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,21 +33,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key, a.b=value")
     given = parser.parse_args(arguments)
     try:
-        trainer = Trainer(load_training_config(given.config, given.set))
-        metrics = trainer.run()
+        config = load_training_config(given.config, given.set)
+    except ValueError as error:
+        return _say(error, 2)
+    out = Path(config.out)
+    try:
+        metrics = Trainer(config).run()
     except (CheckpointError, FloatingPointError) as error:
         return _say(error, 1)
     except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        return _say(f"no room to write: {error}; the checkpoints written so far are whole", 1)
+        return _say(f"{unwritable(error, out)}; the checkpoints written so far are whole", 1)
     except ValueError as error:
         return _say(error, 2)
+    if PartialState(cpu=config.device == "cpu").is_main_process:
+        _report(metrics, out)
+    return 0
+
+
+def _report(metrics: dict[str, Any], out: Path) -> None:
     print(f"loss by epoch: {', '.join(f'{loss:.4f}' for loss in metrics['loss_train'])}")
     for kind, figures in metrics["accuracy"].items():
         print(f"{kind}: {figures['score']:.3f} ± {figures['standard_error']:.3f} (chance {figures['chance']:.3f})")
-    print(f"{trainer.out / 'training_metrics.json'}")
-    return 0
+    print(out / METRICS)
 
 
 def _say(message: object, code: int) -> int:

@@ -13,22 +13,42 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from harness.names import import_path
 from lsh_v2.training.configuration import TrainingConfig
 from tasks.encoding import Encoded, collate, encode
-from tasks.example import Example, Task
+from tasks.example import Example, Mixed, Task
 from tasks.jsonl import read_examples
 from tasks.tokenizer import Tokenizer
 
 
 class FileTask(Task):
-    """The examples of a `.jsonl` file, around and around. Raises ValueError naming a broken line, or an empty file."""
+    """The examples of a `.jsonl` file, around and around; those of the kinds that `like` makes are scored as by it.
 
-    def __init__(self, path: Path) -> None:
+    Raises ValueError naming a broken line, an empty file, and an example without the facts that its score asks for.
+    """
+
+    def __init__(self, path: Path, like: Task) -> None:
         super().__init__()
         self.examples = list(read_examples(path))
         if not self.examples:
             raise ValueError(f"{path} holds no examples")
+        self._kinds = {task.name: task for task in (like.tasks if isinstance(like, Mixed) else [like])}
+        for number, example in enumerate(self.examples, 1):
+            try:
+                self.chance(example)
+            except KeyError as error:
+                raise ValueError(f"{path}, example {number}: its metadata lack {error}") from error
 
     def example(self, index: int) -> Example:
         return self.examples[index % len(self.examples)]
+
+    def score(self, example: Example, output: str) -> float:
+        kind = self._kind(example)
+        return super().score(example, output) if kind is None else kind.score(example, output)
+
+    def chance(self, example: Example) -> float:
+        kind = self._kind(example)
+        return super().chance(example) if kind is None else kind.chance(example)
+
+    def _kind(self, example: Example) -> Task | None:
+        return self._kinds.get(example.metadata.get("task", ""))
 
 
 class Rows(Dataset):
@@ -65,20 +85,26 @@ class Rows(Dataset):
 
 
 class Batches(Sampler):
-    """Row numbers in batches, shuffled by seed and epoch alone; `start` batches of the epoch are passed over."""
+    """Row numbers in batches, shuffled by seed and epoch alone; `start` batches of the epoch are passed over.
 
-    def __init__(self, rows: int, batch_size: int, seed: int) -> None:
-        self._rows, self.batch_size, self._seed = rows, batch_size, seed
+    Several processes take batches in turn and as many each, all of them full: the epoch then begins again with its
+    first rows until that is so. Accelerate would do the same, but with the first rows after `start`.
+    """
+
+    def __init__(self, rows: int, batch_size: int, seed: int, processes: int = 1) -> None:
+        self._rows, self.batch_size, self._seed, self._processes = rows, batch_size, seed, processes
         self.drop_last = False
         self.epoch = self.start = 0
 
     def __len__(self) -> int:
-        return math.ceil(self._rows / self.batch_size)
+        return math.ceil(self._rows / (self.batch_size * self._processes)) * self._processes
 
     def __iter__(self) -> Iterator[list[int]]:
         draw = torch.Generator().manual_seed(self._seed * 1_000_003 + self.epoch)
-        order = torch.randperm(self._rows, generator=draw).split(self.batch_size)
-        return iter([batch.tolist() for batch in order[self.start :]])
+        order = torch.randperm(self._rows, generator=draw)
+        if self._processes > 1:
+            order = order[torch.arange(len(self) * self.batch_size) % self._rows]
+        return iter([batch.tolist() for batch in order.split(self.batch_size)[self.start :]])
 
 
 def task_of(config: TrainingConfig, *, evaluation: bool) -> Task:
@@ -86,9 +112,6 @@ def task_of(config: TrainingConfig, *, evaluation: bool) -> Task:
 
     Raises ValueError for a path that names no task, for settings it does not take, and for broken files.
     """
-    path = config.eval_file if evaluation else config.train_file
-    if path is not None:
-        return FileTask(Path(path))
     maker = import_path(config.task)
     try:
         made = maker(seed=2 * config.seed + evaluation, **config.task_settings)  # type: ignore[operator]
@@ -96,11 +119,12 @@ def task_of(config: TrainingConfig, *, evaluation: bool) -> Task:
         raise ValueError(f"task={config.task} does not take task_settings={config.task_settings}: {error}") from error
     if not isinstance(made, Task):
         raise ValueError(f"task={config.task!r} is not allowed: it must make a tasks.example.Task")
-    return made
+    path = config.eval_file if evaluation else config.train_file
+    return made if path is None else FileTask(Path(path), made)
 
 
-def loader_of(config: TrainingConfig, tokenizer: Tokenizer) -> tuple[DataLoader, Batches]:
-    """Training batches and the sampler that orders them."""
+def loader_of(config: TrainingConfig, tokenizer: Tokenizer, processes: int = 1) -> tuple[DataLoader, Batches]:
+    """Training batches of all processes and the sampler that orders them."""
     rows = Rows(
         task_of(config, evaluation=False),
         tokenizer,
@@ -109,7 +133,7 @@ def loader_of(config: TrainingConfig, tokenizer: Tokenizer) -> tuple[DataLoader,
         pack=config.pack,
         learn=config.learn,
     )
-    batches = Batches(len(rows), config.batch_size, config.seed)
+    batches = Batches(len(rows), config.batch_size, config.seed, processes)
     loader = DataLoader(
         rows,
         batch_sampler=batches,

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from lsh_v2 import checkpoint
+from lsh_v2.component_profile import profile_model
 from lsh_v2.model import LSHv2Model
 from lsh_v2.training.configuration import TrainingConfig, differences, plain
 from lsh_v2.training.data import loader_of, task_of
@@ -37,13 +38,14 @@ class Run:
         torch.manual_seed(config.seed)
         self.model = LSHv2Model(config.model_of(self.tokenizer.vocab_size))
         self.optimizer = optimizer_of(self.model, config)
-        loader, self.batches = loader_of(config, self.tokenizer)
+        self.held_out = task_of(config, evaluation=True)  # whose file had better be found broken now than hours later
+        loader, self.batches = loader_of(config, self.tokenizer, accelerator.num_processes)
         self.step, self.seconds, self.tokens = 0, 0.0, 0
         self.steps: list[dict[str, Any]] = []
         self.loss_eval: list[float] = []
         self.wrapped, self.prepared, self.loader = accelerator.prepare(self.model, self.optimizer, loader)
         self._resume()
-        self.each = math.ceil(len(self.batches) / accelerator.num_processes)
+        self.each = len(self.batches) // accelerator.num_processes
         self.total = self.each * config.num_epochs
 
     def train(self) -> None:
@@ -66,14 +68,12 @@ class Run:
             if self.config.num_answers:
                 metrics["accuracy"] = graded(
                     self.model,
-                    task_of(self.config, evaluation=True),
+                    self.held_out,
                     self.tokenizer,
                     count=self.config.num_answers,
                     max_answer_tokens=self.config.max_answer_tokens,
                 )
             if self.config.profile_components:
-                from lsh_v2.profile import profile_model  # which loads trained models, and so knows this package
-
                 profile_model(self.model, self.out)
             write_metrics(self.out, metrics)
         self.accelerator.wait_for_everyone()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import ProjectConfiguration
 
 from lsh_v2.training.configuration import TrainingConfig, differences, plain
 from lsh_v2.training.metrics import METRICS
 from lsh_v2.training.run import Run
 from lsh_v2.training.trackers import require_installed
+
+PATIENCE = timedelta(hours=12)  # the others wait while the first process evaluates; NCCL would for 10 minutes
 
 
 class Trainer:
@@ -31,12 +34,12 @@ class Trainer:
 
     def enable_wandb(self, project: str, **settings: Any) -> None:
         """Log to Weights & Biases too; settings go to `wandb.init`. Raises ValueError where it is not installed."""
-        self._project = project
+        self._name(project)
         self._enable("wandb", settings)
 
     def enable_mlflow(self, project: str, **settings: Any) -> None:
         """Log to MLflow too; settings go to accelerate's tracker. Raises ValueError where it is not installed."""
-        self._project = project
+        self._name(project)
         self._enable("mlflow", settings)
 
     def run(self) -> dict[str, Any]:
@@ -51,6 +54,11 @@ class Trainer:
             return run.finish()
         finally:
             run.accelerator.end_training()
+
+    def _name(self, project: str) -> None:
+        if self._project not in (project, self.config.project):
+            raise ValueError(f"project={project!r} is not allowed: trackers share one, {self._project!r} already")
+        self._project = project
 
     def _enable(self, name: str, settings: dict[str, Any]) -> None:
         require_installed([name])
@@ -71,8 +79,11 @@ class Trainer:
             mixed_precision=self.config.mixed_precision,
             log_with=list(self._trackers),  # type: ignore[arg-type]
             project_config=ProjectConfiguration(str(self.out), logging_dir=str(self.out / "tensorboard")),
-            # Memories that never filled and hashes without an auxiliary loss have no gradient.
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            kwargs_handlers=[
+                # Memories that never filled and hashes without an auxiliary loss have no gradient.
+                DistributedDataParallelKwargs(find_unused_parameters=True),
+                InitProcessGroupKwargs(timeout=PATIENCE),
+            ],
         )
 
     def _start_trackers(self, run: Run) -> None:

@@ -1,7 +1,11 @@
-"""Small models in float64, a prime number of everything, for the tests of the language model."""
+"""Small models in float64, a prime number of everything, and a disk without room, for tests of the language model."""
 
 from __future__ import annotations
 
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,3 +52,15 @@ def token_ids(length: int, *, batch: int = BATCH, seed: int = 1) -> Tensor:
 def logits(model: LSHv2Model, ids: Tensor) -> Tensor:
     with torch.no_grad():
         return model(ids)["logits"]
+
+
+@contextmanager
+def no_room(limit: int) -> Iterator[None]:
+    """No file can grow beyond `limit` bytes here, as on a disk that is full."""
+    limits, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)

@@ -22,6 +22,7 @@ from lsh_v2.long_arena_run import jobs_of, run
 from lsh_v2.long_arena_summary import summarise
 from lsh_v2.long_arena_tasks import text_classification
 from tasks.example import Example, Task
+from tests.lsh_v2.small import no_room
 
 TINY = {"d_model": 32, "n_heads": 2, "n_kv_heads": 1, "n_layers": 2, "weight_tied_layers": 1, "feed_forward_dim": 32}
 QUICK = Path(long_arena.__file__).with_name("long_arena_quick.yml")
@@ -153,6 +154,53 @@ def test_other_weights_are_another_row(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(keys) == 2
 
 
+def test_what_a_limit_ended_is_tried_again_with_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guide: raise timeout_seconds. A training goes on at its checkpoint in any case."""
+    asked: list[tuple[str, int]] = []
+
+    def stand_in(job: Any, key: str, run: str, executor: object, stopped: str = "") -> Row:
+        asked.append((job.case.mode, job.case.n))
+        fine = job.limits.time_s > 50 and job.case.mode == "forward"
+        outcome: dict[str, Any] = {"status": "timeout", "reason": "too late"}
+        if fine or job.case.n == 64:
+            outcome = {"status": "ok", "samples_s": [1.0], "time_s": 1.0}
+        if stopped:
+            outcome = {"status": "skipped", "reason": stopped}
+        return Row(**job.case.model_dump(), run=run, key=key, round=0, **outcome)
+
+    monkeypatch.setattr(long_arena_run, "row_of", stand_in)
+    task = f'tasks={{echo: {{task: "{__name__}:Echo", seq_length: 16}}}}'
+    common = [task, "sequence_lengths=[64, 128, 256]"]
+    first = run(config(tmp_path, *common, "timeout_seconds=9"))
+    assert [cost["status"] for cost in first["costs"]] == ["ok", "timeout", "skipped"]
+    assert asked == [("forward", 64), ("forward", 128), ("forward", 256), ("train", 16)]
+    asked.clear()
+    assert run(config(tmp_path, *common, "timeout_seconds=9")) == first
+    assert asked == [("train", 16)]
+    asked.clear()
+    patient = run(config(tmp_path, *common, "timeout_seconds=90"))
+    assert [cost["status"] for cost in patient["costs"]] == ["ok", "ok", "ok"]
+    assert asked == [("forward", 128), ("forward", 256), ("train", 16)]
+
+
+def test_a_model_that_was_trained_meanwhile_joins_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a pipeline ran with --no-training first."""
+    asked: list[str] = []
+
+    def stand_in(job: Any, key: str, run: str, *_: object) -> Row:
+        asked.append(f"{job.case.label} {job.arguments['weights']}".strip())
+        return Row(**job.case.model_dump(), run=run, key=key, round=0, status="ok", samples_s=[1.0], time_s=1.0)
+
+    monkeypatch.setattr(long_arena_run, "row_of", stand_in)
+    run(config(tmp_path, "sequence_lengths=64"))
+    model = ModelConfig.model_validate({**TINY, "attention": "flash"})
+    for weights in ("early", "late"):
+        monkeypatch.setattr(long_arena_run, "_trained", lambda _, weights=weights: (model, weights))
+        summary = run(config(tmp_path, "sequence_lengths=64", "checkpoint=somewhere"))
+        assert [cost["attention"] for cost in summary["costs"]] == ["flash", "checkpoint"]
+    assert asked == ["flash", "checkpoint early", "checkpoint late"]
+
+
 def test_every_mistake_of_a_configuration_is_said_before_anything_runs(tmp_path: Path) -> None:
     for changes, words in (
         (["lengths=[1]"], "lengths: this key is unknown"),
@@ -258,6 +306,35 @@ def test_rows_report_and_summary_of_a_run_that_goes_on(tmp_path: Path, monkeypat
         assert (tmp_path / "run" / name).stat().st_size > 100
     with pytest.raises(ValueError, match="another configuration, different in model: choose another `out`"):
         run(config(tmp_path, "model.d_model=64"))
+
+
+def test_a_full_disk_keeps_the_rows_and_the_next_start_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Room for the rows and none for the figure."""
+    asked: list[int] = []
+
+    def stand_in(job: Any, key: str, run: str, *_: object) -> Row:
+        asked.append(job.case.n)
+        identity = {**job.case.model_dump(), "run": run, "key": key, "round": 0}
+        return Row(**identity, status="ok", samples_s=[1.0], time_s=1.0, tokens_per_s=1.0)
+
+    monkeypatch.setattr(long_arena_run, "row_of", stand_in)
+    settings = [
+        "sequence_lengths=[64, 128]",
+        "device=cpu",
+        "threads=1",
+        "attentions=[flash]",
+        f"out={tmp_path / 'run'}",
+    ]
+    command = [str(QUICK), *(word for setting in settings for word in ("--set", setting))]
+    with no_room(4_000):
+        assert long_arena.main(command) == 1
+    assert "cannot be written: File too large; every row so far is kept" in capsys.readouterr().err
+    assert len(read_rows(tmp_path / "run")) == 2
+    assert long_arena.main(command) == 0
+    assert asked == [64, 128]
+    assert (tmp_path / "run" / "benchmark_summary.png").stat().st_size > 4_000
 
 
 @pytest.mark.slow

@@ -143,6 +143,21 @@ def test_loss_of_training_is_the_weighted_sum_of_its_terms(use_ponder: bool) -> 
     assert found["auxiliary_loss"] == pytest.approx(sum(alone) / 4) != 0
 
 
+@pytest.mark.parametrize("name", BACKENDS)
+def test_every_attention_trains_in_the_model(name: str) -> None:
+    model, ids = small_model(attention=name, n_layers=2, weight_tied_layers=1).train(), token_ids(40)
+    loss = model(ids, ids)["loss"]
+    weights = {key: p for key, p in model.named_parameters() if ".attention." not in key}
+    gradients = torch.autograd.grad(loss, list(weights.values()))
+    for key, gradient in zip(weights, gradients, strict=True):
+        assert gradient.isfinite().all(), key
+        assert gradient.abs().max() > 1e-9, key
+    with torch.no_grad():
+        for weight, gradient in zip(weights.values(), gradients, strict=True):
+            weight -= 1e-3 * gradient / torch.cat([g.flatten() for g in gradients]).norm()
+        assert model(ids, ids)["loss"] < loss
+
+
 def test_left_padding_changes_nothing() -> None:
     model, ids = small_model(), token_ids(20)
     padded = torch.cat((torch.zeros(3, 7, dtype=torch.long), ids), dim=1)

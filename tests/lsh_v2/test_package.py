@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lsh_v2.package import MANIFEST, NAME, check_package, main, write_package
+from lsh_v2.package import MANIFEST, NAME, PROJECT, check_package, main, write_package
 
 
 @pytest.fixture
@@ -44,6 +44,12 @@ def test_results_and_source_are_in_the_zip_as_the_manifest_says(root: Path) -> N
     assert "data/results/checkpoints/step-00000001/model.safetensors" not in manifest
     assert not [name for name in manifest if "__pycache__" in name]
     assert check_package(root / NAME) == []
+
+
+def test_no_file_of_the_source_is_left_out(root: Path) -> None:
+    folders = [PROJECT / name for name in ("attentions", "harness", "hyper_attn", "lsh_v2", "tasks", "transformer_vq")]
+    files = {path for folder in folders for path in folder.rglob("*.*") if path.is_file() and path.suffix != ".pyc"}
+    assert {f"source/{path.relative_to(PROJECT).as_posix()}" for path in files} <= set(write_package(root, root / NAME))
 
 
 def test_the_same_files_give_the_same_bytes(root: Path) -> None:

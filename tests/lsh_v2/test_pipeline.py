@@ -14,6 +14,7 @@ import pytest
 from lsh_v2 import pipeline
 from lsh_v2.pipeline_phases import Layout, Phase, phases_of
 from lsh_v2.pipeline_run import PhaseFailed, PipelineError, digest, excerpt, run_phases, write_results
+from tests.lsh_v2.small import no_room
 
 
 @pytest.fixture
@@ -150,6 +151,41 @@ def test_quick_and_full_results_do_not_meet(tmp_path: Path) -> None:
     assert not [path for path in quick for other in full if path.is_relative_to(other) or other.is_relative_to(path)]
 
 
+def test_results_that_cannot_be_recorded_are_said_and_the_phases_stay_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = Layout(tmp_path, quick=True)
+    monkeypatch.setattr(pipeline, "phases_of", lambda *_, **__: [phase(layout, "one")])
+    (tmp_path / "final_results").touch()
+    assert pipeline.main(["--quick", "--root", str(tmp_path)]) == 2
+    assert "final_results cannot be written: File exists" in capsys.readouterr().err
+    (tmp_path / "final_results").unlink()
+    layout.training.mkdir()
+    (layout.training / "training_metrics.json").write_text('{"torn')
+    assert pipeline.main(["--quick", "--root", str(tmp_path)]) == 2
+    assert "training_metrics.json is no JSON" in capsys.readouterr().err
+    (layout.training / "training_metrics.json").unlink()
+    assert pipeline.main(["--quick", "--root", str(tmp_path)]) == 0
+    assert runs(layout, "one") == 1
+    assert json.loads(layout.manifest.read_text())["phases"][0]["status"] == "done before"
+
+
+@pytest.mark.parametrize("torn", ["", "[]", '{"of"', "{}"])
+def test_a_marker_that_is_no_marker_is_none(layout: Layout, torn: str) -> None:
+    run_phases([phase(layout, "one")], layout)
+    layout.named("one", ".ok").write_text(torn)
+    assert run_phases([phase(layout, "one")], layout)[0].status == "done"
+
+
+def test_a_full_disk_stops_a_phase_and_the_next_start_goes_on_with_it(layout: Layout) -> None:
+    """Its log grows beyond the room there is."""
+    chatter = phase(layout, "two", "print('x' * 10_000)")
+    with no_room(5_000), pytest.raises(PipelineError, match="cannot be written: File too large; phases that have"):
+        run_phases([phase(layout, "one"), chatter], layout)
+    assert [record.status for record in run_phases([phase(layout, "one"), chatter], layout)] == ["done before", "done"]
+    assert runs(layout, "one") == 1
+
+
 def test_an_excerpt_is_the_last_traceback_or_the_last_lines() -> None:
     trace = "Traceback (most recent call last):\n  File\nKeyError: 1"
     assert excerpt(f"a\n{trace}\nb\n{trace}\n") == trace
@@ -160,10 +196,18 @@ def test_the_manifest_names_every_artifact_with_its_hash(layout: Layout) -> None
     for path in ("quick_training/checkpoints/step-00000001/old", "quick_training/checkpoints/step-00000002/state.json"):
         (layout.results / path).parent.mkdir(parents=True)
         (layout.results / path).write_text(path)
-    (layout.results / "quick_data.log").write_text("said")
+    others = (
+        "quick_data.log",
+        "quick_training/tokenizer/tokenizer.json",
+        "quick_training/component_report/report.html",
+    )
+    for path in others:
+        (layout.results / path).parent.mkdir(exist_ok=True)
+        (layout.results / path).write_text("said")
+    (layout.results / "quick_data.ok").write_text("of the machinery")
     found = json.loads(write_results(layout, [], []).read_text())["artifacts"]
-    newest = "data/results/quick_training/checkpoints/step-00000002/state.json"
-    assert found == {name: digest(layout.root / name) for name in ("data/results/quick_data.log", newest)}
+    names = {f"data/results/{path}" for path in ("quick_training/checkpoints/step-00000002/state.json", *others)}
+    assert found == {name: digest(layout.root / name) for name in names}
 
 
 TRAINING = """
@@ -195,6 +239,15 @@ threads: 1
 """
 
 
+def wait_for_the_middle(name: str, layout: Layout) -> None:
+    """Of a phase that has just begun; the data's takes less than a second."""
+    steps = layout.training / "steps.jsonl"
+    while name == "training" and not (steps.exists() and len(steps.read_text().splitlines()) > 20):
+        time.sleep(0.01)
+    if name != "training":
+        time.sleep(0.1 if name == "data" else 1)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_whole_pipeline_killed_in_each_phase_and_started_again_finishes(
@@ -212,8 +265,9 @@ def test_the_whole_pipeline_killed_in_each_phase_and_started_again_finishes(
         with subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE, env=environment, text=True) as run:
             assert run.stdout is not None
             assert any(line.startswith(f"phase {name}: python") for line in run.stdout)
-            time.sleep(3)
+            wait_for_the_middle(name, layout)
             run.send_signal(signal.SIGKILL)
+        assert not layout.named(name, ".ok").exists()
     monkeypatch.setattr("lsh_v2.pipeline_phases.HERE", tmp_path)
     assert pipeline.main(["--quick", "--root", str(layout.root)]) == 0
     said = capsys.readouterr().out

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,14 @@ import torch
 from torch import Tensor
 
 from attentions.flash import Flash
+from harness.journal import read_rows
 from lsh_v2 import LSHv2Model, create_lsh_v2_model
-from lsh_v2 import profile as module
-from lsh_v2.profile import PROFILES, main, profile_model, stretched
+from lsh_v2 import component_profile as module
+from lsh_v2.checkpoint import save
+from lsh_v2.component_profile import PROFILES, profile_model
+from lsh_v2.profile import REPORT, main, stretched
+from lsh_v2.profile_stages import report_stages
+from tests.lsh_v2.small import no_room
 
 SMALL: dict[str, Any] = {
     "vocab_size": 259,
@@ -76,7 +82,9 @@ def test_the_file_has_a_row_for_each_length_and_its_figure_beside_it(model: LSHv
     profile = profile_model(model, tmp_path, lengths=[8, 16, 32, 4096], repeats=2)
     assert json.loads((tmp_path / PROFILES).read_text()) == profile
     assert [row["seq_len"] for row in profile["lengths"]] == [8, 16, 32]
-    assert sum(profile["shares_of_longest"].values()) == pytest.approx(1, abs=0.5)  # medians of single parts
+    last = profile["lengths"][-1]
+    parts = set(last) - {"seq_len", "total_ms"}
+    assert profile["shares_of_longest"] == {name: last[name] / last["total_ms"] for name in parts}
     assert set(profile["growth"]) >= {"attention_ms", "total_ms"}
     assert (tmp_path / PROFILES).with_suffix(".png").stat().st_size > 1_000
 
@@ -124,3 +132,64 @@ def test_the_command_prints_a_table_and_says_what_is_wrong(tmp_path: Path, capsy
     assert [line.split()[0] for line in said if line.startswith("attention_ms")] == ["attention_ms"]
     assert main([*shape, "--lengths", "100"]) == 2
     assert "max_seq_len=64" in capsys.readouterr().err
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A trained run whose attention names two stages; the command times each part once."""
+    monkeypatch.setattr(module, "profile_model", partial(profile_model, repeats=1))
+    model = create_lsh_v2_model(attention=f"{__name__}:Parted", **SMALL)
+    state = {"model": model.config.model_dump(mode="json")}
+    save(tmp_path / "run" / "checkpoints", 1, model.state_dict(), {}, state)
+    return tmp_path / "run"
+
+
+def test_the_command_profiles_a_checkpoint_and_reports_on_its_attention_s_stages(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A report that lies there from before is replaced; the length may be beyond those of the training."""
+    monkeypatch.setattr(module, "report_stages", partial(report_stages, total_s=1.0))
+    (checkpoint / REPORT).mkdir()
+    (checkpoint / REPORT / "rows.jsonl").write_text("of another run")
+    assert main([str(checkpoint), "--out", str(checkpoint), "--lengths", "128"]) == 0
+    (row,) = json.loads((checkpoint / PROFILES).read_text())["lengths"]
+    assert row["seq_len"] == 128
+    assert min(row[name] for name in ("hashing_ms", "bucket_attn_ms", "total_ms")) > 0
+    measured = read_rows(checkpoint / REPORT)
+    stages = ("Parted", "Parted: hashing", "Parted: bucket attention")
+    assert {(row.label, row.n, row.status) for row in measured} == {(stage, 128, "ok") for stage in stages}
+    assert {(row.heads, row.kv_heads, row.head_dim, row.value_dim) for row in measured} == {(2, 1, 24, 16)}
+    report = checkpoint / REPORT / "report.html"
+    assert capsys.readouterr().out.endswith(f"report: {report}\n")
+    assert "Stages of Parted at 128 tokens" in report.read_text()
+
+
+def test_how_the_report_ends_is_how_the_command_ends(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.profile.profile", lambda *_: 130)
+    assert main([str(checkpoint), "--out", str(checkpoint), "--lengths", "8"]) == 130
+
+
+def test_an_attention_without_stages_has_no_report_and_says_so(
+    model: LSHv2Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report_stages(model.config, tmp_path / REPORT, lengths=[8]) == 0
+    assert capsys.readouterr().out == "flash names no stages, so there is no report on them\n"
+    assert not (tmp_path / REPORT).exists()
+
+
+def test_a_full_disk_leaves_the_earlier_profile(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [str(checkpoint), "--out", str(checkpoint), "--lengths", "8", "--no-report"]
+    assert main(command) == 0
+    before = (checkpoint / PROFILES).read_text()
+    with no_room(100):
+        assert main(command) == 1
+    assert "cannot be written: File too large" in capsys.readouterr().err
+    assert (checkpoint / PROFILES).read_text() == before
+
+
+def test_a_checkpoint_that_is_damaged_or_absent_is_said(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (checkpoint / "checkpoints" / "step-00000001" / "model.safetensors").write_bytes(b"")
+    assert main([str(checkpoint), "--no-report"]) == 2
+    assert "step-00000001 is damaged" in capsys.readouterr().err
+    assert main([str(checkpoint / "none"), "--no-report"]) == 2
+    assert "there is no checkpoint in" in capsys.readouterr().err

@@ -1,0 +1,14 @@
+"""What a command says where the disk is full or must not be written: a sentence instead of a traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.sweep import DISK_ERRORS
+
+
+def unwritable(error: OSError, folder: Path) -> str:
+    """The sentence; `folder` is named where the error names no file. Raises the error if it is none of the disk's."""
+    if error.errno not in DISK_ERRORS:
+        raise error
+    return f"{error.filename or folder} cannot be written: {error.strerror}"
