@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from attentions import Attention, Problem, build
 from attentions.layer import AttentionLayer
+from harness import memory
 from harness.references import CALIBRATION, Store
 from harness.rows import Case
 from harness.subjects import Unsupported
@@ -110,11 +111,13 @@ def _can_be_loaded(state: dict[str, Tensor], before: dict[str, Tensor]) -> bool:
 
 def _prepare(attention: Attention, module: nn.Module, case: Case, store: Store) -> float:
     sample = tuple(tensor.to(case.device) for tensor in store.inputs(case, CALIBRATION))
-    with torch.no_grad():
+    with torch.no_grad(), memory.unmeasured():
         if isinstance(module, AttentionLayer):
             sample = module.project(*sample)
         elif case.level == "layer":
             raise Unsupported("its layer does not say what queries and keys the attention would learn from")
         started = time.perf_counter()
         attention.prepare(*sample)
-        return time.perf_counter() - started
+        prepare_s = time.perf_counter() - started
+    memory.return_freed_memory()  # as the memory pass needs it
+    return prepare_s

@@ -6,7 +6,6 @@ The name is a slug of what decides speed, so that rows of one kind of machine ca
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import re
 import subprocess
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from harness.load import cores
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("torch", "numpy", "einops", "triton", "flash-attn")  # what can change a measurement
@@ -39,10 +40,10 @@ class Machine:
 
 def describe(gpu: str) -> Machine:
     """This machine, given the name of the GPU that is used, empty for none."""
-    cpu, cores, memory_bytes = _cpu(), _cores(), psutil.virtual_memory().total
-    parts = (gpu, cpu, f"{cores} cores", f"{round(memory_bytes / 2**30)} GB")
+    cpu, count, memory_bytes = _cpu(), len(cores()), psutil.virtual_memory().total
+    parts = (gpu, cpu, f"{count} cores", f"{round(memory_bytes / 2**30)} GB")
     name = "-".join(slug for part in parts if (slug := _slug(part)))
-    return Machine(name, cpu, cores, memory_bytes, gpu, platform.platform(terse=True))
+    return Machine(name, cpu, count, memory_bytes, gpu, platform.platform(terse=True))
 
 
 def versions() -> dict[str, str]:
@@ -73,10 +74,6 @@ def _cpu() -> str:
     if sys.platform == "darwin":
         return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
     return platform.processor() or platform.machine()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _slug(text: str) -> str:

@@ -19,6 +19,7 @@ import torch
 
 from harness import clock, gate, memory
 from harness.ceilings import measure_ceilings
+from harness.load import Load, cores
 from harness.references import Store
 from harness.rows import Case
 from harness.subjects import Facts, Finding, Trial, Unsupported, subject_of
@@ -72,7 +73,7 @@ class _Run:
         self.trial, self.ceilings, self.case = trial, ceilings, case
         self.metrics: dict[str, float] = {}
         self.peaks = Peaks()
-        self.measured_s = 0.0
+        self.measured_s = self.others_s = 0.0
 
     def first(self, expected_s: float | None) -> dict[str, Any]:
         """All passes, and what later rounds need to know."""
@@ -119,9 +120,10 @@ class _Run:
 
     @contextmanager
     def _measuring(self) -> Iterator[None]:
-        started = time.perf_counter()
+        started, load = time.perf_counter(), Load()
         yield
         self.measured_s += time.perf_counter() - started
+        self.others_s += load.others_s()
 
     def _check(self, variant: int, answer: Any) -> str:
         with memory.unmeasured():
@@ -151,6 +153,7 @@ class _Run:
         moved_bytes = known.pop("moved_bytes")
         result = {"status": "wrong" if wrong else "ok", "reason": wrong, "metrics": self.metrics}
         result["measured_s"] = self.measured_s
+        result["others_share"] = max(0.0, self.others_s) / (self.measured_s * len(cores()))
         result |= asdict(self.peaks) | known
         if samples_s and not wrong:
             time_s = statistics.median(samples_s)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from harness.backend_series import Series, entry_mistakes, label_clashes, series_of
 from harness.config import Config, ConfigError
 from harness.config_grid import Grid
+from harness.load import cores
 from harness.plan_checks import build_mistakes, expectation_mistakes, grid_mistakes, input_mistakes
 from harness.rows import Case
 
@@ -73,11 +73,6 @@ def resolve_device(name: str) -> str:
     return name
 
 
-def all_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _refuse(mistakes: Sequence[str]) -> None:
     if mistakes:
         raise ConfigError(mistakes)
@@ -90,8 +85,8 @@ def _name_mistakes(config: Config, parts: Sequence[_Part]) -> list[str]:
         if resolve_device(config.device)
         else [f"device: '{config.device}' is not on this machine; auto takes what is"]
     )
-    if (config.threads or 1) > all_cores():  # they would wait for each other, and the times would be of that
-        mistakes.append(f"threads: {config.threads} is not allowed; it must be from 1 to {all_cores()}, the cores here")
+    if (config.threads or 1) > (most := len(cores())):  # they would wait for each other, and the times would be of that
+        mistakes.append(f"threads: {config.threads} is not allowed; it must be from 1 to {most}, the cores here")
     for part in parts:
         mistakes += grid_mistakes(part.grid, part.prefix)
         for index, entry in enumerate(part.grid.backends):
@@ -100,7 +95,7 @@ def _name_mistakes(config: Config, parts: Sequence[_Part]) -> list[str]:
 
 
 def _cases(part: _Part, config: Config) -> Iterator[Case]:
-    grid, device, threads = part.grid, resolve_device(config.device), config.threads or all_cores()
+    grid, device, threads = part.grid, resolve_device(config.device), config.threads or len(cores())
     axes = (grid.subject, grid.level, grid.mode, grid.inputs, grid.batch, grid.causal, grid.dtype)
     for subject, level, mode, inputs, batch, causal, dtype in itertools.product(*axes):
         for sizes, one, n in itertools.product(grid.head_sizes(), part.series, grid.lengths):

@@ -59,7 +59,7 @@ class Row(Case):
     `peak_bytes` is the resident high-water mark of one call beyond its inputs, output included;
     `allocator_bytes` the same from torch's allocator trace; `comparisons_bound` the bound of `cost()`.
     `wall_s` is what the case took in all, its process included, `measured_s` the part of it that was spent in the
-    passes of time and memory.
+    passes of time and memory, `others_share` the share of the cores' time in these that went to other processes.
     """
 
     schema_version: int = Field(SCHEMA, alias="schema")
@@ -71,6 +71,7 @@ class Row(Case):
     kernel: str = ""
     wall_s: float | None = None
     measured_s: float | None = None
+    others_share: float | None = None
     samples_s: list[float] | None = None
     time_s: float | None = None
     tokens_per_s: float | None = None

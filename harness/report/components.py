@@ -46,23 +46,27 @@ def _whole(sections: Sequence[Section], beside: Section, label: str) -> Curve | 
 
 
 def _table(label: str, curves: Sequence[Curve], whole: Curve | None, styles: Mapping[str, Style]) -> Table | None:
-    common = set.intersection(*(set(curve.timings) for curve in curves))
+    timed = [curve for curve in curves if curve.timings]
+    common = set.intersection(*(set(curve.timings) for curve in timed)) if timed else set()
     if not common:
         return None
     n = max(common)
-    total = sum(curve.timings[n].time_s for curve in curves)
-    rows = [_row(curve, n, total, styles) for curve in curves]
+    total = sum(curve.timings[n].time_s for curve in timed)
+    rows = [_row(curve, n, total, styles) for curve in timed]
     note = _NOTE
+    if never := [_stage(curve) for curve in curves if not curve.timings]:
+        note += f" Never timed, and in no share: {', '.join(never)}."
     if whole and n in whole.timings:
         note += f" Here: {total / whole.timings[n].time_s:.2f}."
-    headings = ("share", "claimed", "time", "exponent, 95 %", "plain slope", "claimed ", "verdict", "floor share")
+    headings = ("share", "claimed share", "time", "exponent, 95 %", "plain slope", "claimed exponent", "verdict")
+    headings += ("floor share",)
     columns = [Column("stage", numeric=False), *(Column(each, numeric=each != "verdict") for each in headings)]
     return Table(f"Stages of {label} at {units.length(n)} tokens", columns, rows, note)
 
 
 def _row(curve: Curve, n: int, total: float, styles: Mapping[str, Style]) -> list[Cell]:
     time_s, fit = curve.timings[n].time_s, curve.fit("time_s")
-    claim = curve.facts.claimed_components.get(str(curve.series.case.settings[SETTING]))
+    claim = curve.facts.claimed_components.get(_stage(curve))
     claims = [NOTHING, NOTHING] if claim is None else [_percent(claim[0]), _number(claim[1])]
     return [
         name_cell(curve, styles),
@@ -75,6 +79,10 @@ def _row(curve: Curve, n: int, total: float, styles: Mapping[str, Style]) -> lis
         Cell(fit.verdict, sort=fit.verdict) if fit else NOTHING,
         _percent(fit.floor_share) if fit else NOTHING,
     ]
+
+
+def _stage(curve: Curve) -> str:
+    return str(curve.series.case.settings[SETTING])
 
 
 def plain_slope(times: Mapping[int, float]) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from harness.report import units
 from harness.report.answer import DEFINITIONS, answer_strip, answer_table
 from harness.report.components import component_groups
+from harness.report.disturbance import disturbance
 from harness.report.facts import RunFacts
 from harness.report.figures import Quantity, length_figure
 from harness.report.growth import crossover_table, growth_tables, slope_table
@@ -28,6 +29,7 @@ from harness.report.sections import Section, circumstances, sections_of
 from harness.rows import Row
 
 Styles = Mapping[str, Style]
+UNFINISHED = "This run has not finished: the report covers what it had measured so far."
 
 
 def build_document(rows: Sequence[Row], facts: RunFacts) -> Document:
@@ -57,12 +59,12 @@ def build_document(rows: Sequence[Row], facts: RunFacts) -> Document:
         Chapter(
             "more", "Further metrics", "", _plain([metric_table(sections, name, styles) for name in _further(rows)])
         ),
-        Chapter("provenance", "Where this comes from", "", _provenance(sections, facts, styles)),
+        Chapter("provenance", "Where this comes from", "", _provenance(sections, rows, facts, styles)),
     ]
     return Document(
         title="Which attention, at which length?",
         subtitle=_subtitle(sections, facts),
-        banner="" if facts.finished else "This run has not finished: the report covers what it had measured so far.",
+        banner=" ".join(filter(None, ("" if facts.finished else UNFINISHED, disturbance(rows)))),
         headlines=headlines(sections),
         strip=answer_strip(judged[0], styles) if judged else None,
         chapters=[chapter for chapter in chapters if chapter.groups],
@@ -166,10 +168,10 @@ def _further(rows: Sequence[Row]) -> list[str]:
     return sorted({name for row in rows for name in row.metrics} - HANDLED)
 
 
-def _provenance(sections: Sequence[Section], facts: RunFacts, styles: Styles) -> list[Group]:
+def _provenance(sections: Sequence[Section], rows: Sequence[Row], facts: RunFacts, styles: Styles) -> list[Group]:
     places = [f"{section.title or 'All'}: {circumstances(section)}." for section in sections]
     return [
-        Group("", [reproduction(facts), methods_table(sections, styles), machine_table(facts)]),
+        Group("", [reproduction(facts), methods_table(sections, styles), machine_table(facts, rows)]),
         *(Group("What measuring took", [table], folded=True) for table in [effort_table(sections)] if table),
         Group("Circumstances", [Note(place) for place in places], folded=len(places) > 1),
         Group("Configuration", [configuration(facts)], folded=True),

@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 import yaml
 
 from harness.report import units
+from harness.report.disturbance import others_share
 from harness.report.facts import RunFacts
 from harness.report.measures import name_cell
 from harness.report.palette import Style
 from harness.report.pieces import NOTHING, Cell, Column, Note, Table
 from harness.report.sections import Curve, Section
+from harness.rows import Row
 
 _BAD = {"wrong", "crash"}
 
@@ -96,12 +98,14 @@ def _method_cells(group: Sequence[Curve], styles: Mapping[str, Style]) -> list[C
     return [name_cell(curve, styles), *cells, Cell(paper, sort=paper, href=href) if paper else NOTHING]
 
 
-def machine_table(facts: RunFacts) -> Table:
-    """Machine, dates and versions."""
-    machine = facts.machine
+def machine_table(facts: RunFacts, rows: Sequence[Row]) -> Table:
+    """Machine, dates and versions, and how busy others kept it."""
+    machine, shares = facts.machine, others_share(rows)
     ceilings = [f"{units.count(rate)}FLOP/s {dtype}" for dtype, rate in facts.ceilings.flops_per_s.items()]
     if facts.ceilings.copy_bytes_per_s:
         ceilings.append(f"{units.size(facts.ceilings.copy_bytes_per_s)}/s copied")
+    middle, most = (statistics.median(shares), max(shares)) if shares else (0.0, 0.0)
+    others = f"{units.percent(middle)} of the cores' time in the median of timed cases, at most {units.percent(most)}"
     entries = {
         "run": facts.run,
         "started": facts.started,
@@ -113,10 +117,11 @@ def machine_table(facts: RunFacts) -> Table:
         "accelerator": machine.gpu or "none",
         "system": machine.os,
         "measured ceilings": ", ".join(ceilings),
+        "other programs": others if shares else "",
         **facts.versions,
     }
-    rows = [[Cell(name, sort=name), Cell(value, sort=value)] for name, value in entries.items() if value]
-    return Table("Machine and versions", [Column("what", numeric=False), Column("value", numeric=False)], rows)
+    lines = [[Cell(name, sort=name), Cell(value, sort=value)] for name, value in entries.items() if value]
+    return Table("Machine and versions", [Column("what", numeric=False), Column("value", numeric=False)], lines)
 
 
 def configuration(facts: RunFacts) -> Note:

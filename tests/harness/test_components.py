@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,14 @@ import torch
 import yaml
 from torch import Tensor
 
+from attentions import Problem
 from harness.components import SUBJECT, ComponentSubject, ComponentTrial, component_cases
 from harness.config import Config
-from harness.journal import read_rows
+from harness.journal import ROWS, read_rows
 from harness.plan import expand
 from harness.profile import main
+from harness.references import Store
+from harness.report import write_report
 from harness.report.components import plain_slope
 from harness.rows import Case
 from harness.subjects import Unsupported
@@ -91,6 +94,21 @@ def test_profile_reports_shares_and_claims_of_stages(tmp_path: Path, capsys: pyt
     assert scores.split("|")[3].strip() == "75.0%"
     assert scores.split("|")[7].strip() == "0.50"
     assert output.split("|")[3].strip() == "–"
+    assert "Never timed" not in report
+
+
+def test_a_stage_without_a_time_is_named_and_leaves_the_others_their_table(tmp_path: Path) -> None:
+    conf, folder = tmp_path / "conf.yml", tmp_path / "run"
+    conf.write_text(yaml.safe_dump(CONFIG))
+    assert main([str(conf), "--out", str(folder)]) == 0
+    untimed = {"status": "timeout", "reason": "too long", "time_s": None, "samples_s": None}
+    rows = [row.model_copy(update=untimed if row.label == "staged: output" else {}) for row in read_rows(folder)]
+    (folder / ROWS).write_text("".join(f"{row.model_dump_json(by_alias=True)}\n" for row in rows))
+    report = write_report(folder)[1].read_text()
+    table = report[report.index("Stages of staged at 256 tokens") :]
+    assert "Never timed, and in no share: output." in table
+    line = next(line for line in table.splitlines() if line.startswith("| staged: scores "))
+    assert line.split("|")[2].strip() == "100.0%"
 
 
 def test_profile_without_any_stage_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,15 +118,75 @@ def test_profile_without_any_stage_says_so(tmp_path: Path, capsys: pytest.Captur
     assert "no backend of this configuration names its stages" in capsys.readouterr().err
 
 
+class Learning(Staged):
+    """Its first stage gives what it learnt."""
+
+    def __init__(self, *sizes: Any, **settings: Any) -> None:
+        super().__init__(*sizes, **settings)
+        self.learnt = torch.nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def prepare(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+        self.learnt.data = q.sum()
+
+    def components(self, q: Tensor, k: Tensor, v: Tensor) -> Mapping[str, Callable[[], object]]:
+        return {"learnt": lambda: self.learnt + q[0, 0, 0, 0]}
+
+    def why_not(self, problem: Problem) -> str:
+        return "it is too long" if problem.keys > 100 else super().why_not(problem)
+
+
+class Inputs(Store):
+    """Ones, twos or threes by variant; what is learnt is kept nowhere."""
+
+    def inputs(self, case: Case, variant: int) -> tuple[Tensor, ...]:
+        return (torch.full((1, 2, case.n, 8), 1.0 + variant),) * 3
+
+    def prepared(self, case: Case) -> None:
+        return None
+
+    def keep_prepared(self, case: Case, state: dict[str, Tensor], prepare_s: float) -> None:
+        pass
+
+
+@pytest.fixture
+def grad_restored() -> Iterator[None]:
+    """A child needs no gradients and turns them off for good."""
+    with torch.enable_grad():
+        yield
+
+
+def component(backend: str, stage: str, n: int = 64) -> Case:
+    case = expand(Config.model_validate(CONFIG))[0].case
+    return case.model_copy(update={"backend": backend, "subject": SUBJECT, "settings": {"component": stage}, "n": n})
+
+
+@pytest.mark.usefixtures("grad_restored")
+def test_stage_is_of_an_attention_that_has_learnt_and_runs_on_both_sets_of_inputs() -> None:
+    case = component("tests.harness.test_components:Learning", "learnt")
+    trial = ComponentSubject().setup(case, Inputs(Path()), "key")
+    learnt = 3.0 * 2 * 64 * 8
+    assert [float(trial.call(variant)) for variant in (0, 1)] == [learnt + 1, learnt + 2]
+
+
+@pytest.mark.usefixtures("grad_restored")
+def test_stage_of_what_cannot_run_is_unsupported_with_its_reason() -> None:
+    case = component("tests.harness.test_components:Learning", "learnt", n=128)
+    with pytest.raises(Unsupported, match="it is too long"):
+        ComponentSubject().setup(case, Inputs(Path()), "key")
+
+
+@pytest.mark.parametrize("changed", [{"mode": "train"}, {"level": "layer"}, {"subject": "accuracy"}], ids=str)
+def test_only_forward_cases_of_the_kernel_have_stages(changed: dict[str, str]) -> None:
+    assert component_cases(expand(Config.model_validate(CONFIG | changed))) == []
+
+
+@pytest.mark.usefixtures("grad_restored")
 def test_unknown_stage_is_refused_with_those_that_there_are() -> None:
     """A configuration resumed after a stage was renamed."""
-    case = expand(Config.model_validate(CONFIG))[0].case
-    renamed = case.model_copy(update={"subject": SUBJECT, "settings": {"component": "score"}})
+    with pytest.raises(Unsupported, match="no stage 'score' here; it has scores, output"):
+        ComponentSubject().setup(component(NAME, "score"), Inputs(Path()), "key")
 
-    class Inputs:
-        def inputs(self, case: Case, variant: int) -> list[Tensor]:
-            return [torch.ones(1, 2, 64, 8)] * 3
 
-    restored = torch.enable_grad()  # a child needs none and turns it off for good
-    with restored, pytest.raises(Unsupported, match="no stage 'score' here; it has scores, output"):
-        ComponentSubject().setup(renamed, Inputs(), "key")  # type: ignore[arg-type]
+def test_stages_are_measured_in_as_many_rounds_as_the_whole() -> None:
+    planned = component_cases(expand(Config.model_validate(CONFIG | {"rounds": 3})))
+    assert {one.rounds for one in planned} == {3}

@@ -15,7 +15,8 @@ from attentions import BACKENDS
 from harness.backend_series import series_of
 from harness.config import Config, ConfigError, load_config
 from harness.config_grid import Backend
-from harness.plan import Planned, all_cores, expand, resolve_device, round_order
+from harness.load import cores
+from harness.plan import Planned, expand, resolve_device, round_order
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,14 +102,14 @@ def test_sizes_that_come_to_the_same_are_measured_once() -> None:
 def test_device_and_threads_are_resolved() -> None:
     (one, *_) = plan(device="auto", threads=None)
     expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    assert (one.case.device, one.case.threads) == (expected, all_cores())
+    assert (one.case.device, one.case.threads) == (expected, len(cores()))
     assert values(plan(threads=1), "threads") == [1]
 
 
 def test_more_threads_than_cores_are_refused() -> None:
-    cores = all_cores()
-    assert f"threads: {cores + 1} is not allowed; it must be from 1 to {cores}" in refusal(threads=cores + 1)
-    assert values(plan(threads=cores), "threads") == [cores]
+    count = len(cores())
+    assert f"threads: {count + 1} is not allowed; it must be from 1 to {count}" in refusal(threads=count + 1)
+    assert values(plan(threads=count), "threads") == [count]
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

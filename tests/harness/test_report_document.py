@@ -163,6 +163,19 @@ def test_what_measuring_took_stands_beside_the_passes(tmp_path: Path) -> None:
     assert ["512", "6", whole, "700 ms", "2.00 s"] in [row for table in html_tables(html) for row in table]
 
 
+@pytest.mark.parametrize("disturbed", [0, 1, 3])
+def test_a_run_on_a_busy_machine_says_so_first(tmp_path: Path, disturbed: int) -> None:
+    rows = made_rows((FLASH, BITS), SIZES[:1], 5)
+    rows[:disturbed] = [row.model_copy(update={"others_share": 0.456}) for row in rows[:disturbed]]
+    html, markdown = report(tmp_path, rows, (FLASH, BITS))
+    share = "2.00 % of the cores' time in the median of timed cases, at most "
+    share += "45.6 %" if disturbed else "2.00 %"
+    assert ["other programs", share] in [row for table in html_tables(html) for row in table]
+    said = "Other programs took more than 10 % of the cores' time in 3 of 10 timed cases, in the median 2 %"
+    assert (said in markdown.split("##")[0]) == (disturbed == 3)
+    assert ("Other programs took" in markdown) == (disturbed == 3)
+
+
 @pytest.mark.parametrize("status", ["oom", "crash", "wrong"])
 def test_a_run_without_any_time_says_so_and_why(tmp_path: Path, status: str) -> None:
     rows = [

@@ -1,0 +1,29 @@
+"""Whether other programs were at work while a run was measured, which makes times longer and nothing else."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from harness.report.units import rough
+from harness.rows import Row
+
+BUSY = 0.1  # share of the cores' time; the system's ticks alone make a few hundredths of a short case
+OFTEN = 0.1  # share of the cases from which the whole run is spoken of
+
+
+def others_share(rows: Sequence[Row]) -> list[float]:
+    """Of each timed case, the share of the cores' time that other programs took meanwhile."""
+    return [row.others_share for row in rows if row.time_s is not None and row.others_share is not None]
+
+
+def disturbance(rows: Sequence[Row]) -> str:
+    """What a reader must know first if other programs took part of the machine; else empty."""
+    shares = others_share(rows)
+    busy = sum(share > BUSY for share in shares)
+    if not shares or busy <= OFTEN * len(shares):
+        return ""
+    return (
+        f"Other programs took more than {rough(BUSY)} of the cores' time in {busy} of {len(shares)} timed cases, "
+        f"in the median {rough(statistics.median(shares))}: these are times of a busy machine."
+    )
