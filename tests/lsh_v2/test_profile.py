@@ -14,6 +14,7 @@ from attentions.flash import Flash
 from harness.journal import read_rows
 from lsh_v2 import LSHv2Model, create_lsh_v2_model
 from lsh_v2 import component_profile as module
+from lsh_v2 import profile as command
 from lsh_v2.checkpoint import save
 from lsh_v2.component_profile import PROFILES, profile_model
 from lsh_v2.profile import REPORT, main, stretched
@@ -148,7 +149,7 @@ def test_the_command_profiles_a_checkpoint_and_reports_on_its_attention_s_stages
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A report that lies there from before is replaced; the length may be beyond those of the training."""
-    monkeypatch.setattr(module, "report_stages", partial(report_stages, total_s=1.0))
+    monkeypatch.setattr(command, "report_stages", partial(report_stages, total_s=1.0))
     (checkpoint / REPORT).mkdir()
     (checkpoint / REPORT / "rows.jsonl").write_text("of another run")
     assert main([str(checkpoint), "--out", str(checkpoint), "--lengths", "128"]) == 0
