@@ -138,7 +138,7 @@ def test_the_command_prints_a_table_and_says_what_is_wrong(tmp_path: Path, capsy
 @pytest.fixture
 def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A trained run whose attention names two stages; the command times each part once."""
-    monkeypatch.setattr(module, "profile_model", partial(profile_model, repeats=1))
+    monkeypatch.setattr(command, "profile_model", partial(profile_model, repeats=1))
     model = create_lsh_v2_model(attention=f"{__name__}:Parted", **SMALL)
     state = {"model": model.config.model_dump(mode="json")}
     save(tmp_path / "run" / "checkpoints", 1, model.state_dict(), {}, state)
