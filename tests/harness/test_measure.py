@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.executor import Executor, Limits
+from harness.load import cores
 from harness.rows import Row
 from tests.harness.cases import a_case, a_row
 
@@ -49,6 +52,16 @@ def test_a_first_round_fills_every_field_of_a_row(measure: Any) -> None:
     assert row.flops_per_s == pytest.approx((row.flops or 0) / (row.time_s or 0))
     assert row.roofline_share == pytest.approx((row.flops or 0) / 1e12 / (row.time_s or 0))
     assert set(row.metrics) == {"error", "error_v", "naive_error", "leak"}
+
+
+def test_what_others_take_meanwhile_is_told(measure: Any) -> None:
+    spin = "import time\nend = time.monotonic() + 60\nprint(flush=True)\nwhile time.monotonic() < end: pass"
+    with subprocess.Popen([sys.executable, "-c", spin], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()  # it has begun
+        share = measure(":Right").answer["others_share"]
+        other.kill()
+    assert share > 0.2 / len(cores())
 
 
 def test_a_later_round_takes_time_alone(measure: Any) -> None:
