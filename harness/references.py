@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,6 +25,10 @@ from harness.rows import Case
 
 CALIBRATION = 2
 SAMPLED_ROWS = 64
+
+
+class UnwritableError(OSError):
+    """A file of the run could not be written: the disk is full, as a rule."""
 
 
 class Store:
@@ -58,7 +62,10 @@ class Store:
             return file.get_tensor("exact") if "exact" in file.keys() else None  # noqa: SIM118
 
     def make(self, case: Case, variants: Iterable[int]) -> None:
-        """Write the inputs of a case and their exact rows. Raises ValueError where the source cannot give them."""
+        """Write the inputs of a case and their exact rows.
+
+        Raises ValueError where the source cannot give them, UnwritableError where there is no room for them.
+        """
         for variant in variants:
             if case.level == "layer":
                 tensors = {"x": make_hidden(_anonymous(case), variant).contiguous()}
@@ -100,10 +107,13 @@ class Store:
 
 
 def make_references(*, folder: str, case: dict[str, Any], variants: list[int]) -> dict[str, Any]:
-    """What a child does for the sweep: `Store.make`. The answer is empty."""
-    with memory.unmeasured():
-        Store(Path(folder)).make(Case(**case), variants)
-    return {}
+    """What a child does for the sweep: `Store.make`. The answer is {"unwritable": why}, empty where it was written."""
+    try:
+        with memory.unmeasured():
+            Store(Path(folder)).make(Case(**case), variants)
+    except UnwritableError as error:
+        return {"unwritable": str(error)}
+    return {"unwritable": ""}
 
 
 def sampled_rows(queries: int, seed: int) -> Int[Tensor, " R"]:
@@ -139,5 +149,9 @@ def _anonymous(case: Case) -> Case:
 def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a file that is there whole or not at all, even if this process is killed meanwhile."""
     part = path.with_suffix(".part")
-    save_file(tensors, part, metadata)
-    part.replace(path)
+    try:
+        save_file(tensors, part, metadata)
+        part.replace(path)
+    except (OSError, SafetensorError) as error:  # the library has a class of its own for what the system refuses
+        part.unlink(missing_ok=True)
+        raise UnwritableError(str(error)) from error

@@ -25,6 +25,7 @@ from harness.plan import Planned, round_order
 from harness.progress import Reporter
 from harness.references import CALIBRATION, Store
 from harness.rows import Case, Row
+from harness.run_folder import FolderError
 from harness.schedule import affordable, ascending
 from harness.source import source_hash
 from harness.subjects import SUBJECTS
@@ -136,10 +137,16 @@ class Rounds:
             limits = Limits(INPUTS_S, file_bytes=None)
             made = self._executor.run("harness.references:make_references", arguments, limits)
             if made.status == "ok":
+                self._stop_without_room(made.answer["unwritable"])
                 return None
             known = Outcome(made.status, f"its inputs cannot be made: {made.reason}", {}, 0.0)
             self._without_inputs[name] = known
         return known
+
+    def _stop_without_room(self, why: str) -> None:
+        """Inputs that found no room say nothing of a case: it must be measured when there is some."""
+        if why:
+            raise FolderError(f"{self._cache} cannot be written: {why}; make room, and go on with --resume")
 
     def _measured(self, case: Case, number: int) -> Outcome:
         arguments = {

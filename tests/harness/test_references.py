@@ -9,7 +9,7 @@ import torch
 
 from harness import references
 from harness.inputs import make_inputs
-from harness.references import SAMPLED_ROWS, Store, sampled_rows
+from harness.references import SAMPLED_ROWS, Store, make_references, sampled_rows
 from tests.harness.backends import softmax
 from tests.harness.cases import a_case
 
@@ -81,7 +81,7 @@ def test_a_file_that_is_being_written_does_not_count(store: Store, tmp_path: Pat
 
 
 def test_a_disk_that_is_full_half_way_leaves_no_file_behind_that_counts(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def half(tensors: object, path: Path, metadata: object) -> None:
         path.write_bytes(b"half")
@@ -91,6 +91,13 @@ def test_a_disk_that_is_full_half_way_leaves_no_file_behind_that_counts(
     with pytest.raises(OSError, match="No space"):
         store.make(a_case(), [0])
     assert store.missing(a_case(), (0,)) == [0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inputs_that_find_no_room_are_told_from_those_that_cannot_be_made(tmp_path: Path) -> None:
+    nowhere = {"folder": str(tmp_path / "nowhere"), "case": a_case().model_dump(), "variants": [0]}
+    assert "No such file" in make_references(**nowhere)["unwritable"]
+    assert make_references(**{**nowhere, "folder": str(tmp_path)}) == {"unwritable": ""}
 
 
 def test_fingerprints_come_back_by_key(store: Store) -> None:

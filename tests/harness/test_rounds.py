@@ -17,6 +17,7 @@ from harness.progress import PlainLog
 from harness.references import Store
 from harness.rounds import Circumstances, Rounds
 from harness.rows import Case, Row
+from harness.run_folder import FolderError
 from tests.harness.cases import a_case
 
 Answer = Callable[[Case, int], Outcome]
@@ -45,7 +46,7 @@ class Pretending:
                 store = Store(Path(arguments["folder"]))
                 for variant in arguments["variants"]:
                     store._inputs(case, variant).touch()
-            return self.inputs or Outcome("ok", "", {}, 0.1)
+            return self.inputs or Outcome("ok", "", {"unwritable": ""}, 0.1)
         self.asked.append((case, arguments["round"]))
         self.arguments.append(arguments)
         outcome = self.answer(case, arguments["round"])
@@ -165,6 +166,15 @@ def test_inputs_that_cannot_be_made_are_the_reason_of_each_case_and_tried_once(s
     rows = sweep(executor, plan(1, (128,)) + plan(1, (128,), label="other"))
     assert {(row.status, row.reason) for row in rows} == {("crash", "its inputs cannot be made: ValueError: no text")}
     assert (len(rows), len(executor.made), executor.asked) == (2, 1, [])
+
+
+def test_a_full_disk_ends_the_sweep_and_leaves_the_case_to_the_next(sweep: Any) -> None:
+    full = Pretending(ok, inputs=Outcome("ok", "", {"unwritable": "No space left on device"}, 1.0))
+    with pytest.raises(FolderError, match="No space left on device; make room, and go on with --resume"):
+        sweep(full, plan(1, (128, 256)))
+    assert full.asked == []
+    rows = sweep(Pretending(ok), plan(1, (128, 256)))
+    assert [(row.n, row.status) for row in rows] == [(128, "ok"), (256, "ok")]
 
 
 def test_the_first_round_completes_whatever_the_budget(sweep: Any) -> None:
