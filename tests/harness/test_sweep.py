@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -238,14 +239,26 @@ if __name__ == "__main__":
 """
 
 
-def test_a_full_disk_is_one_message_and_keeps_the_rows(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("lengths", "kept", "message"),
+    [
+        ([4, 5, 6, 7, 8, 9, 10, 11], range(1, 8), "rows.jsonl cannot be written: File too large"),
+        ([64, 65], range(1), "cache cannot be written: .*File too large.*; make room, and go on with --resume"),
+    ],
+    ids=["rows", "inputs"],
+)
+def test_a_full_disk_is_one_message_and_keeps_the_rows(
+    folder: Path, lengths: list[int], kept: range, message: str
+) -> None:
     conf = folder.parent / "conf.yml"
-    conf.write_text(yaml.safe_dump(BASE | {"lengths": [64, 65, 66, 67, 68]}))
+    conf.write_text(yaml.safe_dump(BASE | {"lengths": lengths}))
     command = [sys.executable, "-c", LIMITED, str(conf), "--out", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 2, done.stderr
-    assert "cannot be written: File too large" in done.stderr
+    assert re.search(message, done.stderr)
     assert "Traceback" not in done.stderr
-    assert (folder / ROWS).exists()
-    for row in read_rows(folder):
-        assert row.run
+    rows = read_rows(folder)
+    assert len(rows) in kept
+    assert {row.status for row in rows} <= {"ok"}
+    assert sweep(folder, "--resume", str(folder)).returncode == 0
+    assert sorted(row.n for row in read_rows(folder)) == lengths
