@@ -29,13 +29,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="replace a value")
     parsed = parser.parse_args(given)
     from harness.config_source import ConfigError
+    from harness.disk import unwritable
+    from harness.journal import JournalError
     from harness.run_folder import FolderError
 
     command = shlex.join(["python", "-m", "harness.profile", *given])
     try:
         return profile(Path(parsed.conf), parsed.overrides, parsed.out, command)
-    except (ConfigError, FolderError) as error:
+    except (ConfigError, FolderError, JournalError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return UNUSABLE
+    except OSError as error:
+        print(f"error: {unwritable(error, 'the run folder')}", file=sys.stderr)
         return UNUSABLE
 
 

@@ -18,7 +18,6 @@ everything measured so far kept and reported. Each case runs in a process of its
 from __future__ import annotations
 
 import argparse
-import errno
 import sys
 from collections.abc import Sequence
 
@@ -26,7 +25,6 @@ from collections.abc import Sequence
 # its own work, so it must stay light.
 
 UNUSABLE, INTERRUPTED = 2, 130
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parse(sys.argv[1:] if arguments is None else arguments)
     from harness.conduct import Request, sweep
     from harness.config_source import ConfigError
+    from harness.disk import unwritable
     from harness.journal import JournalError
     from harness.run_folder import FolderError
 
@@ -47,9 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return UNUSABLE
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        print(f"error: {error.filename or 'the run folder'} cannot be written: {error.strerror}", file=sys.stderr)
+        print(f"error: {unwritable(error, 'the run folder')}", file=sys.stderr)
         return UNUSABLE
 
 

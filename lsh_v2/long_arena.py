@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("config", nargs="?", type=Path, help="a YAML file (default: lsh_v2/long_arena.yml)")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="replace a value")
     parsed = parser.parse_args(given)
-    from lsh_v2.disk import unwritable
+    from harness.disk import unwritable
     from lsh_v2.long_arena_config import FULL, load_arena_config
     from lsh_v2.long_arena_run import run
 

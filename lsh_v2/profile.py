@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.config_source import apply_overrides
+from harness.disk import unwritable
 from lsh_v2.component_profile import LENGTHS, PROFILES, profile_model
-from lsh_v2.disk import unwritable
 from lsh_v2.model import LSHv2Model
 from lsh_v2.presets import create_lsh_v2_model
 from lsh_v2.profile_stages import report_stages

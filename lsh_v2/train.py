@@ -19,7 +19,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from lsh_v2.disk import unwritable
+from harness.disk import unwritable
 from lsh_v2.training import CheckpointError, Trainer, load_training_config
 from lsh_v2.training.metrics import METRICS
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,26 @@ def test_a_stage_without_a_time_is_named_and_leaves_the_others_their_table(tmp_p
     assert "Never timed, and in no share: output." in table
     line = next(line for line in table.splitlines() if line.startswith("| staged: scores "))
     assert line.split("|")[2].strip() == "100.0%"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EBADF])
+def test_profile_on_a_full_disk_says_so_and_other_errors_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    def fail(folder: Path) -> None:
+        raise OSError(number, os.strerror(number), str(folder / "report.html"))
+
+    monkeypatch.setattr("harness.campaign.measure", lambda *_: True)
+    monkeypatch.setattr("harness.report.write_report", fail)
+    conf, folder = tmp_path / "conf.yml", tmp_path / "run"
+    conf.write_text(yaml.safe_dump(CONFIG))
+    if number == errno.EBADF:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            main([str(conf), "--out", str(folder)])
+        return
+    assert main([str(conf), "--out", str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert f"error: {folder / 'report.html'} cannot be written: No space left on device" in said
 
 
 def test_profile_without_any_stage_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

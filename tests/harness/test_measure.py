@@ -13,6 +13,7 @@ from harness.executor import Executor, Limits
 from harness.load import cores
 from harness.rows import Row
 from tests.harness.cases import a_case, a_row
+from tests.harness.test_load import SPIN
 
 
 @pytest.fixture
@@ -55,8 +56,7 @@ def test_a_first_round_fills_every_field_of_a_row(measure: Any) -> None:
 
 
 def test_what_others_take_meanwhile_is_told(measure: Any) -> None:
-    spin = "import time\nend = time.monotonic() + 60\nprint(flush=True)\nwhile time.monotonic() < end: pass"
-    with subprocess.Popen([sys.executable, "-c", spin], stdout=subprocess.PIPE) as other:
+    with subprocess.Popen([sys.executable, "-c", SPIN], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()  # it has begun
         share = measure(":Right").answer["others_share"]
