@@ -71,10 +71,7 @@ def new_run(wanted: str | None) -> RunFolder:
         raise FolderError("out: '' is not allowed; it must be the path of a folder")
     run = new_name()
     path = Path(wanted) if wanted is not None else DEFAULT_PARENT / run
-    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not there.is_dir():
-        raise FolderError(f"out: {path} cannot be made: {there} is not a folder")
-    _require_writable(there, "out")
+    require_folder(path, "out")
     if (path / ROWS).exists():
         raise FolderError(f"out: {path} holds a run already; go on with --resume {path}, or choose another folder")
     return RunFolder(path, {"run": run})
@@ -95,6 +92,18 @@ def old_run(wanted: str) -> RunFolder:
     return RunFolder(path, facts)
 
 
+def require_folder(path: Path, argument: str) -> None:
+    """Raise FolderError, naming the argument, unless `path` is a folder that can be written, or can be made."""
+    if "\0" in str(path):
+        raise FolderError(f"{argument}: {str(path)!r} is not allowed; a path has no zero byte")
+    there = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        what = "it is not a folder" if there == path else f"{there} is not a folder"
+        raise FolderError(f"{argument}: {path} cannot be made: {what}")
+    _require_short(path, there, argument)
+    _require_writable(there, argument)
+
+
 def new_name() -> str:
     """A name for a run, from the time and two random bytes."""
     return f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
@@ -103,6 +112,15 @@ def new_name() -> str:
 def now() -> str:
     """The time as `run.json` has it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _require_short(path: Path, there: Path, argument: str) -> None:
+    """Raise FolderError for a path that is longer than the file system of its existing part `there` allows."""
+    longest, whole = os.pathconf(there, "PC_NAME_MAX"), os.pathconf(there, "PC_PATH_MAX")
+    if any(len(os.fsencode(name)) > longest for name in path.parts):
+        raise FolderError(f"{argument}: '{str(path)[:60]}...' is not allowed; a name has at most {longest} bytes")
+    if len(os.fsencode(path.absolute())) >= whole:
+        raise FolderError(f"{argument}: '{str(path)[:60]}...' is not allowed; a path has less than {whole} bytes")
 
 
 def _require_writable(path: Path, argument: str) -> None:
