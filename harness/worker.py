@@ -7,6 +7,7 @@ the reason in words. What the job prints goes to a file of its own.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import gc
 import importlib
@@ -27,6 +28,7 @@ from typing import Any
 from harness import memory
 
 OUT_OF_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "bad allocation")
+NO_ROOM_TO_LOAD = ("failed to map segment", "cannot allocate memory")  # the dynamic loader's, of a shared library
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,9 @@ def load(path: str) -> Any:
 
 def _attempt(job: Job) -> dict[str, Any]:
     try:
-        return {"status": "ok", "reason": "", "answer": load(job.function)(**job.arguments)}
+        function = load(job.function)  # before the limit: a library that is half loaded hangs or crashes
+        memory.limit(job.memory_bytes)
+        return {"status": "ok", "reason": "", "answer": function(**job.arguments)}
     except BaseException as error:  # the boundary of the process: whatever happened becomes an answer
         memory.limit(None)
         status = "oom" if is_out_of_memory(error) else "crash"
@@ -77,12 +81,18 @@ def _attempt(job: Job) -> dict[str, Any]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out, on the CPU or on a device."""
+    """Whether an error, or what it was raised from, means that memory ran out, on the CPU or on a device."""
     import torch
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY_WORDS)
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    words = OUT_OF_MEMORY_WORDS if isinstance(error, RuntimeError) else ()
+    words = NO_ROOM_TO_LOAD if isinstance(error, ImportError | OSError) else words
+    if any(word in str(error) for word in words):
+        return True
+    return error.__cause__ is not None and is_out_of_memory(error.__cause__)
 
 
 def in_words(error: BaseException) -> str:
@@ -144,8 +154,7 @@ def _print_to(log: str) -> None:
 
 
 def _restrict(job: Job) -> None:
-    """Limits on address space, processor time (in case the parent's clock fails) and the size of a file."""
-    memory.limit(job.memory_bytes)
+    """Limits on processor time (in case the parent's clock fails) and the size of a file."""
     _lower(resource.RLIMIT_CPU, math.ceil(job.time_s * (os.cpu_count() or 1)) + 60)
     _lower(resource.RLIMIT_CORE, 0)
     if job.file_bytes is not None:

@@ -40,7 +40,7 @@ def test_a_path_that_can_be_no_folder_is_refused_in_words(path: str, words: str,
 def test_a_folder_without_leave_to_write_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
-        with pytest.raises(FolderError, match="out: .* cannot be written"):
+        with pytest.raises(FolderError, match=r"out: .* cannot be written"):
             require_folder(tmp_path / "new", "out")
     finally:
         tmp_path.chmod(0o700)
