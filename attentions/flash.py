@@ -24,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attentions.base import Attention, Problem, Stream, require
 from attentions.cache import CachedStream
+from attentions.derivatives import Gradients, first_order
 
 IMPLEMENTATIONS = ("auto", "torch", "flash-attn")
 
@@ -153,9 +154,10 @@ class _PastAndPresent(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    @first_order
+    def backward(ctx: Any, saved: tuple[Tensor, ...], *grads: Tensor) -> Gradients:
         op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        q, k, v, out, lse = ctx.saved_tensors
+        q, k, v, out, lse = saved
         past = k.shape[2] - q.shape[2]
         parts = [
             op(grads[0], q, k[:, :, part], v[:, :, part], out, lse, 0.0, causal, scale=ctx.scale)

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attentions.base import Attention, Cost, Problem, Stream, problem_of, require
+from attentions.derivatives import differentiated
 from attentions.flash import by_row
 from attentions.native import vq as native
 from transformer_vq.codes import State, attend_all, attend_past
@@ -80,8 +81,7 @@ class Quantised(Attention):
     def run(self, q: Tensor, k: Tensor, v: Tensor, state: State) -> tuple[Tensor, State]:
         """Attention of the last queries to the state's keys and these, which join the state."""
         codes, past = self.codes_of(k, self.key_book), k.shape[2] - (q.shape[2] if self.causal else 0)
-        learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-        if native.available(q.device) and not learns:
+        if native.available(q.device) and not differentiated(q, k, v):
             self.kernel = "native"
             if past:
                 native.tally(v[:, :, :past], codes[:, :, :past], state.counts, state.sums)

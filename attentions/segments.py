@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attentions.derivatives import Gradients, first_order
+
 
 def segmented(
     step: Callable[..., tuple[Tensor, Tensor]], length: int, state: Tensor, rate: Tensor, *sequences: Tensor
@@ -35,9 +37,9 @@ class _Segmented(torch.autograd.Function):
         return torch.cat(outs, dim=-2), state.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (rate, *rest), (of_out, of_state) = ctx.saved_tensors, grads
+    @first_order
+    def backward(ctx: Any, saved: tuple[Tensor, ...], *grads: Tensor) -> Gradients:
+        (rate, *rest), (of_out, of_state) = saved, grads
         whole, starts = rest[: ctx.count], rest[ctx.count :]
         pieces = list(zip(*(x.split(ctx.length, dim=-2) for x in (of_out, *whole)), strict=True))
         found, of_rate = [], torch.zeros_like(rate)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from attentions.derivatives import Gradients, first_order
 from attentions.native import selective_scan as native
 from attentions.segments import segmented
 
@@ -128,6 +129,6 @@ class _KernelScan(torch.autograd.Function):
         return out, last
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return None, *ctx.kernel.backward(grads[0], *ctx.saved_tensors), None
+    @first_order
+    def backward(ctx: Any, saved: tuple[Tensor, ...], *grads: Tensor) -> Gradients:
+        return None, *ctx.kernel.backward(grads[0], *saved), None

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from attentions.derivatives import Gradients, first_order
 from attentions.native import short_convolution as native
 
 
@@ -22,7 +23,7 @@ def short_convolution(
     """SiLU of a depthwise convolution over each position and the W - 1 before it; weights as `torch.nn.Conv1d` has."""
     if native.available(x):
         bias = x.new_zeros(x.shape[2]) if bias is None else bias
-        return _Native.apply(x, weight[:, 0].T.contiguous(), bias)  # type: ignore[return-value]
+        return _ShortConvolution.apply(x, weight[:, 0].T.contiguous(), bias)  # type: ignore[return-value]
     padded, size = F.pad(x, (0, 0, weight.shape[2] - 1, 0)), x.shape[1]
     out = torch.zeros_like(x) if bias is None else bias.expand_as(x)
     for at, tap in enumerate(weight[:, 0].unbind(1)):
@@ -30,13 +31,13 @@ def short_convolution(
     return F.silu(out)
 
 
-class _Native(torch.autograd.Function):
+class _ShortConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight, bias)
         return native.forward(x, weight, bias)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return native.backward(grads[0], *ctx.saved_tensors)
+    @first_order
+    def backward(ctx: Any, saved: tuple[Tensor, ...], *grads: Tensor) -> Gradients:
+        return native.backward(grads[0], *saved)

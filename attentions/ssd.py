@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from attentions.derivatives import Gradients, first_order
 from attentions.native import duality as native
 from attentions.segments import segmented
 
@@ -73,15 +74,15 @@ class _NativeDuality(torch.autograd.Function):
         learns = any(ctx.needs_input_grad)
         out, last, before = native.forward(x, log, b, c, state, chunk, checkpoints=learns)
         if learns:
-            ctx.save_for_backward(x, log, b, c, before)
+            ctx.save_for_backward(x, log, b, c, before, state)  # the state for the graph alone
             ctx.chunk = chunk
         return out, last
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    @first_order
+    def backward(ctx: Any, saved: tuple[Tensor, ...], *grads: Tensor) -> Gradients:
         of_out, of_last = grads
-        x, log, b, c, before = ctx.saved_tensors
+        x, log, b, c, before, _ = saved
         return *native.backward(of_out, of_last, x, log, b, c, before, ctx.chunk), None
 
 

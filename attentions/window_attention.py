@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attentions import window_tiles
 from attentions.buckets import Windows, bucket_windows, count_pairs
+from attentions.derivatives import Gradients, first_order
 from attentions.native import bucket_window
 
 
@@ -98,8 +99,9 @@ class _WindowAttention(torch.autograd.Function):
         return out.to(q.dtype), lse
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse = ctx.saved_tensors
+    @first_order
+    def backward(ctx: Any, saved: tuple[Tensor, ...], *grads: Tensor) -> Gradients:
+        q, k, v, out, lse = saved
         tables, scale, once, kernel = ctx.rest
         dq, dk, dv = kernel.backward(grads[0], q, k, v, out, lse, tables, scale, once=once)
         return dq, dk, dv, None, None, None, None

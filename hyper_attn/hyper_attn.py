@@ -23,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from hyper_attn.angular_lsh import AngularLSH
 from hyper_attn.selection import Selection
@@ -138,30 +137,51 @@ class _Attend(torch.autograd.Function):
         return out, lse
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor, None, None, None]:  # type: ignore[override]
-        q, k, v, out, lse = ctx.saved_tensors
-        grad, grad_lse = torch.zeros_like(out) if grads[0] is None else grads[0], grads[1]
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+        found = _Slope.apply(*grads, *ctx.saved_tensors, ctx.scale, ctx.selection, ctx.leaves)
+        return *found, None, None, None  # type: ignore[misc]
+
+
+class _Slope(torch.autograd.Function):
+    """The gradients of q, k and v, whose own derivatives are refused."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        grad: Tensor | None,
+        grad_lse: Tensor | None,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        scale: float,
+        selection: Selection,
+        leaves: Leaves | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        grad = torch.zeros_like(out) if grad is None else grad
         B, H, N, D = q.shape
         of_keys, of_values = (x.new_zeros(x.shape[:3].numel(), D) for x in (k, v))
         wholes = q.new_zeros(B * H * N + 1, D), of_keys, of_values
-        if ctx.leaves is not None:
-            _backward_leaves(ctx, grad, grad_lse, wholes)
+        if leaves is not None:
+            _backward_leaves((q, k, v, out, lse), scale, leaves, grad, grad_lse, wholes)
         flat = [x.reshape(-1, D) for x in (q, k, v, grad, out)]
         lse = F.pad(lse.flatten(), (0, 1), value=torch.inf)  # exp(score - inf): empty slots have no weight
-        for table in ctx.selection.tables(q.dtype):
+        for table in selection.tables(q.dtype):
             for slab in table.slabs(D):
                 real = slab.query.clamp(max=B * H * N - 1)
                 queries, upstream, outs = (take(flat[i], real) for i in (0, 3, 4))
                 keys, values = (take(flat[i], slab.key) for i in (1, 2))
                 of_lse = None if grad_lse is None else grad_lse.flatten()[real].unsqueeze(1)
                 sums = lse[slab.query].unsqueeze(1)
-                parts = attend_backward(
-                    upstream, of_lse, queries, keys, values, outs, sums, slab.bias, ctx.scale, False
-                )
+                parts = attend_backward(upstream, of_lse, queries, keys, values, outs, sums, slab.bias, scale, False)
                 for whole, rows, part in zip(wholes, (slab.query, slab.key, slab.key), parts, strict=True):
                     whole.scatter_add_(0, rows.reshape(-1, 1).expand(-1, D), part.reshape(-1, D))
-        return wholes[0][:-1].view(q.shape), wholes[1].view(k.shape), wholes[2].view(v.shape), None, None, None
+        return wholes[0][:-1].view(q.shape), wholes[1].view(k.shape), wholes[2].view(v.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> None:
+        raise RuntimeError("HyperAttention has no second derivative: its gradient can be taken once")
 
 
 def _forward_leaves(q: Tensor, k: Tensor, v: Tensor, scale: float, leaves: Leaves, out: Tensor, lse: Tensor) -> None:
@@ -173,14 +193,20 @@ def _forward_leaves(q: Tensor, k: Tensor, v: Tensor, scale: float, leaves: Leave
     out[-1], lse[-1] = 0.0, 0.0
 
 
-def _backward_leaves(ctx: Any, grad: Tensor, grad_lse: Tensor | None, wholes: tuple[Tensor, Tensor, Tensor]) -> None:
-    q, k, v, out, lse = ctx.saved_tensors
-    leaves, front = ctx.leaves, k.shape[2] - q.shape[2] - ctx.leaves.start
+def _backward_leaves(
+    saved: tuple[Tensor, ...],
+    scale: float,
+    leaves: Leaves,
+    grad: Tensor,
+    grad_lse: Tensor | None,
+    wholes: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    (q, k, v, out, lse), front = saved, saved[1].shape[2] - saved[0].shape[2] - leaves.start
     of_lse = None if grad_lse is None else in_leaves(grad_lse.unsqueeze(-1), front, leaves)[..., 0]
     queries, upstream, outs = (in_leaves(x, front, leaves) for x in (q, grad, out))
     keys, values = (in_leaves(x[:, :, leaves.start :], 0, leaves) for x in (k, v))
     sums = in_leaves(lse.unsqueeze(-1), front, leaves)[..., 0]
-    parts = attend_backward(upstream, of_lse, queries, keys, values, outs, sums, None, ctx.scale, True)
+    parts = attend_backward(upstream, of_lse, queries, keys, values, outs, sums, None, scale, True)
     wholes[0][:-1].view(q.shape).copy_(out_of_leaves(parts[0], len(q), front, q.shape[2]))
     for whole, part in zip(wholes[1:], parts[1:], strict=True):
         there = whole.view(k.shape)[:, :, leaves.start :]

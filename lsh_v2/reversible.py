@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from attentions.derivatives import Gradients, first_order
+
 Streams = tuple[Float[Tensor, "B N C"], Float[Tensor, "B N C"]]
 
 
@@ -94,12 +96,13 @@ class _Reversible(torch.autograd.Function):
         y1, y2, total, *read = ordinary(stack, x1, x2)
         ctx.stack, ctx.weights, ctx.device = stack, weights, x1.device.type
         ctx.autocast = torch.get_autocast_dtype(ctx.device) if torch.is_autocast_enabled(ctx.device) else None
-        ctx.save_for_backward(y1, y2)
+        ctx.save_for_backward(y1, y2, *weights)  # the weights so that a change in between is noticed
         return y1, y2, total, *read
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        (y1, y2), (d1, d2, d_total, *d_read) = ctx.saved_tensors, upstream
+    @first_order
+    def backward(ctx: Any, saved: tuple[Tensor, ...], *upstream: Tensor) -> Gradients:
+        (y1, y2, *_), (d1, d2, d_total, *d_read) = saved, upstream
         sums: dict[int, Tensor] = {}
 
         def through(call: Callable, x: Tensor, given: tuple[Tensor, ...], weights: Sequence[Tensor]) -> tuple:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from attentions import window_tiles
 from attentions.buckets import Windows
+from attentions.derivatives import Gradients, first_order
 from attentions.native import bucket_window
 
 
@@ -74,9 +75,9 @@ class _Merged(torch.autograd.Function):
         return out, lse
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        out, lse, *tensors = ctx.saved_tensors
+    @first_order
+    def backward(ctx: Any, saved: tuple[Tensor, ...], *grads: Tensor) -> Gradients:
+        out, lse, *tensors = saved
         kernel, found = kernel_of(out.device), []
         for i, (tables, bias) in enumerate(ctx.rest):
             q, k, v = tensors[3 * i : 3 * i + 3]

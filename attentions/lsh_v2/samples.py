@@ -21,6 +21,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from attentions.buckets import Members, Windows
+from attentions.derivatives import Gradients, first_order
 from attentions.hashing import splitmix
 from attentions.lsh_v2.pools import Pools
 from attentions.lsh_v2.windows import by_position
@@ -142,12 +143,13 @@ class _RunningSum(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # type: ignore[override]
+    @first_order
+    def backward(ctx: Any, saved: tuple[Tensor, ...], *grads: Tensor) -> Gradients:
+        del saved
         out = grads[0].clone()
         for one, two in pairwise(reversed(out.unbind(1))):
             two += one
-        return out
+        return (out,)
 
 
 def sample_windows(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from harness.memory import allocator_peak
 from lsh_v2.model import LSHv2Model
@@ -76,6 +77,40 @@ def test_backward_runs_in_the_precision_of_the_forward(monkeypatch: pytest.Monke
     monkeypatch.setattr("lsh_v2.model.reversible", ordinary)
     for key, gradient in run().items():
         assert (found[key] - gradient).norm() <= 0.05 * gradient.norm() + 1e-6, key
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_ponder": False}])
+def test_second_derivative_is_refused(settings: dict) -> None:
+    model, ids = small_model(**settings).train(), token_ids(7)
+    weight = model.block(0).feed_forward.down.weight
+    (first,) = torch.autograd.grad(model(ids, ids)["loss"] + weight.square().sum(), weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="Reversible has no second derivative"):
+        torch.autograd.grad(first.sum(), weight)
+
+
+def test_weight_that_changes_before_the_backward_pass_is_noticed() -> None:
+    model, ids = small_model().train(), token_ids(7)
+    loss = model(ids, ids)["loss"]
+    with torch.no_grad():
+        model.block(0).feed_forward.down.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("reversible", [True, False])
+@pytest.mark.parametrize("name", ["hyper", "lsh_v2"])
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])
+def test_whole_model_can_be_checkpointed(name: str, reversible: bool, reentrant: bool) -> None:
+    model, ids = small_model(attention=name, reversible=reversible).train(), token_ids(21)
+    model.zero_grad()
+    start = torch.zeros((), dtype=torch.float64, requires_grad=True)  # reentrant checkpoints need such an input
+    loss = checkpoint(lambda zero: model(ids, ids)["loss"] + zero, start, use_reentrant=reentrant)
+    loss.backward()  # type: ignore[union-attr]
+    found = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+    want = gradients(model)
+    assert found.keys() == want.keys()
+    for key, gradient in want.items():
+        torch.testing.assert_close(found[key], gradient, rtol=1e-10, atol=1e-12)
 
 
 def step_bytes(layers: int, **changes: bool) -> int:
