@@ -21,7 +21,9 @@ __all__ = ["FOREIGN_SECTIONS", "Backend", "Budget", "Config", "ConfigError", "Ex
 # Top-level sections of conf.yml that belong to other systems, which read them themselves.
 FOREIGN_SECTIONS: tuple[str, ...] = ("vq",)
 
-Positive = Annotated[float, Field(gt=0)]
+MOST_S = MOST_GB = 1e9  # thirty years, an exabyte
+Seconds = Annotated[float, Field(gt=0, le=MOST_S)]
+Gigabytes = Annotated[float, Field(gt=0, le=MOST_GB)]
 Limit = Annotated[float, Field(ge=0)]
 
 
@@ -43,9 +45,11 @@ Bounds = Annotated[tuple[float, float], BeforeValidator(_interval), AfterValidat
 class Budget(Checked):
     """Limits of a case and of the run. `memory_gb` is in 10**9 bytes."""
 
-    case_s: Positive = Field(description="a number of seconds above 0")
-    memory_gb: Positive | None = Field(None, description="null (three quarters of what is free) or gigabytes above 0")
-    total_s: Positive = Field(description="a number of seconds above 0")
+    case_s: Seconds = Field(description=f"a number of seconds above 0 and at most {MOST_S:.0f}")
+    memory_gb: Gigabytes | None = Field(
+        None, description=f"null (three quarters of what is free) or gigabytes above 0 and at most {MOST_GB:.0f}"
+    )
+    total_s: Seconds = Field(description=f"a number of seconds above 0 and at most {MOST_S:.0f}")
 
     def memory_bytes(self) -> int:
         """Bytes that a case may use; where `memory_gb` is None, three quarters of what is available now."""

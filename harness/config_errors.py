@@ -12,11 +12,12 @@ from harness.config_source import dotted, show
 from harness.names import nearest
 
 Path = tuple[int | str, ...]
+MOST = 200
 
 
 def mistakes_of(error: ValidationError, model: type[BaseModel], raw: dict[str, Any]) -> list[str]:
-    """One line for each mistake in `raw`, which is what was validated."""
-    return [_line(details, model, raw) for details in error.errors()]
+    """One line for each mistake in `raw`, which is what was validated; of very many, for the first."""
+    return [_line(details, model, raw) for details in error.errors()[:MOST]]
 
 
 def _line(details: ErrorDetails, model: type[BaseModel], raw: dict[str, Any]) -> str:

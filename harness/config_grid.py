@@ -7,6 +7,7 @@ value is an axis of one.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -25,7 +26,8 @@ from harness.names import is_path, nearest
 
 SUBJECTS = ("attention", "accuracy")
 
-MOST = 2**40  # tokens, heads, rounds ...: far beyond any machine, and products of a few still fit into 64 bits
+MOST = 2**40  # tokens, heads ...: far beyond any machine
+MOST_ROUNDS = 1000
 
 T = TypeVar("T")
 
@@ -41,7 +43,7 @@ def _as_axis(value: object) -> object:
 
 
 def _distinct(axis: tuple[T, ...]) -> tuple[T, ...]:
-    repeated = [value for index, value in enumerate(axis) if value in axis[:index]]
+    repeated = [value for value, count in Counter(axis).items() if count > 1]
     if repeated:
         raise ValueError(f"{repeated[0]} is there twice; once is allowed")
     return axis
@@ -53,6 +55,12 @@ def _countable(size: int) -> int:
     return size
 
 
+def _affordable(rounds: int) -> int:
+    if rounds > MOST_ROUNDS:
+        raise ValueError(f"at most {MOST_ROUNDS} is allowed")
+    return rounds
+
+
 def _known_subject(name: str) -> str:
     if name in SUBJECTS or is_path(name):
         return name
@@ -61,7 +69,8 @@ def _known_subject(name: str) -> str:
 
 Axis = Annotated[tuple[T, ...], BeforeValidator(_as_axis), AfterValidator(_distinct), Field(min_length=1)]
 Size = Annotated[int, Field(ge=1), AfterValidator(_countable)]
-Line = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\r\n]+$")]
+# No control characters, which a path cannot hold or a terminal obeys, and nothing else that ends a line.
+Line = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]+$")]
 
 
 class Backend(Checked):
@@ -126,7 +135,7 @@ class Grid(Checked):
     dtype: Axis[Literal["float64", "float32", "bfloat16", "float16"]] = Field(
         description="float64, float32, bfloat16, float16 or a list of these"
     )
-    rounds: Size = Field(description="an integer of at least 1")
+    rounds: Annotated[Size, AfterValidator(_affordable)] = Field(description="an integer of at least 1")
 
     def head_sizes(self) -> list[HeadSizes]:
         """Distinct combinations of heads, kv_heads, head_dim and value_dim, whether or not they go together."""

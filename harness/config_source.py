@@ -1,17 +1,44 @@
 """From a YAML file and `--set` overrides to plain data, refusing what YAML lets through.
 
-Only `yaml.safe_load` makes values. The tree of nodes is read beside it, since duplicate keys and foreign tags have
-a path there, and are silent or nameless in the values.
+Numbers and switches are those of YAML 1.2, so `010`, `1:30`, `1_000`, `yes` and dates are text, which a key that wants
+a number or a switch refuses: YAML 1.1 reads them as 8, 90, 1000, true and a day. The tree of nodes is judged before
+values are made of it, since duplicate keys, tags and aliases have a path there, and are silent or nameless in values.
 """
 
 from __future__ import annotations
 
 import copy
+import re
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+LARGEST_BYTES = 2**18  # of a file; no configuration is near it, and reading more would take seconds
+MOST_VALUES = 20_000  # of a file, those included that aliases repeat
+DEEPEST = 32  # lists and mappings within each other
+MOST_MISTAKES = 20  # of those that a message lists
+LONGEST, LONGEST_PATH = 80, 300  # letters of a value or a key, and of a file's path, in a message
+
+_TAG = "tag:yaml.org,2002:"
+_KINDS = {
+    yaml.ScalarNode: ("str", "int", "float", "bool", "null"),
+    yaml.SequenceNode: ("seq",),
+    yaml.MappingNode: ("map",),
+}
+_CORE = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?(?:0|[1-9][0-9]{0,99})|0x[0-9a-fA-F]{1,16}", list("-+0123456789")),
+    "float": (
+        r"[-+]?(?:(?:(?:0|[1-9][0-9]*)\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|(?:0|[1-9][0-9]*)[eE][-+]?[0-9]+"
+        r"|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    "merge": (r"<<", ["<"]),
+}
 
 
 class ConfigError(ValueError):
@@ -19,39 +46,94 @@ class ConfigError(ValueError):
 
     def __init__(self, mistakes: Sequence[str], source: str = "the configuration") -> None:
         self.mistakes = _without_echoes(mistakes)
-        super().__init__("\n  ".join([f"{source} cannot be used:", *self.mistakes]))
+        listed = self.mistakes[:MOST_MISTAKES]
+        if more := len(self.mistakes) - len(listed):
+            listed.append(f"and {more} more")
+        heading = f"{shortened(source, LONGEST_PATH)} cannot be used:"
+        super().__init__("\n  ".join([heading, *listed]))
+
+
+class _TooMuch(yaml.MarkedYAMLError):
+    """Nested too deep, or too many values."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads the core schema of YAML 1.2, no deeper and no more than is allowed."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012, as the base has it
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = self._values = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()
+        self._values += 1
+        if self._depth > DEEPEST:
+            raise _TooMuch(
+                problem=f"more than {DEEPEST} lists and mappings within each other", problem_mark=event.start_mark
+            )
+        if self._values > 2 * MOST_VALUES:  # a mapping's keys count here
+            raise _TooMuch(problem=f"more than {MOST_VALUES} values", problem_mark=event.start_mark)
+        self._depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that either version of YAML takes for something else, and writes no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _name, (_pattern, _first) in _CORE.items():
+    _Loader.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), _first)
+_Dumper.yaml_implicit_resolvers = {
+    letter: [*yaml.SafeDumper.yaml_implicit_resolvers.get(letter, []), *_Loader.yaml_implicit_resolvers.get(letter, [])]
+    for letter in yaml.SafeDumper.yaml_implicit_resolvers.keys() | _Loader.yaml_implicit_resolvers.keys()
+}
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ConfigError for anything else."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError([f"the file cannot be read: {error.strerror}"], str(path)) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError([f"the file is not UTF-8 text: {error.reason} at byte {error.start}"], str(path)) from error
-    data = parse(text, str(path))
+    data = parse(_read(path), str(path))
     if not isinstance(data, dict):
         raise ConfigError([f"the top level is {show(data)}; it must be a mapping of keys to values"], str(path))
     return data
 
 
 def parse(text: str, source: str) -> Any:
-    """Plain data from YAML. Raises ConfigError for bad YAML, other tags than YAML's own, and repeated keys."""
+    """Plain data from YAML.
+
+    Raises ConfigError for bad YAML, tags, repeated keys, and what is nested or repeated beyond the limits above.
+    """
+    loader = None
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        mistakes = [] if node is None else list(_mistakes(node, (), ()))
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        mistakes = [] if node is None else _Judge().mistakes(node)
         if mistakes:
             raise ConfigError(mistakes, source)
-        return yaml.safe_load(text)
+        return None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ConfigError([f"{place}not YAML: {error.problem}"], source) from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2020-13-45
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError([f"not YAML: {error}"], source) from error
+        wrong = "" if isinstance(error, _TooMuch) else "not YAML: "
+        raise ConfigError([f"{place}{wrong}{error.problem}"], source) from error
+    except yaml.reader.ReaderError as error:
+        letter = f"U+{error.character:04X}" if isinstance(error.character, int) else str(error.character)
+        raise ConfigError([f"not YAML: the character {letter} is not allowed"], source) from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def dump(data: Any, **options: Any) -> str:
+    """YAML that `parse` reads as the same data; `options` are those of `yaml.dump`."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **options)
 
 
 def apply_overrides(data: dict[str, Any], overrides: Sequence[str], everywhere: Sequence[str]) -> dict[str, Any]:
@@ -64,13 +146,15 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str], everywhere: 
     for override in overrides:
         path, equals, text = override.partition("=")
         try:
-            if not (equals and path.strip()):
+            if not (equals and all(_steps(path))):
                 raise ValueError("must have the form key=value or key.key=value")
-            _put(data, path.strip().split("."), parse(text, f"--set {override}"))
+            if len(_steps(path)) > DEEPEST:
+                raise ValueError(f"a path has at most {DEEPEST} steps")
+            _put(data, _steps(path), parse(text, "--set"))
         except ConfigError as error:
-            mistakes += [f"--set {override}: {mistake}" for mistake in error.mistakes]
+            mistakes += [f"--set {shortened(override)}: {mistake}" for mistake in error.mistakes]
         except ValueError as error:
-            mistakes.append(f"--set {override}: {error}")
+            mistakes.append(f"--set {shortened(override)}: {error}")
         else:
             if path.strip() in everywhere:
                 _drop_from_also(data, path.strip())
@@ -80,23 +164,31 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str], everywhere: 
 
 
 def dotted(path: Sequence[object]) -> str:
-    """`a.0.b` of ("a", 0, "b")."""
-    return ".".join(map(str, path))
+    """`a.0.b` of ("a", 0, "b"), each step on one line and shortened."""
+    return ".".join(shortened(str(step)) for step in path)
 
 
 def show(value: object) -> str:
     """A value as YAML writes it, on one line, shortened."""
     if isinstance(value, dict | list | tuple) and len(value) > 8:
         return f"a {'mapping' if isinstance(value, dict) else 'list'} of {len(value)}"
+    if isinstance(value, str) and len(value) > LONGEST:
+        value = value[:LONGEST]
     plain = list(value) if isinstance(value, tuple) else value
     try:
-        text = yaml.safe_dump(plain, default_flow_style=True, width=10**6, allow_unicode=True, sort_keys=False)
+        text = dump(plain, default_flow_style=True, width=10**6)
     except yaml.YAMLError:
         text = repr(value)
     text = text.removesuffix("...\n").strip()
     if isinstance(value, str) and text == value:
         text = f"'{text}'"
-    return text if len(text) <= 80 else text[:77] + "..."
+    return shortened(text)
+
+
+def shortened(text: str, longest: int = LONGEST) -> str:
+    """Text on one line, at most so many letters of it, without letters that a terminal would obey."""
+    cut = text if len(text) <= longest else text[: longest - 3] + "..."
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in cut)
 
 
 def _without_echoes(mistakes: Sequence[str]) -> list[str]:
@@ -112,29 +204,86 @@ def _reason(mistake: str) -> str:
     return f"{keys[-1]}: {reason}" if keys else reason
 
 
-def _mistakes(node: yaml.Node, path: tuple[object, ...], above: tuple[yaml.Node, ...]) -> Iterator[str]:
-    if node.tag not in yaml.SafeLoader.yaml_constructors:
-        yield f"{_at(path)}the tag {node.tag} is not allowed; only plain YAML is"
-    elif any(node is parent for parent in above):
-        yield f"{_at(path)}an alias to what contains it is not allowed"
-    elif isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            yield from _mistakes(item, (*path, index), (*above, node))
-    elif isinstance(node, yaml.MappingNode):
-        yield from _mapping_mistakes(node, path, (*above, node))
+class _Judge:
+    """What is wrong with a tree of nodes. Aliases make it a graph: each node is judged once and counted often."""
+
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}
+
+    def mistakes(self, node: yaml.Node) -> list[str]:
+        found = list(self._mistakes(node, (), ()))
+        if not found and self._counts[id(node)] > MOST_VALUES:
+            found.append(f"more than {MOST_VALUES} values, those included that aliases repeat")
+        return found
+
+    def _mistakes(self, node: yaml.Node, path: tuple[object, ...], above: tuple[yaml.Node, ...]) -> Iterator[str]:
+        if any(node is parent for parent in above):
+            yield f"{_at(path)}an alias to what contains it is not allowed"
+        elif id(node) not in self._counts:
+            self._counts[id(node)] = 1
+            if node.tag.removeprefix(_TAG) not in _KINDS[type(node)]:
+                yield f"{_at(path)}the tag {shortened(node.tag)} is not allowed; only plain YAML is"
+            elif isinstance(node, yaml.ScalarNode):
+                yield from _scalar_mistakes(node, path)
+            else:
+                yield from self._inside(node, path, (*above, node))
+                parts = [part for item in node.value for part in (item[1:] if isinstance(item, tuple) else [item])]
+                self._counts[id(node)] += sum(self._counts.get(id(part), 0) for part in parts)
+
+    def _inside(self, node: yaml.Node, path: tuple[object, ...], above: tuple[yaml.Node, ...]) -> Iterator[str]:
+        if isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                yield from self._mistakes(item, (*path, index), above)
+            return
+        seen = set()
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.tag not in (f"{_TAG}str", f"{_TAG}merge"):
+                yield f"{_at(path)}the key {show(key.value)} in line {line} is not allowed; keys are text"
+                continue
+            yield from _scalar_mistakes(key, (*path, key.value))
+            if key.value in seen:
+                yield f"{dotted((*path, key.value))}: the key is there twice, again in line {line}; once is allowed"
+            seen.add(key.value)
+            yield from self._mistakes(value, (*path, key.value), above)
 
 
-def _mapping_mistakes(node: yaml.MappingNode, path: tuple[object, ...], above: tuple[yaml.Node, ...]) -> Iterator[str]:
-    seen = set()
-    for key, value in node.value:
-        line = key.start_mark.line + 1
-        if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
-            yield f"{_at(path)}the key {show(key.value)} in line {line} is not allowed; keys are text"
-            continue
-        if key.value in seen:
-            yield f"{dotted((*path, key.value))}: the key is there twice, again in line {line}; once is allowed"
-        seen.add(key.value)
-        yield from _mistakes(value, (*path, key.value), above)
+def _scalar_mistakes(node: yaml.ScalarNode, path: tuple[object, ...]) -> Iterator[str]:
+    """A value that its tag does not fit, and text that no file could hold."""
+    if node.tag in (f"{_TAG}str", f"{_TAG}merge"):
+        try:
+            node.value.encode()
+        except UnicodeEncodeError:
+            yield f"{_at(path)}{show(node.value)} is not allowed; it holds half a character"
+        return
+    name = node.tag.removeprefix(_TAG)
+    if not re.fullmatch(_CORE[name][0], node.value):
+        yield f"{_at(path)}{show(node.value)} is not allowed; it is no {name}"
+
+
+def _read(path: Path) -> str:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():  # a pipe or a device might never end
+            raise ConfigError(["the file cannot be read: it is a pipe, socket or device, not a file"], str(path))
+        with path.open("rb") as file:
+            content = file.read(LARGEST_BYTES + 1)
+        if len(content) > LARGEST_BYTES:
+            raise ConfigError(
+                [f"the file has more than {LARGEST_BYTES} bytes, too many for a configuration"], str(path)
+            )
+        return content.decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError([f"the file cannot be read: {error.strerror}"], str(path)) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"the file is not UTF-8 text: {error.reason} at byte {error.start}"], str(path)) from error
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError([f"the file cannot be read: {error}"], str(path)) from error  # a zero byte in its path
+
+
+def _steps(path: str) -> list[str]:
+    return path.strip().split(".")
 
 
 def _at(path: tuple[object, ...]) -> str:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 from harness.backend_series import Series, entry_mistakes, label_clashes, series_of
 from harness.config import Config, ConfigError
 from harness.config_grid import Grid
 from harness.load import cores
-from harness.plan_checks import build_mistakes, expectation_mistakes, grid_mistakes, input_mistakes
+from harness.plan_checks import (
+    build_mistakes,
+    count_mistakes,
+    expectation_mistakes,
+    grid_mistakes,
+    input_mistakes,
+    size_mistakes,
+)
 from harness.rows import Case
 
 
@@ -34,24 +42,33 @@ class _Part:
     prefix: str
 
 
-def expand(config: Config) -> list[Planned]:
+def expand(config: Config, faulty: Collection[str] = ()) -> list[Planned]:
     """Every case of the main grid and of `also`; one that several grids hold is there once, with the most rounds.
 
     Device, threads and null sizes are resolved. Raises ConfigError, one message with a line for each mistake:
-    backends, settings, subjects and inputs that do not exist or cannot be built, and labels used twice.
+    more cases or larger ones than any machine could measure, backends, settings, subjects and inputs that do not
+    exist or cannot be built, and labels used twice. What is `faulty`, named by its import path, is not looked at.
     """
     grids = [("", config), *((f"also.{index}.", grid) for index, grid in enumerate(config.also))]
+    _refuse(count_mistakes([grid for _, grid in grids]))
     parts = [_Part(grid, series_of(grid.backends, f"{prefix}backends"), prefix) for prefix, grid in grids]
-    _refuse(_name_mistakes(config, parts))
+    _refuse(_name_mistakes(config, parts, faulty))
     _refuse(
-        [mistake for part in parts for one in part.series for mistake in build_mistakes(one, part.grid, config.seed)]
+        [
+            mistake
+            for part in parts
+            for one in part.series
+            if one.backend not in faulty
+            for mistake in build_mistakes(one, part.grid, config.seed)
+        ]
     )
     planned: dict[str, Planned] = {}
     for part in parts:
         for case in _cases(part, config):
             before = planned.get(case.digest())
             planned[case.digest()] = Planned(case, max(part.grid.rounds, before.rounds if before else 0))
-    _refuse(input_mistakes([one.case for one in planned.values()], config))
+    cases = [one.case for one in planned.values() if one.case.inputs not in faulty]
+    _refuse(input_mistakes(cases, config))
     return list(planned.values())
 
 
@@ -73,12 +90,19 @@ def resolve_device(name: str) -> str:
     return name
 
 
+def _memory_bytes(device: str) -> int:
+    """All the memory that a device has, whatever of it is free; on the CPU with what can be swapped out."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_properties(device).total_memory
+    return psutil.virtual_memory().total + psutil.swap_memory().total
+
+
 def _refuse(mistakes: Sequence[str]) -> None:
     if mistakes:
         raise ConfigError(mistakes)
 
 
-def _name_mistakes(config: Config, parts: Sequence[_Part]) -> list[str]:
+def _name_mistakes(config: Config, parts: Sequence[_Part], faulty: Collection[str]) -> list[str]:
     series = [one for part in parts for one in part.series]
     mistakes = (
         []
@@ -88,9 +112,11 @@ def _name_mistakes(config: Config, parts: Sequence[_Part]) -> list[str]:
     if (config.threads or 1) > (most := len(cores())):  # they would wait for each other, and the times would be of that
         mistakes.append(f"threads: {config.threads} is not allowed; it must be from 1 to {most}, the cores here")
     for part in parts:
-        mistakes += grid_mistakes(part.grid, part.prefix)
+        mistakes += grid_mistakes(part.grid, part.prefix, faulty)
+        mistakes += size_mistakes(part.grid, part.prefix, _memory_bytes(resolve_device(config.device)))
         for index, entry in enumerate(part.grid.backends):
-            mistakes += entry_mistakes(entry, f"{part.prefix}backends.{index}")
+            if entry.name not in faulty:
+                mistakes += entry_mistakes(entry, f"{part.prefix}backends.{index}")
     return mistakes + label_clashes(series) + expectation_mistakes(config, series)
 
 

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
+
+import torch
 
 from attentions import BACKENDS, build
 from harness.backend_series import Series
 from harness.config import Config
-from harness.config_grid import SUBJECTS, Grid
+from harness.config_grid import SUBJECTS, Grid, HeadSizes
 from harness.config_source import show
 from harness.inputs import why_not
 from harness.names import import_path, nearest
 from harness.rows import Case
 from harness.worker import in_words, is_out_of_memory
 
+MOST_CASES = 50_000
+WIDEST_BUILT = 2**24  # heads x width
 
-def grid_mistakes(grid: Grid, prefix: str) -> Iterator[str]:
-    """Subjects that cannot be imported, and heads that are no multiple of kv_heads."""
+
+def grid_mistakes(grid: Grid, prefix: str, faulty: Collection[str]) -> Iterator[str]:
+    """Subjects that cannot be imported, the faulty ones aside, and heads that are no multiple of kv_heads."""
     for subject in grid.subject:
         try:
-            if subject not in SUBJECTS:
+            if subject not in SUBJECTS and subject not in faulty:
                 import_path(subject)
         except ValueError as error:
             yield f"{prefix}subject: {error}"
@@ -30,6 +36,54 @@ def grid_mistakes(grid: Grid, prefix: str) -> Iterator[str]:
                 f"{prefix}kv_heads: {sizes.kv_heads} is not allowed; "
                 f"it must be a divisor of heads, which is {sizes.heads}"
             )
+
+
+def count_mistakes(grids: Sequence[Grid]) -> list[str]:
+    """More cases in all than anyone could wait for, counted without making one."""
+    count = sum(map(_case_count, grids))
+    if count <= MOST_CASES:
+        return []
+    return [f"{count} cases are asked for; at most {MOST_CASES} are allowed, so shorten some of the lists"]
+
+
+def _case_count(grid: Grid) -> int:
+    axes = [grid.subject, grid.level, grid.mode, grid.inputs, grid.batch, grid.causal, grid.dtype, grid.lengths]
+    axes += [grid.heads, grid.kv_heads, grid.head_dim, grid.value_dim]
+    lists = [[value for value in entry.settings.values() if isinstance(value, list)] for entry in grid.backends]
+    return math.prod(map(len, axes)) * sum(math.prod(map(len, axes)) for axes in lists)
+
+
+def size_mistakes(grid: Grid, prefix: str, memory_bytes: int) -> list[str]:
+    """The largest case whose inputs and output alone take more memory than there is, and how many there are.
+
+    One that could fit an empty machine but not this one's limits is measured, and says so.
+    """
+    if not set(grid.subject) & set(SUBJECTS):
+        return []  # what others need is theirs to say
+    axes = (grid.level, grid.mode, grid.batch, grid.dtype, grid.lengths, grid.head_sizes())
+    needed = {choice: least_bytes(*choice) for choice in itertools.product(*axes)}
+    impossible = {choice: count for choice, count in needed.items() if count > memory_bytes}
+    if not impossible:
+        return []
+    largest = max(impossible, key=lambda choice: impossible[choice])
+    _, _, batch, dtype, n, sizes = largest
+    widths = f"head_dim {sizes.head_dim}" + (f", value_dim {sizes.value_dim}" * (sizes.value_dim != sizes.head_dim))
+    others = f", and {len(impossible) - 1} smaller ones are still too large" if len(impossible) > 1 else ""
+    return [
+        f"{prefix}lengths: n = {n} with batch {batch}, heads {sizes.heads}, kv_heads {sizes.kv_heads}, {widths} in "
+        f"{dtype} is not possible: its inputs and output alone take {impossible[largest]} bytes, and there are "
+        f"{memory_bytes} here{others}"
+    ]
+
+
+def least_bytes(level: str, mode: str, batch: int, dtype: str, n: int, sizes: HeadSizes) -> int:
+    """Bytes that a case holds whatever the method: q, k, v and the output, or the layer's input and output."""
+    if level == "layer":
+        elements = 2 * n * sizes.heads * sizes.head_dim
+    else:
+        queries, keys = (1, n + 1) if mode == "decode" else (n, n)
+        elements = (queries * sizes.heads + keys * sizes.kv_heads) * (sizes.head_dim + sizes.value_dim)
+    return batch * elements * getattr(torch, dtype).itemsize
 
 
 def expectation_mistakes(config: Config, series: Sequence[Series]) -> list[str]:
@@ -45,10 +99,13 @@ def expectation_mistakes(config: Config, series: Sequence[Series]) -> list[str]:
 def build_mistakes(one: Series, grid: Grid, seed: int) -> Iterator[str]:
     """What a series' constructor refuses, tried at the shortest and at the longest length.
 
-    One that finds no room for itself refuses nothing: its case will say so.
+    One that finds no room for itself refuses nothing, and one that may want gigabytes is not tried here: its case will
+    say so.
     """
     lengths = dict.fromkeys((min(grid.lengths), max(grid.lengths)))
     for sizes, causal, n in itertools.product(grid.head_sizes(), grid.causal, lengths):
+        if sizes.heads * max(sizes.head_dim, sizes.value_dim) > WIDEST_BUILT:
+            continue
         shape = {"head_dim": sizes.head_dim, "kv_heads": sizes.kv_heads, "value_dim": sizes.value_dim}
         try:
             build(one.backend, heads=sizes.heads, **shape, causal=causal, max_len=n, seed=seed, **one.settings)

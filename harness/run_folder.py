@@ -11,9 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from harness.config import Config
+from harness.config_source import LONGEST_PATH, dump, shortened
 from harness.journal import ROWS
 
 DEFAULT_PARENT = Path("reports/runs")
@@ -58,8 +57,7 @@ class RunFolder:
 
     def write_config(self, config: Config) -> None:
         """Write the configuration as resolved, so that it can be run again."""
-        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        _replace(self.config, text)
+        _replace(self.config, dump(config.model_dump(mode="json")))
 
 
 def new_run(wanted: str | None) -> RunFolder:
@@ -80,16 +78,24 @@ def new_run(wanted: str | None) -> RunFolder:
 def old_run(wanted: str) -> RunFolder:
     """A run to go on with. Raises FolderError where there is none, or none that can be read."""
     path = Path(wanted)
-    if not (path / ROWS).is_file():
-        raise FolderError(f"--resume: {path} holds no run; there is no {ROWS} in it")
+    if not os.path.isfile(path / ROWS):  # noqa: PTH113, Path.is_file raises for a name that is too long
+        raise FolderError(f"--resume: {shortened(wanted, LONGEST_PATH)} holds no run; there is no {ROWS} in it")
     _require_writable(path, "--resume")
+    return RunFolder(path, _facts_of(path / "run.json"))
+
+
+def _facts_of(path: Path) -> dict[str, Any]:
     try:
-        facts = json.loads((path / "run.json").read_text())
+        facts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:  # killed before it was written
-        facts = {}
-    except ValueError as error:
-        raise FolderError(f"--resume: {path / 'run.json'} cannot be read: {error}") from error
-    return RunFolder(path, facts)
+        return {}
+    except OSError as error:
+        raise FolderError(f"--resume: {path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise FolderError(f"--resume: {path} cannot be read: {error}") from error
+    if not (isinstance(facts, dict) and isinstance(facts.get("machine", {}), dict)):
+        raise FolderError(f"--resume: {path} cannot be read: it does not hold the facts of a run")
+    return facts
 
 
 def require_folder(path: Path, argument: str) -> None:

@@ -273,7 +273,7 @@ def test_a_mistake_in_an_override_is_not_repeated_for_further_grids(conf: Path) 
         ("a: [1\nb: 2\n", "line 2, column 2: not YAML: expected ',' or ']'"),
         ("a: 1\n---\nb: 1\n", "not YAML: but found another document"),
         ("a: \x00\n", "not YAML:"),
-        ("a: 2020-13-45\n", "not YAML:"),
+        ("a: 2020-13-45\n", "a: this key is unknown"),
     ],
     ids=["key", "nested", "object", "tag", "loop", "number", "sequence", "list", "empty", "open", "two", "nul", "date"],
 )
