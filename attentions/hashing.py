@@ -1,41 +1,39 @@
 """Hash families: each maps vectors to integer codes, table by table and key/value head by key/value head.
 
-Query heads of a group share their key head's functions. Codes are computed in float32 at least. A family is
-fixed by its seed and never looks at the sequence at hand, so codes of a prefix are a prefix of the codes.
+Query heads of a group share their key head's functions. Codes are computed in float32 at least, whatever autocast and
+the precision of products are set to. A family is drawn from its seed and never looks at the sequence at hand, so codes
+of a prefix are a prefix of the codes. What was drawn is state: a module that loads it has the codes of its source.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from attentions.base import require
+from transformer_vq.precision import Selector, exact_products
 
-MAX_BITS = 24  # codes are packed by a float32 product, exact for integers below 2**24
+MAX_BITS = 24  # 2**24 buckets, as many as there are keys to fill them
 PIECE = 8192  # vectors of a head hashed at once: their features stay in the cache
 
 
-class Hash(nn.Module, ABC):
+class Hash(Selector, ABC):
     """`tables` independent hash functions for each of `kv_heads` heads, codes in [0, 2**bits)."""
-
-    powers: Tensor
 
     def __init__(self, kv_heads: int, head_dim: int, *, bits: int, tables: int, seed: int) -> None:
         super().__init__()
         require(0 <= bits <= MAX_BITS, "bits", bits, f"from 0 to {MAX_BITS}")
         require(tables >= 1, "tables", tables, "an integer of at least 1")
-        self.kv_heads, self.head_dim, self.bits, self.tables = kv_heads, head_dim, bits, tables
-        self.generator = torch.Generator().manual_seed(seed)
-        self.register_buffer("powers", 2.0 ** torch.arange(bits), persistent=False)
+        self.kv_heads, self.head_dim, self.bits, self.tables, self.seed = kv_heads, head_dim, bits, tables, seed
 
     @abstractmethod
-    def signs(self, x: Float[Tensor, "B G Q D"]) -> Float[Tensor, "B G Q F"]:
-        """F = tables·bits binary features of each vector, as zeros and ones in float32."""
+    def signs(self, x: Float[Tensor, "B G Q D"]) -> Bool[Tensor, "B G Q F"]:
+        """F = tables·bits binary features of each vector."""
 
     def forward(self, x: Float[Tensor, "B H N D"]) -> Int[Tensor, "tables B H N"]:
         """The code of each vector in each table; H is kv_heads or a multiple of it."""
@@ -46,9 +44,14 @@ class Hash(nn.Module, ABC):
 
     def _codes(self, x: Float[Tensor, "B H T D"]) -> Int[Tensor, "tables B H T"]:
         grouped = x.unflatten(1, (self.kv_heads, -1)).flatten(2, 3)
-        features = self.signs(grouped).unflatten(-1, (self.tables, self.bits))
-        codes = features @ self.powers.to(features.dtype)
-        return codes.unflatten(2, (-1, x.shape[2])).flatten(1, 2).movedim(-1, 0).long()
+        first, *others = self.signs(grouped).unflatten(-1, (self.tables, self.bits)).unbind(-1)
+        codes = first.long()
+        for place, sign in enumerate(others, start=1):
+            codes |= sign.long() << place
+        return codes.unflatten(2, (-1, x.shape[2])).flatten(1, 2).movedim(-1, 0)
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
 
 
 class BitSamplingHash(Hash):
@@ -57,25 +60,25 @@ class BitSamplingHash(Hash):
     `thresholds` (kv_heads, head_dim) are what values are compared with, zero unless balanced.
     """
 
+    added: ClassVar[tuple[str, ...]] = ("drawn",)
     drawn: Tensor
     thresholds: Tensor
 
     def __init__(self, kv_heads: int, head_dim: int, **settings: Any) -> None:
         super().__init__(kv_heads, head_dim, **settings)
         require(self.bits <= head_dim, "bits", self.bits, f"at most head_dim={head_dim}")
-        keys = torch.rand(kv_heads, self.tables, head_dim, generator=self.generator)
-        drawn = keys.argsort(dim=-1)[..., : self.bits].flatten(1)
-        self.register_buffer("drawn", drawn, persistent=False)
-        self.register_buffer("thresholds", torch.zeros(kv_heads, head_dim))
+        keys = torch.rand(kv_heads, self.tables, head_dim, generator=self._generator(), dtype=torch.float32)
+        self.register_buffer("drawn", keys.argsort(dim=-1)[..., : self.bits].flatten(1))
+        self.register_buffer("thresholds", torch.zeros(kv_heads, head_dim, dtype=torch.float32))
 
     def balance(self, x: Float[Tensor, "B G M D"]) -> None:
         """Move the thresholds to the medians of a calibration sample, so that buckets fill evenly."""
         self.thresholds = x.detach().float().transpose(0, 1).flatten(1, 2).median(dim=1).values
 
-    def signs(self, x: Float[Tensor, "B G Q D"]) -> Float[Tensor, "B G Q F"]:
+    def signs(self, x: Float[Tensor, "B G Q D"]) -> Bool[Tensor, "B G Q F"]:
         index = self.drawn[None, :, None].expand(*x.shape[:3], -1)
-        above = x > self.thresholds.to(x.dtype)[None, :, None]
-        return above.gather(-1, index).float()
+        above = x > self.thresholds[None, :, None]  # in the wider of the two dtypes: no threshold is rounded
+        return above.gather(-1, index)
 
 
 class SimHash(Hash):
@@ -84,24 +87,26 @@ class SimHash(Hash):
     `thresholds` (kv_heads, tables·bits) are what projections are compared with, zero unless balanced.
     """
 
+    added: ClassVar[tuple[str, ...]] = ("planes",)
     planes: Tensor
     thresholds: Tensor
 
     def __init__(self, kv_heads: int, head_dim: int, **settings: Any) -> None:
         super().__init__(kv_heads, head_dim, **settings)
         shape = (kv_heads, head_dim, self.tables * self.bits)
-        self.register_buffer("planes", torch.randn(shape, generator=self.generator), persistent=False)
-        self.register_buffer("thresholds", torch.zeros(kv_heads, self.tables * self.bits))
+        self.register_buffer("planes", torch.randn(shape, generator=self._generator(), dtype=torch.float32))
+        self.register_buffer("thresholds", torch.zeros(kv_heads, self.tables * self.bits, dtype=torch.float32))
 
     def balance(self, x: Float[Tensor, "B G M D"]) -> None:
         """Move the thresholds to the medians of a calibration sample, so that buckets fill evenly."""
-        projected = x.detach().float() @ self.planes.float()
+        with exact_products(x.device):
+            projected = x.detach().float() @ self.planes.float()
         self.thresholds = projected.transpose(0, 1).flatten(1, 2).median(dim=1).values
 
-    def signs(self, x: Float[Tensor, "B G Q D"]) -> Float[Tensor, "B G Q F"]:
+    def signs(self, x: Float[Tensor, "B G Q D"]) -> Bool[Tensor, "B G Q F"]:
         wide = x if x.dtype == torch.float64 else x.float()
-        above = wide @ self.planes.to(wide.dtype) > self.thresholds.to(wide.dtype)[:, None]
-        return above.float()
+        with exact_products(x.device):
+            return wide @ self.planes.to(wide.dtype) > self.thresholds.to(wide.dtype)[:, None]
 
 
 class PositionHash(Hash):
@@ -111,11 +116,17 @@ class PositionHash(Hash):
     sequence has a prefix of its codes, whatever the length.
     """
 
-    def __init__(self, kv_heads: int, head_dim: int, *, seed: int, **settings: Any) -> None:
-        super().__init__(kv_heads, head_dim, seed=seed, **settings)
-        self.seed = seed
+    added: ClassVar[tuple[str, ...]] = ("_extra_state",)
 
-    def signs(self, x: Float[Tensor, "B G Q D"]) -> Float[Tensor, "B G Q F"]:
+    def get_extra_state(self) -> Int[Tensor, ""]:
+        """The seed, which decides every code."""
+        return torch.tensor(self.seed)
+
+    def set_extra_state(self, state: Int[Tensor, ""]) -> None:
+        """Draw from another module's seed."""
+        self.seed = int(state)
+
+    def signs(self, x: Float[Tensor, "B G Q D"]) -> Bool[Tensor, "B G Q F"]:
         raise NotImplementedError("codes come from positions, not from vectors")
 
     def at(self, positions: Int[Tensor, "B N"], heads: int, *, query: bool) -> Int[Tensor, "tables B H N"]:

@@ -10,13 +10,14 @@ The logit scale is that of this project, head_dim**-0.5 on top of unit keys, as 
 reformer-pytorch; Trax leaves it out. As in Trax, chunks may cross buckets, and more than 128 buckets are
 hashed in two factors. Not taken over: the wrap-around of the first chunk to the last.
 
-Later tokens change how earlier ones are sorted and cut: causality is "selection".
+Later tokens change how earlier ones are sorted and cut: causality is "selection". Half precision is computed in
+float32: the square of a norm leaves float16's range long before the norm does.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,12 +29,13 @@ from attentions.buckets import Windows
 from attentions.reference import causal_pairs, query_positions, softmax_attention
 from attentions.support import SupportAttention
 from attentions.window_attention import attend, window_pairs
+from transformer_vq.precision import Selector, exact_products
 
 FACTORED_ABOVE = 128  # buckets
 PIECE = 2048  # positions hashed at once: their rotations stay in the cache
 
 
-class Reformer(SupportAttention):
+class Reformer(Selector, SupportAttention):
     """`hashes` rounds of chunks of `chunk` positions; `buckets` a round, None for `max_len / chunk` as in the paper."""
 
     paper = "https://arxiv.org/abs/2001.04451"
@@ -41,6 +43,7 @@ class Reformer(SupportAttention):
     claimed_time = "n log n"
     causality = "selection"
     once = False
+    added: ClassVar[tuple[str, ...]] = ("rotations",)
     rotations: Tensor
 
     def __init__(
@@ -65,7 +68,7 @@ class Reformer(SupportAttention):
         self.factors = [max(2, 2 * math.ceil(size / 2)) for size in sizes]
         generator = torch.Generator().manual_seed(self.seed)
         shape_of = (heads, head_dim, hashes * sum(self.factors) // 2)
-        self.register_buffer("rotations", torch.randn(shape_of, generator=generator), persistent=False)
+        self.register_buffer("rotations", torch.randn(shape_of, generator=generator, dtype=torch.float32))
         self.kernel = ""
 
     def forward(
@@ -76,13 +79,13 @@ class Reformer(SupportAttention):
         *,
         first: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B H N E"]:
-        v = self._every_head(v)
-        keys = unit(q)
-        out, lse, self.kernel = attend(q, keys, v, self.windows(q, first=first), self.scale, once=False)
+        dtype, wide = q.dtype, torch.promote_types(q.dtype, torch.float32)
+        q, v = q.to(wide), self._every_head(v).to(wide)
+        out, lse, self.kernel = attend(q, unit(q), v, self.windows(q, first=first), self.scale, once=False)
         alone = lse == -torch.inf
         if first is not None:
             alone &= (torch.arange(q.shape[2], device=q.device) >= first.to(q.device)[:, None])[:, None]
-        return torch.where(alone[..., None], v, out)
+        return torch.where(alone[..., None], v, out).to(dtype)
 
     def windows(self, q: Float[Tensor, "B H N D"], *, first: Int[Tensor, " B"] | None = None) -> list[Windows]:
         """One table a round; every query head is a row of X, for it is its own key head."""
@@ -107,7 +110,8 @@ class Reformer(SupportAttention):
         """argmax[xR; -xR] of each round, factor by factor."""
         x = q.detach() if q.dtype == torch.float64 else q.detach().float()
         rotations = self.rotations.to(x.dtype)
-        return torch.cat([self._codes(piece @ rotations) for piece in x.split(PIECE, dim=2)], dim=-1)
+        with exact_products(x.device):
+            return torch.cat([self._codes(piece @ rotations) for piece in x.split(PIECE, dim=2)], dim=-1)
 
     def _codes(self, turned: Float[Tensor, "B H T R"]) -> Int[Tensor, "hashes B H T"]:
         turned = turned.unflatten(-1, (self.hashes, -1))

@@ -5,19 +5,27 @@ The Hamming-sorted LSH of HyperAttention, https://arxiv.org/abs/2310.05869.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
+
+from hyper_attn.state import Drawn
 
 MOST_PROJECTIONS = 16
+PIECE = 8192  # vectors of a head that are held in float64 at once
 
 
-class AngularLSH(nn.Module):
+class AngularLSH(Drawn):
     """Signs of `num_projs` random projections, one set for all heads, queries and keys.
 
-    Raises ValueError for fewer than one projection or more than 16.
+    The projections are state, which no conversion of the module rounds. Raises ValueError for fewer than one projection
+    or more than 16.
     """
+
+    added: ClassVar[tuple[str, ...]] = ("projections",)
 
     projections: Tensor
     code_of: Tensor
@@ -27,17 +35,19 @@ class AngularLSH(nn.Module):
         if not 1 <= num_projs <= MOST_PROJECTIONS:
             raise ValueError(f"num_projs={num_projs!r} is not allowed: it must be from 1 to {MOST_PROJECTIONS}")
         drawn = torch.randn(num_projs, input_dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        self.register_buffer("projections", drawn.float(), persistent=False)
+        self.register_buffer("projections", drawn.float())
         self.register_buffer("code_of", torch.argsort(gray_order(num_projs)), persistent=False)
 
     @torch.no_grad()
     def forward(self, x: Float[Tensor, "B H N D"]) -> Int[Tensor, "B H N"]:
         """Code of each vector, from 0 to 2^num_projs - 1; a projection of zero counts as negative.
 
-        Half precision is hashed in float32, so that a sign does not hang on the sum's rounding.
+        Products are in float64, which neither autocast nor a reduced precision of float32 products touches.
         """
-        x = x if x.dtype == torch.float64 else x.float()
-        signs = F.linear(x, self.projections.to(x.dtype)) > 0
+        return torch.cat([self._codes(piece.double()) for piece in x.split(PIECE, dim=2)], dim=2)
+
+    def _codes(self, x: Float[Tensor, "B H T D"]) -> Int[Tensor, "B H T"]:
+        signs = F.linear(x, self.projections.double()) > 0
         place = 2 ** torch.arange(signs.shape[-1], device=x.device)
         return self.code_of[(signs * place).sum(-1)]
 

@@ -5,7 +5,10 @@ Axis letters: B batch, H query heads, G key heads, N queries, M keys, D dimensio
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -91,6 +94,20 @@ def out_of_leaves(x: Float[Tensor, "P H size D"], batch: int, front: int, rows: 
     return x.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)[:, :, front : front + rows]
 
 
+def in_own_dtype(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, whose first argument is a tensor, without autocast on its device."""
+
+    @functools.wraps(function)
+    def run(x: Tensor, *rest: Any) -> Any:
+        if not torch.amp.is_autocast_available(x.device.type):
+            return function(x, *rest)
+        with torch.autocast(x.device.type, enabled=False):
+            return function(x, *rest)
+
+    return run
+
+
+@in_own_dtype
 def attend(
     q: Float[Tensor, "P H N D"],
     k: Float[Tensor, "P G M D"],
@@ -113,6 +130,7 @@ def attend(
     return torch.cat(outs), torch.cat(sums)
 
 
+@in_own_dtype
 def attend_backward(
     grad: Float[Tensor, "P H N D"],
     grad_lse: Float[Tensor, "P H N"] | None,

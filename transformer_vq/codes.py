@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from transformer_vq.kmeans import tally
+from transformer_vq.precision import in_own_dtype
 
 MEANS_AT_ONCE = 2**22  # elements of values by codes and blocks that are held at a time, and gone through together
 
@@ -168,6 +169,7 @@ def _means(counts: Tensor, sums: Tensor) -> Tensor:
     return sums / counts.clamp(min=1).unsqueeze(-1).to(sums.dtype)
 
 
+@in_own_dtype
 def _softmax(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
     """torch's attention of P problems: q (P, R, N, D), k (P, M, D), v (P, M, E), bias (P, M) or (P, N, M)."""
     R, E = q.shape[1], v.shape[-1]

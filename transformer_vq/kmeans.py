@@ -10,11 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from transformer_vq.precision import exact_products
+
 SCORES_AT_ONCE = 2**22  # elements of rows by codes that are held at a time
 
 
 def nearest(x: Float[Tensor, "B H N D"], codebook: Float[Tensor, "H S D"]) -> Int[Tensor, "B H N"]:
-    """The code of each row's nearest codeword by distance, the first of several; half precision in float32.
+    """The code of each row's nearest codeword by distance, the first of several; in float32 at least.
 
     |x - c|² is least where x · c - |c|²/2 is largest.
     """
@@ -27,7 +29,9 @@ def nearest(x: Float[Tensor, "B H N D"], codebook: Float[Tensor, "H S D"]) -> In
     for b in range(B):
         for begin in range(0, N, step):
             rows = x[b, :, begin : begin + step].detach().to(dtype)
-            codes[b, :, begin : begin + step] = torch.baddbmm(half, rows, book.mT, beta=-1).argmax(-1)
+            with exact_products(x.device):
+                scores = torch.baddbmm(half, rows, book.mT, beta=-1)
+            codes[b, :, begin : begin + step] = scores.argmax(-1)
     return codes
 
 
@@ -75,7 +79,9 @@ def _seeds(x: Float[Tensor, "H N D"], codes: int, generator: torch.Generator | N
         reach = distance.double().cumsum(-1)
         chosen = torch.searchsorted(reach, uniform * reach[:, -1:], right=True).clamp(max=N - 1)
         found[:, s] = x.gather(1, chosen.unsqueeze(-1).expand(-1, -1, D))[:, 0]
-        to_new = squares - 2 * (x @ found[:, s].unsqueeze(-1))[..., 0] + found[:, s].square().sum(-1, keepdim=True)
+        with exact_products(x.device):
+            product = (x @ found[:, s].unsqueeze(-1))[..., 0]
+        to_new = squares - 2 * product + found[:, s].square().sum(-1, keepdim=True)
         distance = to_new.clamp(min=0) if s == 0 else torch.minimum(distance, to_new.clamp(min=0))
         distance.scatter_(1, chosen, 0)  # its distance from itself, which rounding may leave above zero
     return found

@@ -133,7 +133,7 @@ class LSHv2(Attention):
         if first is not None:
             return by_row(self, q, k, v, first)
         out, _ = self.estimate(q, k, v)
-        return self._output(out, None if self.context is None else self.context.scan(q, k, v), q.dtype)
+        return self._output(out, None if self.context is None else self._scan(q, k, v), q.dtype)
 
     def estimate(
         self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], v: Float[Tensor, "B G M E"]
@@ -208,7 +208,7 @@ class LSHv2(Attention):
     def components(
         self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], v: Float[Tensor, "B G M E"]
     ) -> Mapping[str, Callable[[], object]]:
-        scan = None if self.context is None else partial(self.context.scan, q, k, v)
+        scan = None if self.context is None else partial(self._scan, q, k, v)
         return stages(list(self._estimates(q, k, v)), self.scale, scan, partial(self._output, dtype=q.dtype))
 
     def cost(self, problem: Problem) -> Cost:
@@ -232,9 +232,13 @@ class LSHv2(Attention):
         """The estimate of a level's queries after `past`, in float32 at least."""
         return Estimate(level, self.settings, self.hashing, self.sampler, q, past)
 
+    def _scan(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The global context in float32 at least: what a gate closes may be beyond half precision's range."""
+        assert self.context is not None, "it is switched on"
+        return self.context.scan(*(_wide(x) for x in (q, k, v)))
+
     def _estimates(self, q: Tensor, k: Tensor, v: Tensor) -> Iterator[Estimate]:
-        wide = torch.promote_types(q.dtype, torch.float32)
-        q, k, v = (x.to(wide) for x in (q, k, v))
+        q, k, v = (_wide(x) for x in (q, k, v))
         for level in self.levels:
             keys, values = (x[:, level.kv_heads].flatten(0, 1) for x in (k, v))
             yield self.level_estimate(level, q, Past(0, keys, values, None, None))
@@ -245,9 +249,8 @@ class LSHv2(Attention):
         return estimate.to(dtype)
 
     def _supports(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Iterator[definition.Support]:
-        wide = torch.promote_types(q.dtype, torch.float32)
-        inputs = (q.to(wide), k.to(wide), v.to(wide), rows)
-        return definition.supports(*inputs, self.levels, self.settings, self.hashing, self.sampler)
+        q, k, v = (_wide(x) for x in (q, k, v))
+        return definition.supports(q, k, v, rows, self.levels, self.settings, self.hashing, self.sampler)
 
     def _naive_by_row(self, q: Tensor, k: Tensor, v: Tensor, first: Tensor, rows: Tensor) -> Tensor:
         out = q.new_zeros(*q.shape[:2], len(rows), v.shape[3], dtype=torch.float64)
@@ -261,3 +264,7 @@ class LSHv2(Attention):
 
     def _training(self) -> HashTraining:
         return HashTraining(self.scale, self.local, self.causal, self.hash_steps, self.seed)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

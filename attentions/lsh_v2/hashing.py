@@ -16,11 +16,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from transformer_vq.precision import Selector, exact_products, in_own_dtype
+
 PIECE = 4096  # positions whose coordinates stay in the cache
 FEW = 16  # vectors of a head, which torch's argmax has sooner than a dozen launches
 
 
-class LearnedHash(nn.Module):
+class LearnedHash(Selector):
     """`rounds` functions for each of `kv_heads` heads, codes in [0, (2·hash_dim)²)."""
 
     def __init__(self, kv_heads: int, head_dim: int, *, rounds: int, hash_dim: int, seed: int) -> None:
@@ -28,8 +30,9 @@ class LearnedHash(nn.Module):
         self.rounds, self.hash_dim = rounds, hash_dim
         self.buckets = 2 * hash_dim  # of one rotation
         draw = torch.Generator().manual_seed(seed)
-        projections = torch.randn(kv_heads, rounds, 1, head_dim, hash_dim, generator=draw) * head_dim**-0.5
-        rotations = torch.randn(kv_heads, rounds, 2, hash_dim, hash_dim, generator=draw)
+        like = {"generator": draw, "dtype": torch.float32}
+        projections = torch.randn(kv_heads, rounds, 1, head_dim, hash_dim, **like) * head_dim**-0.5
+        rotations = torch.randn(kv_heads, rounds, 2, hash_dim, hash_dim, **like)
         self.projections = nn.Parameter(projections.repeat(1, 1, 2, 1, 1))  # G, rounds, rotations, D, hash_dim
         self.rotations = nn.Parameter(torch.linalg.qr(rotations)[0])
 
@@ -37,13 +40,14 @@ class LearnedHash(nn.Module):
         self, x: Float[Tensor, "B heads N D"], kv_heads: slice = slice(None)
     ) -> Int[Tensor, "rounds B heads N"]:
         """Codes of vectors whose heads, one or several each, belong to these key/value heads."""
-        with torch.no_grad():
+        with torch.no_grad(), exact_products(x.device):
             return torch.cat([self._codes(piece, kv_heads) for piece in x.split(PIECE, dim=2)], dim=3)
 
     def coarse(self, codes: Int[Tensor, "rounds X L"]) -> Int[Tensor, "X L"]:
         """The first round's first rotation alone: 2·hash_dim buckets, the strata of dissimilarity sampling."""
         return codes[0] // self.buckets
 
+    @in_own_dtype
     def soft(
         self, x: Float[Tensor, "B heads N D"], temperature: float
     ) -> Float[Tensor, "B G Q rounds rotations buckets"]:

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attentions.lsh_v2.hashing import LearnedHash
+from transformer_vq.precision import in_own_dtype
 
 ROWS_AT_ONCE = 256  # of exact attention
 
@@ -103,6 +104,7 @@ def hash_loss(
     return how.balance * mean.square().sum((-1, -2)).log().mean() - kept.mean()
 
 
+@in_own_dtype
 def auxiliary_loss(
     hashing: LearnedHash, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], how: HashTraining
 ) -> Float[Tensor, ""]:
@@ -113,16 +115,15 @@ def auxiliary_loss(
     return hash_loss(hashing, pairs, _some(k, how.others, draw), how, how.cold)
 
 
+@in_own_dtype
 def train(hashing: LearnedHash, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], how: HashTraining) -> None:
-    """`steps` of Adam on the loss, in float32 at least whatever the parameters' dtype."""
+    """`steps` of Adam on the loss, in the functions' dtype."""
     if not how.steps:
         return
-    wide = torch.promote_types(hashing.projections.dtype, torch.float32)
-    q, k, draw = q.detach().to(wide), k.detach().to(wide), torch.Generator().manual_seed(how.seed)
+    q, k = (x.detach().to(hashing.projections.dtype) for x in (q, k))
+    draw = torch.Generator().manual_seed(how.seed)
     q, k = (x[:, :, -how.tokens :] for x in (q, k))
     pairs = draw_pairs(q, k, how.pool, how, draw)
-    dtypes = {name: p.dtype for name, p in hashing.named_parameters()}
-    hashing.to(wide)
     optimizer = torch.optim.Adam(hashing.parameters(), lr=how.rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.steps)
     with torch.enable_grad():
@@ -134,8 +135,7 @@ def train(hashing: LearnedHash, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B
             hash_loss(hashing, some, _some(k, how.others, draw), how, temperature).backward()
             optimizer.step()
             schedule.step()
-    for name, p in hashing.named_parameters():
-        p.data, p.grad = p.data.to(dtypes[name]), None
+    optimizer.zero_grad()
 
 
 def _some(k: Float[Tensor, "B G M D"], count: int, draw: torch.Generator) -> Float[Tensor, "B G K D"]:

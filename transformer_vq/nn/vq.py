@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from transformer_vq.codes import codewords, straight_through
 from transformer_vq.kmeans import kmeans, nearest, tally
+from transformer_vq.precision import Selector
 
 SMALLEST_COUNT = 0.01  # what a mean is divided by at least
 
@@ -34,8 +35,8 @@ class Quantised(NamedTuple):
     perplexity: Float[Tensor, ""]
 
 
-class VectorQuantiser(nn.Module):
-    """`heads` codebooks of `codes` codewords of width `dim`.
+class VectorQuantiser(Selector):
+    """`heads` codebooks of `codes` codewords of width `dim`, in float32 at least whatever the layer is converted to.
 
     `gamma` is what a codebook keeps of itself in a step, `dead` the share of the mean use below which a code is seeded
     anew. Until the first training step codebooks are Gaussian draws of `seed` with standard deviation `spread`.
@@ -54,9 +55,9 @@ class VectorQuantiser(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.codes, self.dim, self.gamma, self.dead = heads, codes, dim, gamma, dead
-        drawn = torch.randn(heads, codes, dim, generator=torch.Generator().manual_seed(seed)) * spread
-        self.register_buffer("sums", drawn)
-        self.register_buffer("counts", torch.ones(heads, codes))
+        draw = torch.Generator().manual_seed(seed)
+        self.register_buffer("sums", torch.randn(heads, codes, dim, generator=draw, dtype=torch.float32) * spread)
+        self.register_buffer("counts", torch.ones(heads, codes, dtype=torch.float32))
         self.register_buffer("started", torch.tensor(False))
 
     sums: Tensor
