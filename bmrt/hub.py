@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from attentions.extras import missing_extra
+
 
 def load_hub(name: str, config: str | None, split: str) -> Any:
     """A data set as rows. Raises ValueError, with what to do, where there is none."""
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
-
+    try:
+        from datasets import load_dataset
+        from datasets.exceptions import DatasetNotFoundError
+    except ImportError as error:
+        raise missing_extra("models", error) from error
     try:
         return load_dataset(name, config, split=split)
     except (OSError, ValueError, DatasetNotFoundError) as error:

@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from harness.disk import unwritable
 from lsh_v2.training import CheckpointError, Trainer, load_training_config
 from lsh_v2.training.metrics import METRICS
@@ -45,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(f"{unwritable(error, out)}; the checkpoints written so far are whole", 1)
     except ValueError as error:
         return _say(error, 2)
+    from accelerate import PartialState  # lsh_v2.training says what to install where it is missing
+
     if PartialState(cpu=config.device == "cpu").is_main_process:
         _report(metrics, out)
     return 0

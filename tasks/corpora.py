@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from attentions.extras import missing_extra
 from tasks.text import TextBytes
 
 SPLITS = ("train", "validation", "test")
@@ -77,8 +78,10 @@ def _share(content: bytes, split: str, shares: tuple[float, float, float]) -> st
 
 def _from_datasets(name: str, corpus: Corpus, split: str, folder: Path | None) -> str:
     """The rows of the split one after another, or the split's share of all rows where there is only a whole."""
-    import datasets
-
+    try:
+        import datasets
+    except ImportError as error:
+        raise missing_extra("models", error) from error
     stored = "train" if corpus.shares else split
     try:
         if folder is None:

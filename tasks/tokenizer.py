@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
+from attentions.extras import missing_extra
 from tasks.byte_tokenizer import ByteTokenizer
 
 
@@ -74,8 +75,10 @@ def load_tokenizer(name: str = "bytes") -> Tokenizer:
     """
     if name == "bytes":
         return ByteTokenizer()
-    from transformers import AutoTokenizer
-
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise missing_extra("models", error) from error
     try:
         return HubTokenizer(AutoTokenizer.from_pretrained(name))
     except OSError as error:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 import tomllib
+from collections.abc import Iterable
+from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -60,20 +64,62 @@ def test_harness_knows_no_backend_by_name() -> None:
     assert not against
 
 
-def test_conda_environment_lists_what_pyproject_lists() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))["project"]
+def project_table() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))["project"]
+
+
+def canonical(requirement: str) -> str:
+    """The package that a requirement names, in lower case with hyphens."""
+    return re.split(r"[\[>=<;]", requirement)[0].strip().lower().replace("_", "-")
+
+
+def declared(*extras: str) -> set[str]:
+    """Packages that installing the project with these extras asks for by name."""
+    project, found, left = project_table(), set[str](), list(extras)
+    wanted = list(project["dependencies"])
+    while left:
+        for requirement in project["optional-dependencies"][left.pop()]:
+            if canonical(requirement) == project["name"]:
+                left += re.findall(r"\[(.+)\]", requirement)[0].split(",")
+            else:
+                wanted.append(requirement)
+    found |= {canonical(requirement) for requirement in wanted}
+    return found
+
+
+def third_party(paths: Iterable[Path]) -> set[str]:
+    """Packages, as pip calls them, of everything that these files import from outside."""
+    own = {*PACKAGES, "models", "benchmarks", "tests"}
+    names = {name for path in paths for name in imports(path)} - set(sys.stdlib_module_names) - own - {"", "__future__"}
+    owners = packages_distributions()
+    return {canonical(owners[name][0]) if name in owners else name for name in names}
+
+
+def test_conda_environment_holds_everything_that_is_imported() -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf8"))
     python, *_, pip = environment["dependencies"]
-    assert python == f"python{project['requires-python']}"
-    assert sorted(pip["pip"][1:], key=str.lower) == sorted(project["dependencies"], key=str.lower)
+    assert python == f"python{project_table()['requires-python']}"
+    constraint, editable = pip["pip"]
+    assert constraint == "--constraint constraints.txt"
+    extras = re.fullmatch(r"--editable \.\[(.+)\]", editable)
+    assert extras
+    code = [path for name in (*PACKAGES, "models", "benchmarks", "tests") for path in (ROOT / name).rglob("*.py")]
+    assert third_party(code) <= declared(*extras[1].split(","))
+    assert {"pytest-benchmark", "notebook", "ipykernel"} <= declared(*extras[1].split(","))
+
+
+def test_installed_packages_import_what_their_dependencies_hold() -> None:
+    """Without the dev extra: what a user imports comes from the dependencies, or from an extra that has a name."""
+    code = [path for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
+    core = [path for path in code if path.relative_to(ROOT).parts[0] in ("attentions", "transformer_vq", "hyper_attn")]
+    assert third_party(code) <= declared("models", "gpu")
+    assert third_party(core) - declared() <= {"transformers", "triton"}, "taken from where they are there"
 
 
 def test_every_dependency_is_pinned_for_tests() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))["project"]
     lines = (ROOT / "constraints.txt").read_text(encoding="utf8").splitlines()
-    pinned = {re.split("[=[]", line)[0].lower().replace("_", "-") for line in lines if not line.startswith("#")}
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
-    assert {re.split(r"[\[>=<]", name)[0].lower().replace("_", "-") for name in wanted} <= pinned
+    pinned = {canonical(line) for line in lines if not line.startswith("#")}
+    assert declared("dev") <= pinned
 
 
 def test_readme_draws_the_tree_that_is_there() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from attentions.extras import missing_extra
 from lsh_v2.training.configuration import TrainingConfig
 from lsh_v2.training.data import task_of
 from tasks.tokenizer import Tokenizer, load_tokenizer
@@ -28,9 +29,12 @@ def tokenizer_of(config: TrainingConfig) -> Tokenizer:
 
 def train_tokenizer(config: TrainingConfig, folder: Path) -> None:
     """Byte-level BPE of `tokenizer_size` tokens on training examples, saved as a Hugging Face tokenizer."""
-    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
-    from tokenizers import Tokenizer as Trainable
-    from transformers import PreTrainedTokenizerFast
+    try:
+        from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+        from tokenizers import Tokenizer as Trainable
+        from transformers import PreTrainedTokenizerFast
+    except ImportError as error:
+        raise missing_extra("models", error) from error
 
     trainable = Trainable(models.BPE())
     split = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
