@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attentions.derivatives import Gradients, first_order
+from transformer_vq.precision import in_own_dtype
 
 
 def segmented(
@@ -24,6 +25,7 @@ def segmented(
 
 class _Segmented(torch.autograd.Function):
     @staticmethod
+    @in_own_dtype
     def forward(
         ctx: Any, step: Callable[..., tuple[Tensor, Tensor]], length: int, state: Tensor, rate: Tensor, *whole: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -38,6 +40,7 @@ class _Segmented(torch.autograd.Function):
 
     @staticmethod
     @first_order
+    @in_own_dtype
     def backward(ctx: Any, saved: tuple[Tensor, ...], *grads: Tensor) -> Gradients:
         (rate, *rest), (of_out, of_state) = saved, grads
         whole, starts = rest[: ctx.count], rest[ctx.count :]

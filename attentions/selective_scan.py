@@ -22,6 +22,7 @@ from torch import Tensor
 from attentions.derivatives import Gradients, first_order
 from attentions.native import selective_scan as native
 from attentions.segments import segmented
+from transformer_vq.precision import in_own_dtype
 
 CHUNK = 64  # positions that the torch fallback holds at once, each with all its states
 
@@ -47,6 +48,7 @@ def kernel_name(device: torch.device) -> str:
     return "torch fallback" if kernel is None else "native" if kernel is native else "triton"
 
 
+@in_own_dtype
 def selective_scan(
     u: Float[Tensor, "B G M E"],
     delta: Float[Tensor, "B G M E"],

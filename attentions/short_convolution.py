@@ -20,7 +20,18 @@ from attentions.native import short_convolution as native
 def short_convolution(
     x: Float[Tensor, "B N C"], weight: Float[Tensor, "C 1 W"], bias: Float[Tensor, " C"] | None
 ) -> Float[Tensor, "B N C"]:
-    """SiLU of a depthwise convolution over each position and the W - 1 before it; weights as `torch.nn.Conv1d` has."""
+    """SiLU of a depthwise convolution over each position and the W - 1 before it; weights as `torch.nn.Conv1d` has.
+
+    Half precision, of x or of the weights (which autocast leaves as they are), is computed in float32. The output has
+    x's dtype.
+    """
+    dtype, wide = x.dtype, torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
+    bias = None if bias is None else bias.to(wide)
+    return _convolution(x.to(wide), weight.to(wide), bias).to(dtype)
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The same in one dtype that there are kernels for."""
     if native.available(x):
         bias = x.new_zeros(x.shape[2]) if bias is None else bias
         return _ShortConvolution.apply(x, weight[:, 0].T.contiguous(), bias)  # type: ignore[return-value]

@@ -21,6 +21,7 @@ from torch import Tensor
 from attentions.derivatives import Gradients, first_order
 from attentions.native import duality as native
 from attentions.segments import segmented
+from transformer_vq.precision import in_own_dtype
 
 CHUNK = 64  # positions whose pairs are scored; the state then costs as much as the pairs at a head of 64
 SEGMENT = 2048  # positions worked on at once, so that what lies between the products stays in the cache
@@ -39,6 +40,7 @@ def segment_sums(log: Float[Tensor, "*batch Q"]) -> Float[Tensor, "*batch Q Q"]:
     return terms.cumsum(-2).masked_fill(~ones.tril(), -torch.inf)
 
 
+@in_own_dtype
 def ssd(
     x: Float[Tensor, "B G M E"],
     step: Float[Tensor, "B G M 1"],

@@ -17,25 +17,28 @@ a key and head, and one slab of gathered rows.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from hyper_attn.angular_lsh import AngularLSH
 from hyper_attn.selection import Selection
+from hyper_attn.state import Drawn
 from hyper_attn.utils import Leaves, Level, attend, attend_backward, in_leaves, out_of_leaves, squares
 
 
-class HyperAttention(nn.Module):
+class HyperAttention(Drawn):
     """Attention on (B, H, N, D) with keys and values (B, G, M, D), G a divisor of H.
 
     `lsh_num_projs` signs a code; `block_size` keys a block; `sample_size` keys drawn for each head (and each
-    square of the causal recursion); below `min_seq_len` keys attention is exact. Draws are a function of `seed`.
-    Raises ValueError for settings below one.
+    square of the causal recursion); below `min_seq_len` keys attention is exact. Draws are a function of `seed`,
+    which is part of the state. Raises ValueError for settings below one.
     """
+
+    added: ClassVar[tuple[str, ...]] = ("_extra_state",)
 
     def __init__(
         self,
@@ -54,6 +57,14 @@ class HyperAttention(nn.Module):
                 raise ValueError(f"{name}={value!r} is not allowed: it must be an integer of at least 1")
         self.lsh = AngularLSH(input_dim, lsh_num_projs, seed=seed)
         self.block_size, self.sample_size, self.min_seq_len, self.seed = block_size, sample_size, min_seq_len, seed
+
+    def get_extra_state(self) -> Int[Tensor, ""]:
+        """The seed, which decides the sampled keys."""
+        return torch.tensor(self.seed)
+
+    def set_extra_state(self, state: Int[Tensor, ""]) -> None:
+        """Sample as another module did."""
+        self.seed = int(state)
 
     def forward(
         self,

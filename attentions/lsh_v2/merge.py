@@ -18,6 +18,7 @@ from attentions import window_tiles
 from attentions.buckets import Windows
 from attentions.derivatives import Gradients, first_order
 from attentions.native import bucket_window
+from transformer_vq.precision import in_own_dtype
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def part_attention(
 
 class _Merged(torch.autograd.Function):
     @staticmethod
+    @in_own_dtype
     def forward(
         ctx: Any, rest: list[tuple[list[Windows], float]], scale: float, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -76,6 +78,7 @@ class _Merged(torch.autograd.Function):
 
     @staticmethod
     @first_order
+    @in_own_dtype
     def backward(ctx: Any, saved: tuple[Tensor, ...], *grads: Tensor) -> Gradients:
         out, lse, *tensors = saved
         kernel, found = kernel_of(out.device), []

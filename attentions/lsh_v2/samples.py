@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Int
@@ -25,6 +25,7 @@ from attentions.derivatives import Gradients, first_order
 from attentions.hashing import splitmix
 from attentions.lsh_v2.pools import Pools
 from attentions.lsh_v2.windows import by_position
+from transformer_vq.precision import Selector
 
 NOWHERE = 2**31 - 2  # index of a sample that is not there: after every key
 NEVER = 2**63 - 1  # number that no key draws
@@ -71,11 +72,22 @@ class Reservoir:
         return Reservoir(pools, self.draw.clone(), self.count.clone())
 
 
-class Sampler:
+class Sampler(Selector):
     """Strata and draws. `seed` decides the draws, `heads` are the absolute key/value heads of the rows."""
 
+    added: ClassVar[tuple[str, ...]] = ("_extra_state",)
+
     def __init__(self, buckets: int, per_bucket: int, seed: int) -> None:
+        super().__init__()
         self.strata, self.per_bucket, self.seed = buckets * per_bucket, per_bucket, seed
+
+    def get_extra_state(self) -> Int[Tensor, ""]:
+        """The seed, which decides every draw."""
+        return torch.tensor(self.seed)
+
+    def set_extra_state(self, state: Int[Tensor, ""]) -> None:
+        """Draw from another module's seed."""
+        self.seed = int(state)
 
     def stratum(self, coarse: Int[Tensor, "*shape"], index: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
         """The stratum of keys with these coarse codes at these pool indices."""
