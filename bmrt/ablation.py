@@ -21,7 +21,7 @@ from attentions.base import require
 from bmrt.engine import RecursiveCompressionEngine
 from bmrt.evaluation import Judge, Sample, evaluate, interval
 from bmrt.generated import TASKS, Generated
-from bmrt.options import command, engine_of, run
+from bmrt.options import command, engine_of, file_name, require_distinct, require_writable, run
 from bmrt.plan import MODES
 from bmrt.settings import BASELINES, Settings
 
@@ -57,8 +57,10 @@ def grid(*, baselines: bool) -> Iterator[dict[str, Any]]:
 
 
 def _ablate(given: argparse.Namespace) -> str:
+    require_distinct("tasks", given.tasks)
     for task in given.tasks:
         require(task in TASKS, "task", task, f"one of {', '.join(TASKS)}")
+    require_writable(given.save_dir)
     engine = engine_of(given)
     sizes = {"count": given.num_samples, "wording": given.wording, "seed": given.seed, "prompts": engine.prompts}
     made = [Generated(task, given.length, **sizes) for task in given.tasks]
@@ -77,7 +79,7 @@ def result(
     engine.settings = Settings(**(asdict(common) | changes))
     try:
         title, mode = engine.settings.title, engine.settings.compression_mode
-        name = "full" if title == "full" else f"{title.replace(' ', '_')}_{mode}"
+        name = file_name(engine.settings.label)
         samples, judge = _together(made)
         records = evaluate(engine, samples, folder / f"ablation_{name}.jsonl", judge, name)
     finally:

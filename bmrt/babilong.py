@@ -3,8 +3,8 @@
     python -m bmrt.babilong --model_path DIR --dataset_config 4k --tasks qa1 qa2 --compression_ratio 0.25
     python -m bmrt.babilong --model_path DIR --data generated ...        # no network
 
-Writes <save_dir>/<task>_<length>_<method>.csv (target, output, question), the records behind it, and prints accuracy
-with its 95 % interval.
+Writes <save_dir>/<task>_<length>_<method>_<mode>_<size>.csv (target, output, question), the records behind it, and
+prints accuracy with its 95 % interval.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from bmrt.babilong_data import HUB, right, samples_of
 from bmrt.evaluation import evaluate, summary
-from bmrt.options import command, engine_of, run
+from bmrt.options import command, engine_of, file_name, require_distinct, require_writable, run
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -31,11 +31,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _evaluate(given: argparse.Namespace) -> str:
+    require_distinct("tasks", given.tasks)
     sizes = {"start": given.start_sample_index, "count": given.num_samples, "seed": given.seed}
     made = {task: samples_of(given.data, config=given.dataset_config, split=task, **sizes) for task in given.tasks}
+    require_writable(given.save_dir)
     engine, lines = engine_of(given), []
     for task, samples in made.items():
-        name = f"{task}_{given.dataset_config}_{engine.settings.title.replace(' ', '_')}"
+        name = file_name(task, given.dataset_config, engine.settings.label)
         records = evaluate(engine, samples, given.save_dir / f"{name}.jsonl", right, task)
         _write_csv(given.save_dir / f"{name}.csv", records)
         lines.append(f"{name}: {summary([record['score'] for record in records])}")

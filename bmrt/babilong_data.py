@@ -8,13 +8,16 @@ the standard library's source instead of novels.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from attentions.base import require
 from bmrt.evaluation import Sample
+from bmrt.generated import require_size
 from bmrt.hub import load_hub
 from bmrt.records import read_jsonl
 from tasks.haystack import place, text_lines
@@ -23,6 +26,46 @@ HUB = "RMT-team/babilong"
 PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
 PEOPLE = ("Daniel", "John", "Mary", "Sandra")
 THINGS = ("apple", "football", "milk")
+
+# Answers of bAbI's tasks. BABILong's own metric has qa1 to qa7, qa9 and qa10.
+ALL_PLACES = (*PLACES, "cinema", "park", "school")
+GIVERS = ("bill", "fred", "jeff", "mary", *THINGS)
+NUMBERS = ("none", "one", "two", "three", "four", "five")
+ANIMALS = ("cat", "mouse", "sheep", "wolf")
+COLOURS = ("gray", "green", "white", "yellow")
+MOODS = ("bored", "hungry", "thirsty", "tired")
+STEPS = {"n", "s", "e", "w"}  # qa19's answers are paths, such as "s,w"
+LABELS: Mapping[str, Sequence[str]] = MappingProxyType(
+    {
+        **dict.fromkeys(("qa1", "qa2", "qa3", "qa4", "qa11", "qa12", "qa13"), PLACES),
+        "qa5": GIVERS,
+        **dict.fromkeys(("qa6", "qa9", "qa17", "qa18"), ("yes", "no")),
+        "qa7": NUMBERS,
+        "qa8": ("nothing", *THINGS),
+        "qa10": ("yes", "no", "maybe"),
+        "qa14": ALL_PLACES,
+        "qa15": ANIMALS,
+        "qa16": COLOURS,
+        "qa19": tuple(STEPS),
+        "qa20": (*ALL_PLACES, *MOODS, *THINGS, "pajamas"),
+    }
+)
+KINDS = (
+    ALL_PLACES,
+    ("nothing", *THINGS, "pajamas"),
+    (*(name.lower() for name in PEOPLE), "julie", *GIVERS),
+    ("yes", "no", "maybe"),
+    NUMBERS,
+    ANIMALS,
+    COLOURS,
+    MOODS,
+    tuple(STEPS),
+)
+SINGULAR: Mapping[str, str] = MappingProxyType(
+    {"apples": "apple", "footballs": "football", "cats": "cat", "mice": "mouse", "wolves": "wolf", "grey": "gray"}
+    | {"north": "n", "south": "s", "east": "e", "west": "w"}
+)
+DENIALS = {"no", "not", "never", "neither", "nor", "without", "isn't", "wasn't", "aren't", "doesn't", "didn't"}
 GO = ("moved to", "went to", "journeyed to", "travelled to", "went back to")
 GENERATED = ("qa1", "qa2")
 
@@ -38,20 +81,24 @@ EXAMPLES = {
         ("Mary went to the kitchen. Mary took the milk. Mary moved to the hallway.", "Where is the milk?", "hallway"),
     ),
 }
-POST_PROMPT = "Always return only the name of the place, as one word."
+PLACE_ALONE = "Always return only the name of the place, as one word."
 
 
 def samples_of(source: str, *, config: str, split: str, start: int, count: int, seed: int) -> list[Sample]:
     """`count` samples from number `start` on. `source`: "generated", a file, or a hub id.
 
-    `config` is a length such as "0k", "16k" or "1M" (in the generator: as many thousand bytes), `split` a task.
-    Raises ValueError where there are no such samples.
+    `config` is a length such as "0k", "16k" or "1M" (in the generator: as many thousand bytes), `split` a task. Rows of
+    a file that name a `task` are of that one alone. Raises ValueError where there are no such samples.
     """
+    require(start >= 0, "start_sample_index", start, "an integer of at least 0")
+    require(count >= 1, "num_samples", count, "an integer of at least 1")
     if source == "generated":
         require(split in GENERATED, "dataset_split", split, f"one of {', '.join(GENERATED)} to be generated")
-        rows: Iterator[dict[str, Any]] = generate(split, length_of(config), seed)
+        length = length_of(config)
+        require_size(length, start + count)
+        rows: Iterator[dict[str, Any]] = generate(split, length, seed)
     elif Path(source).suffix in (".json", ".jsonl"):
-        rows = iter(read_jsonl(Path(source)))
+        rows = (row for row in read_jsonl(Path(source)) if row.get("task", split) == split)
     else:
         rows = iter(load_hub(source, config, split))
     found = [_sample(row, split, start + i) for i, row in enumerate(islice(rows, start, start + count))]
@@ -61,9 +108,10 @@ def samples_of(source: str, *, config: str, split: str, start: int, count: int, 
 
 def length_of(config: str) -> int:
     """Bytes of text for a length such as "4k" or "1M"; "0k" is facts alone. Raises ValueError for another form."""
-    number, unit = config[:-1], config[-1:]
-    require(number.isdigit() and unit in ("k", "M"), "dataset_config", config, "a number and k or M, as in 16k")
-    return int(number) * (1024 if unit == "k" else 1024 * 1024)
+    form = re.fullmatch(r"([0-9]{1,9})([kM])", config)
+    require(form is not None, "dataset_config", config, "a number and k or M, as in 16k")
+    assert form is not None
+    return int(form[1]) * (1024 if form[2] == "k" else 1024 * 1024)
 
 
 def generate(task: str, length: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -108,7 +156,7 @@ def _sample(row: dict[str, Any], split: str, index: int) -> Sample:
         f"<example>\n{facts}\nQuestion: {question}\nAnswer: {answer}\n</example>"
         for facts, question, answer in EXAMPLES.get(split, ())
     )
-    parts = [INSTRUCTIONS.get(split, "Answer the question from the text."), examples, POST_PROMPT]
+    parts = [INSTRUCTIONS.get(split, "Answer the question from the text."), examples, _form_of_answers(split)]
     context = "\n\n".join(part for part in parts if part) + f"\n\n<context>\n{row['input']}\n</context>"
     return Sample(
         f"{split}-{index}",
@@ -119,12 +167,49 @@ def _sample(row: dict[str, Any], split: str, index: int) -> Sample:
     )
 
 
-def right(sample: Sample, response: str) -> float:
-    """BABILong's rule: of the task's labels, the first sentence names the target and no other.
+def _form_of_answers(task: str) -> str:
+    labels = LABELS.get(task, PLACES)
+    if set(labels) <= set(ALL_PLACES):
+        return PLACE_ALONE
+    several = {"qa8": ", or several of them with commas between", "qa19": ", several of them with commas between"}
+    return f"Always return only the answer, one of {', '.join(sorted(labels))}{several.get(task, '')}."
 
-    Labels that the question names do not count. An answer that names nothing is wrong.
+
+def right(sample: Sample, response: str) -> float:
+    """BABILong's rule: of the task's labels, the first sentence names the target's and no other.
+
+    Labels are whole words; those of the question do not count, unless they are the target. A target of several labels
+    ("apple,milk") is right in any order and punctuation, except for the steps of a path. An answer that names nothing,
+    or that denies what it names ("not in the office"), is wrong.
     """
-    said = response.lower().strip().split("\n")[0].split(".")[0]
-    asked, target = sample.facts["question"].lower(), sample.target.lower()
-    labels = {target, *PLACES} - {place for place in PLACES if place in asked and place != target}
-    return float({label for label in labels if label in said} == {target})
+    asked, target = _words(sample.facts["question"]), _words(sample.target)
+    labels = _labels(sample.id.partition("-")[0], set(target)) - (set(asked) - set(target))
+    clauses = [_words(clause) for clause in re.split(r"[,;:]|\bbut\b", _first_sentence(response))]
+    named = [word for clause in clauses for word in clause if word in labels]
+    for clause in clauses:
+        first = next((i for i, word in enumerate(clause) if word in target), 0)
+        if DENIALS & set(clause[:first]):
+            return 0.0
+    if target and set(target) <= STEPS:
+        return float(named == target)
+    return float(bool(target) and set(named) == set(target))
+
+
+def _labels(task: str, target: set[str]) -> set[str]:
+    """What an answer may be: the task's own answers, or, where it is not known, all that are of the target's kind."""
+    known = set(LABELS.get(task, ()))
+    if target <= known:
+        return known
+    return target.union(*(kind for kind in KINDS if target & set(kind)))
+
+
+def _first_sentence(response: str) -> str:
+    """Up to a full stop that ends no number, an empty line, or the next example that a model makes up."""
+    said = re.split(r"\n\s*\n|<context>|<example>|\bquestion\s*:", response.lower().strip())[0]
+    return re.split(r"(?<!\d)\.", said)[0]
+
+
+def _words(text: str) -> list[str]:
+    found = re.findall(r"[\w']+", text.lower().replace("’", "'"))
+    words = [word.strip("'").removesuffix("'s") for word in found]
+    return [SINGULAR.get(word, word) for word in words]

@@ -7,17 +7,23 @@ so that it chooses what is kept; it enters the cache only at the end.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, StoppingCriteria
 
 from attentions.base import require
 from bmrt.cache import BoundedCache
+from bmrt.identity import code_digest, model_digest, tokenizer_digest
 from bmrt.settings import Settings
 from bmrt.text import Prompts
 from tasks.byte_tokenizer import ByteTokenizer
+
+# What transformers raises for a folder that holds no model, one that is damaged, or one that needs another package.
+LOADING = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
 
 
 class RecursiveCompressionEngine:
@@ -44,10 +50,12 @@ class RecursiveCompressionEngine:
         **settings: Any,
     ) -> None:
         require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "an integer of at least 1")
+        require(all(stop_words or ()), "stop_words", stop_words, "texts that are not empty")
         self.settings = settings_of(settings)
         self.model: Any = load_model(model_path, device)
         self.prompts = Prompts(load_tokenizer(tokenizer, model_path))
         self.max_new_tokens, self.stop_words = max_new_tokens, list(stop_words or [])
+        self._digest: tuple[Any, str] = None, ""
 
     def __call__(self, prompt_context: str, prompt_query: str, **changes: Any) -> dict[str, Any]:
         """The answer, {"text": [str]}, with "prompt_tokens", "budget" (None if full), "kept_tokens" and "cache_bytes".
@@ -59,6 +67,9 @@ class RecursiveCompressionEngine:
         settings = settings_of(vars(self.settings) | changes) if changes else self.settings
         context, question = self.prompts.split(prompt_context, prompt_query)
         require(bool(question), "prompt_query", prompt_query, "a text that is not empty")
+        known = self.model.get_input_embeddings().num_embeddings
+        highest = max(context + question)
+        require(highest < known, "tokenizer's token", highest, f"one of the model's {known}: give its own tokenizer")
         ids = torch.tensor([context + question], device=self.model.device)
         with torch.inference_mode():
             cache = self._cache(settings, len(context) + len(question))
@@ -68,6 +79,16 @@ class RecursiveCompressionEngine:
         for word in self.stop_words:
             text = text.partition(word)[0]
         return {"text": [text], "prompt_tokens": ids.shape[1], **_held(cache)}
+
+    def identity(self) -> dict[str, Any]:
+        """All that an answer depends on besides the question: settings, and digests of model, tokenizer and code."""
+        tensors = self.model.state_dict().values()
+        version = [] if any(x.is_inference() for x in tensors) else [(x.data_ptr(), x._version) for x in tensors]
+        if not version or self._digest[0] != version:  # hashed again only where a weight may have changed
+            self._digest = version, model_digest(self.model)
+        own = {"max_new_tokens": self.max_new_tokens, "stop_words": self.stop_words}
+        digests = {"model": self._digest[1], "tokenizer": tokenizer_digest(self.prompts.tokenizer)}
+        return asdict(self.settings) | own | digests | code_digest()
 
     def cleanup(self) -> None:
         """Let go of the model and of its memory on the device."""
@@ -144,16 +165,19 @@ def load_model(model: str | PreTrainedModel, device: str | None = None) -> PreTr
         return model
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=device)
+        there = torch.empty(0, device=device).device.type != "meta"
     except (RuntimeError, AssertionError) as error:  # torch raises the latter where it was built without CUDA
         raise ValueError(f"device={device!r} is not allowed: it must be one that torch has here: {error}") from error
+    require(there, "device", device, "one that can compute")
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
-    except (OSError, ValueError) as error:
+        loaded, info = AutoModelForCausalLM.from_pretrained(model, dtype="auto", output_loading_info=True)
+    except LOADING as error:
         raise ValueError(
             f"model_path={model!r} cannot be loaded: {error}. Give a folder with a causal language model, or a hub id "
             "that is in the cache or can be downloaded"
         ) from error
+    if lacking := sorted(str(name) for name in {*info["missing_keys"], *info["mismatched_keys"]}):
+        raise ValueError(f"model_path={model!r} has no weights for {', '.join(lacking[:3])}: they would be random")
     return loaded.to(device).eval()
 
 
@@ -166,7 +190,7 @@ def load_tokenizer(tokenizer: Any, model: str | PreTrainedModel) -> Any:
         return ByteTokenizer()
     try:
         return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
+    except LOADING as error:
         raise ValueError(
             f"no tokenizer can be loaded from {path!r}: {error}. Give 'bytes' for a model of bytes, or a folder"
         ) from error

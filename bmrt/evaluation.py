@@ -11,7 +11,7 @@ from typing import Any
 from rich.progress import track
 
 from bmrt.engine import RecursiveCompressionEngine
-from bmrt.records import Records
+from bmrt.records import Records, alone, digest_of, require_unique
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,24 @@ def evaluate(
     """Records of all samples, those made now and those that `path` had already.
 
     A record holds id, target, response, score (0 to 1 by `judge`), what the engine says of its cache, and the facts.
+    Raises ValueError for an id that stands twice, for a file of another model, method, question or version of the code,
+    and while another process writes to it.
     """
     samples = list(samples)
-    records = Records(path, asdict(engine.settings) | {"max_new_tokens": engine.max_new_tokens})
-    wanted = [sample for sample in samples if sample.id not in records.done]
-    for sample in track(wanted, description=title, disable=len(wanted) < 2, transient=True):
-        answer = engine(sample.context, sample.question)
-        response = answer.pop("text")[0]
-        score = judge(sample, response)
-        line = {"id": sample.id, "target": sample.target, "response": response, "score": score}
-        records.add(line | answer | sample.facts)
-    ids = {sample.id for sample in samples}
-    return [line for line in records.lines if line["id"] in ids]
+    require_unique((sample.id for sample in samples), "sample id")
+    digests = {sample.id: digest_of(asdict(sample)) for sample in samples}
+    made_by = engine.identity() | {"judge": getattr(judge, "__qualname__", type(judge).__qualname__)}
+    with alone(path):
+        records = Records(path, made_by, samples=digests)
+        done = records.done
+        wanted = [sample for sample in samples if sample.id not in done]
+        for sample in track(wanted, description=title, disable=len(wanted) < 2, transient=True):
+            answer = engine(sample.context, sample.question)
+            response = answer.pop("text")[0]
+            score = judge(sample, response)
+            line = {"id": sample.id, "target": sample.target, "response": response, "score": score}
+            records.add(line | answer | sample.facts)
+    return [line for line in records.lines if line["id"] in digests]
 
 
 def interval(scores: Sequence[float]) -> tuple[float, float]:

@@ -19,6 +19,7 @@ from tasks.variable_tracking import VariableTracking
 
 RULER_TASKS = (*RULER, "vt")
 TASKS = (*RULER_TASKS, "new_york")
+MOST = 2**33  # tokens or bytes of all samples, which are made before the first is asked
 
 
 class Generated:
@@ -30,6 +31,8 @@ class Generated:
 
     def __init__(self, task: str, length: int, *, count: int, wording: str, seed: int, prompts: Prompts) -> None:
         require(task in TASKS, "task", task, f"one of {', '.join(TASKS)}")
+        require(count >= 1, "num_samples", count, "an integer of at least 1")
+        require_size(length, count)
         self._task = _generator(task, length, wording, {"seed": seed, "tokenizer": CountedBy(prompts)})
         self._examples = {f"{task}-{i}": self._task.example(i) for i in range(count)}
         self.samples = [_sample(example, name) for name, example in self._examples.items()]
@@ -37,6 +40,12 @@ class Generated:
     def judge(self, sample: Sample, response: str) -> float:
         """The task's own score of an answer to one of these samples, from 0 to 1."""
         return self._task.score(self._examples[sample.id], printable(response))
+
+
+def require_size(length: int, count: int) -> None:
+    """Raise ValueError for so many texts of such a length that no memory holds them."""
+    size = f"{length:,} times {count:,}"
+    require(length * count <= MOST, "length and number of samples", size, f"at most {MOST:,} together")
 
 
 class CountedBy:

@@ -11,12 +11,12 @@ def load_hub(name: str, config: str | None, split: str) -> Any:
     """A data set as rows. Raises ValueError, with what to do, where there is none."""
     try:
         from datasets import load_dataset
-        from datasets.exceptions import DatasetNotFoundError
+        from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise missing_extra("models", error) from error
     try:
         return load_dataset(name, config, split=split)
-    except (OSError, ValueError, DatasetNotFoundError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError, DatasetsError) as error:
         raise ValueError(
             f"data set {name!r} ({config}, {split}) cannot be loaded: {error}. Give a .jsonl file, 'generated', or a "
             "hub id that is in the cache or can be downloaded"

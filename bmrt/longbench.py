@@ -4,8 +4,10 @@
     python -m bmrt.longbench --model_path DIR --data data.json ...       # the official file, no network
     python -m bmrt.longbench --score results                             # scores every .jsonl of a folder
 
-Zero-shot prompt, extraction and output lines are the official ones, so its own `result.py` reads the files (which
-needs two lines at least, and a line of each difficulty and length; `--score` needs neither). Interrupted runs continue.
+Zero-shot prompt, extraction and output lines are the official ones, and nothing but such files is written to the
+folder, so LongBench's own `result.py` reads it (which needs a line of each difficulty and length; `--score` does not).
+How files were made stands beside the folder, in <save_dir>.settings/, and scores in <save_dir>.result.txt. Interrupted
+runs continue.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from attentions.base import require
 from bmrt.engine import RecursiveCompressionEngine
 from bmrt.evaluation import interval
 from bmrt.hub import load_hub
-from bmrt.options import command, engine_of, run
-from bmrt.records import Records, read_jsonl
+from bmrt.options import command, engine_of, file_name, require_writable, run
+from bmrt.records import Records, alone, digest_of, read_jsonl, require_unique
 
 HUB = "zai-org/LongBench-v2"
 FIELDS = (
@@ -67,10 +69,11 @@ def _run(given: argparse.Namespace) -> str:
     if given.score is not None:
         return score_folder(given.score)
     require(given.model_path is not None, "model_path", None, "given, unless --score is")
-    items = _items(given.data, given.num_samples)
+    items = _items(given.data)[: given.num_samples]
+    for folder in (given.save_dir, beside(given.save_dir, "settings")):
+        require_writable(folder)
     engine = engine_of(given)
-    name = Path(given.model_path).name or "model"
-    path = given.save_dir / f"{name}_{engine.settings.title.replace(' ', '_')}.jsonl"
+    path = given.save_dir / f"{file_name(Path(given.model_path).resolve().name, engine.settings.label)}.jsonl"
     records = answer_all(engine, items, path, given.max_len)
     return "\n".join([HEADER, score_line(path.stem, records)])
 
@@ -78,21 +81,43 @@ def _run(given: argparse.Namespace) -> str:
 def answer_all(
     engine: RecursiveCompressionEngine, items: Iterable[dict[str, Any]], path: Path, max_len: int
 ) -> list[dict[str, Any]]:
-    """Official lines of all items, made now or before. Raises ValueError for an item that lacks a field."""
-    records = Records(path, vars(engine.settings) | {"max_len": max_len}, key="_id")
+    """Official lines of all items, made now or before.
+
+    Raises ValueError for an item that lacks a field, for an `_id` that stands twice, for a file of another model,
+    method, question or version of the code, and while another process writes to it.
+    """
+    items = require_complete(items)
+    made_by = engine.identity() | {"max_len": max_len, "wording": BEFORE + AFTER}
+    digests = {item["_id"]: digest_of({name: item[name] for name in (*FIELDS, "context")}) for item in items}
+    notes = beside(path.parent, "settings") / f"{path.name}.json"
+    with alone(path, notes):
+        records = Records(path, made_by, key="_id", samples=digests, notes=notes)
+        done = records.done
+        wanted = [item for item in items if item["_id"] not in done]
+        for item in track(wanted, description="LongBench v2", disable=len(wanted) < 2, transient=True):
+            context, question = prompt_of(engine, item, max_len)
+            response = engine(context, question)["text"][0].strip()
+            pred = extract(response)
+            line = {field: item[field] for field in FIELDS} | {"context": item["context"][:1000]}
+            records.add(line | {"response": response, "pred": pred, "judge": pred == item["answer"]})
+    return [line for line in records.lines if line["_id"] in digests]
+
+
+def require_complete(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The items. Raises ValueError for one that lacks a field, and for an `_id` that stands twice."""
     items = list(items)
     for number, item in enumerate(items):
         missing = [field for field in (*FIELDS, "context") if not isinstance(item.get(field), str)]
         require(not missing, f"item {number}", missing, "complete: these fields must be texts")
-    wanted = [item for item in items if item["_id"] not in records.done]
-    for item in track(wanted, description="LongBench v2", disable=len(wanted) < 2, transient=True):
-        context, question = prompt_of(engine, item, max_len)
-        response = engine(context, question)["text"][0].strip()
-        pred = extract(response)
-        line = {field: item[field] for field in FIELDS} | {"context": item["context"][:1000]}
-        records.add(line | {"response": response, "pred": pred, "judge": pred == item["answer"]})
-    ids = {item["_id"] for item in items}
-    return [line for line in records.lines if line["_id"] in ids]
+        require(item["answer"] in ("A", "B", "C", "D"), f"answer of {item['_id']}", item["answer"], "A, B, C or D")
+    require_unique((item["_id"] for item in items), "_id")
+    return items
+
+
+def beside(folder: Path, what: str) -> Path:
+    """A place beside a folder of results, in which nothing but results may lie."""
+    folder = folder.resolve()
+    return folder.with_name(f"{folder.name or 'root'}.{what}")
 
 
 def prompt_of(engine: RecursiveCompressionEngine, item: dict[str, Any], max_len: int) -> tuple[str, str]:
@@ -122,20 +147,41 @@ HEADER = "Model\tOverall\tEasy\tHard\tShort\tMedium\tLong"
 
 
 def score_folder(folder: Path) -> str:
-    """A line for each .jsonl or .json of results in a folder, also written to result.txt there."""
-    paths = sorted(path for path in folder.glob("*.json*") if not path.name.endswith(".settings.json"))
+    """A line for each .jsonl or .json of results in a folder, also written beside it, to <folder>.result.txt."""
+    paths = sorted(folder.glob("*.json*"))
     require(bool(paths), "score", str(folder), "a folder with .jsonl files of results")
-    text = "\n".join([HEADER, *(score_line(path.stem, read_jsonl(path)) for path in paths)])
-    (folder / "result.txt").write_text(text + "\n", encoding="utf-8")
+    text = "\n".join([HEADER, *(score_line(path.stem, _results(path)) for path in paths)])
+    beside(folder, "result.txt").write_text(text + "\n", encoding="utf-8")
     return text
+
+
+def _results(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of results. Raises ValueError that says what it is instead."""
+    records = read_jsonl(path)
+    if not records:
+        raise ValueError(f"{path} has no results")
+    for number, record in enumerate(records, 1):
+        missing = [name for name in ("judge", "difficulty", "length") if name not in record]
+        if missing:
+            raise ValueError(f"{path} is no file of LongBench results: line {number} {_kind(record, missing)}")
+        require(record["judge"] in (True, False), f"judge in {path} line {number}", record["judge"], "true or false")
+    return records
+
+
+def _kind(record: dict[str, Any], missing: list[str]) -> str:
+    """What a line is that is no result."""
+    names = ", ".join(missing)
+    if {"id", "target", "score"} <= record.keys():
+        return f"is an answer to {record['id']!r} of another benchmark (babilong, ruler or ablation) and lacks {names}"
+    if {"question", "choice_A", "context"} <= record.keys():
+        return f"is a question, not an answer, and lacks {names}"
+    if {"settings", "samples"} <= record.keys() or "selector_type" in record:
+        return "has the settings of a run"
+    return f"has {', '.join(record) or 'nothing'} and lacks {names}"
 
 
 def score_line(name: str, records: list[dict[str, Any]]) -> str:
     """Percent correct overall and by class; "-" for a class that has no items."""
-    for record in records:
-        missing = [key for key in ("judge", "difficulty", "length") if key not in record]
-        if missing:
-            raise ValueError(f"{name}, item {record.get('_id')}, has no {', '.join(missing)}: not a file of results")
     groups = [records, *([r for r in records if r[key] == value] for key, value in CLASSES)]
     scores = [[float(record["judge"]) for record in group] for group in groups]
     low, high = interval(scores[0])
@@ -143,11 +189,11 @@ def score_line(name: str, records: list[dict[str, Any]]) -> str:
     return "\t".join([name, f"{shares[0]} ({100 * low:.1f}-{100 * high:.1f})", *shares[1:]])
 
 
-def _items(source: str, count: int | None) -> list[dict[str, Any]]:
+def _items(source: str) -> list[dict[str, Any]]:
     path = Path(source)
     items = read_jsonl(path) if path.suffix in (".json", ".jsonl") else list(load_hub(source, None, "train"))
     require(bool(items), "data", source, "a data set with at least one item")
-    return items[:count]
+    return require_complete(items)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers.utils.logging import disable_progress_bar
+
+from attentions.base import require
 from bmrt.engine import RecursiveCompressionEngine
 from bmrt.settings import LSH_MODES, SELECTORS, Settings
 from bmrt.strategies.ties import TIES
@@ -31,6 +37,17 @@ SETTINGS = {  # option of the command line -> setting
     "positions": "positions",
     "seed": "seed",
 }
+LEAST = {  # option that counts something -> the least it can be
+    "max_new_tokens": 1,
+    "num_samples": 1,
+    "start_sample_index": 0,
+    "length": 1,
+    "max_len": 1,
+    "chunk": 1,
+    "rounds": 1,
+    "hidden": 4,
+    "plain_most": 1,
+}
 
 
 def command(
@@ -43,7 +60,9 @@ def command(
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
     parser.add_argument("--max_new_tokens", type=int, default=max_new_tokens)
     parser.add_argument("--stop_words", nargs="*", help="texts that end an answer")
-    parser.add_argument("--save_dir", type=Path, default=Path("results"), help="where results are written")
+    # LongBench's own script reads everything in its folder, so no other command writes there unasked.
+    folder = Path("results" if name == "longbench" else f"results_{name}")
+    parser.add_argument("--save_dir", type=Path, default=folder, help=f"where results are written (default: {folder})")
     parser.add_argument("--block_size", type=int, default=4096, help="tokens of context a forward pass")
     parser.add_argument(
         "--protection_divisor", type=int, default=4, help="n: anchors and local window are budget/n each"
@@ -73,17 +92,53 @@ def run(
 ) -> None:
     """Run a command and print what it says; what the user can mend becomes one line and exit code 2.
 
-    That is a ValueError, or an OSError of a file that cannot be written.
+    That is a ValueError, an OSError of a file that cannot be written, an extra that is not installed, and a device
+    whose memory is too small. Ctrl-C ends with exit code 130.
     """
     given = parser.parse_args(arguments)
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    disable_progress_bar()
     with warnings.catch_warnings():
         warnings.filterwarnings("default", module="bmrt")
         try:
+            _require_counts(given)
             Settings(**_settings(given))  # before anything is loaded
             print(main(given))
-        except (ValueError, OSError) as error:
-            parser.exit(2, f"{parser.prog}: {error}\n")
+        except (ValueError, OSError, ImportError) as error:
+            parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
+        except torch.OutOfMemoryError as error:
+            said = " ".join(str(error).split())
+            parser.exit(2, f"{parser.prog}: {said} Smaller blocks (--block_size) or a smaller --budget need less\n")
+        except KeyboardInterrupt:
+            parser.exit(130, f"{parser.prog}: interrupted; answers so far are kept, the same command goes on\n")
+
+
+def file_name(*parts: str) -> str:
+    """One name of these parts, without what a file cannot have in its name."""
+    return re.sub(r"[^\w.+-]+", "_", "_".join(parts)).lstrip(".") or "model"
+
+
+def require_writable(folder: Path, name: str = "save_dir") -> None:
+    """Make the folder. Raises ValueError, before any work, where no file can be made in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{name}={str(folder)!r} cannot be written to: {error.strerror}") from error
+
+
+def require_distinct(name: str, values: Sequence[str]) -> None:
+    """Raise ValueError for a list in which something stands twice."""
+    require(len(set(values)) == len(values), name, " ".join(values), "a list without repetitions")
+
+
+def _require_counts(given: argparse.Namespace) -> None:
+    for name, least in LEAST.items():
+        value = getattr(given, name, None)
+        require(value is None or value >= least, name, value, f"an integer of at least {least}")
+    for length in getattr(given, "lengths", None) or ():
+        require(length >= 1, "lengths", length, "integers of at least 1")
 
 
 def _settings(given: argparse.Namespace) -> dict[str, Any]:

@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from attentions.base import require
 
 
 class Records:
-    """The lines of `path`; beside it, in `<path>.settings.json`, how they were made.
+    """The lines of `path`; in `notes` (default: `<path>.settings.json`), how they were made.
 
-    A last line that was cut off by a crash is dropped and made again. Raises ValueError for lines that are no JSON
-    objects, and where the file was made with other settings: results of two methods must not meet in one file.
+    `settings` is everything that results depend on, questions apart; `samples` has a digest of each question by its
+    name, which grows as more are asked. A last line that was cut off by a crash is dropped and made again. Write to a
+    file within `alone(path)` only.
+
+    Raises ValueError for lines that are no JSON objects or lack `key`, for a name that stands twice, and where the file
+    was made with other settings or questions, or nobody knows with which: results of two must not meet in one file.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], *, key: str = "id") -> None:
+    def __init__(
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        *,
+        key: str = "id",
+        samples: Mapping[str, str] | None = None,
+        notes: Path | None = None,
+    ) -> None:
         self.path, self.key = path, key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._agree(path.with_name(path.name + ".settings.json"), settings)
+        self._notes = notes or _notes_beside(path)
+        for folder in (path.parent, self._notes.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        # As JSON has it, to compare with what is read back.
+        self._agree({"settings": json.loads(_dumped(settings)), "samples": dict(samples or {})})
         self.lines = self._read()
 
     @property
@@ -29,29 +50,90 @@ class Records:
         return {str(line[self.key]) for line in self.lines}
 
     def add(self, line: dict[str, Any]) -> None:
-        """Append a line and have it written to the disk."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Append a line and have it written to the disk; what could be written in part is taken back."""
+        text = json.dumps(line) + "\n"  # in ASCII: no character of an answer can end a line or be no UTF-8
+        with self.path.open("ab") as file:
+            before = file.tell()
+            try:
+                file.write(text.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                os.truncate(self.path, before)
+                raise
         self.lines.append(line)
 
-    def _agree(self, path: Path, settings: dict[str, Any]) -> None:
-        text = json.dumps(settings, indent=1, sort_keys=True, default=str)
-        if self.path.exists() and path.exists() and path.read_text(encoding="utf-8") != text:
-            raise ValueError(
-                f"{self.path} was made with other settings ({path.name}): give another file, or delete both"
-            )
-        path.write_text(text, encoding="utf-8")
+    def _agree(self, made: dict[str, dict[str, Any]]) -> None:
+        if self.path.exists() and self.path.stat().st_size:
+            made["samples"] = self._require_same(made)
+        text = json.dumps(made, indent=1, sort_keys=True)
+        if not self._notes.exists() or self._notes.read_text(encoding="utf-8") != text:
+            draft = self._notes.with_name(self._notes.name + ".new")
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(self._notes)
+
+    def _require_same(self, made: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """All questions, those asked before among them. Raises ValueError where the file was made in another way."""
+        remedy = "give another folder, or delete it"
+        if not self._notes.exists():
+            raise ValueError(f"{self.path} is there, but not {self._notes}, which says how it was made: {remedy}")
+        before = _parsed(self._notes.read_text(encoding="utf-8"), str(self._notes))
+        if not isinstance(before, dict) or not all(isinstance(before.get(name), dict) for name in made):
+            raise ValueError(f"{self._notes} does not say how {self.path} was made: {remedy}")
+        old, new = before["settings"], made["settings"]
+        changed = [
+            f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
+            for name in {**old, **new}
+            if old.get(name) != new.get(name)
+        ]
+        if changed:
+            raise ValueError(f"{self.path} was made with other settings ({'; '.join(changed)}): {remedy}")
+        asked, now = before["samples"], made["samples"]
+        if others := [name for name in now if asked.get(name, now[name]) != now[name]]:
+            raise ValueError(f"{self.path} has answers to another question called {others[0]!r}: {remedy}")
+        return asked | now
 
     def _read(self) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
         content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            self.path.write_bytes(whole)
-        return read_jsonl(self.path)
+        end = content.rfind(b"\n") + 1
+        if content[end:]:
+            try:
+                json.loads(content[end:])
+            except ValueError:
+                os.truncate(self.path, end)
+            else:  # only its end of line is missing
+                with self.path.open("ab") as file:
+                    file.write(b"\n")
+        lines = read_jsonl(self.path)
+        for i, line in enumerate(lines, 1):
+            require(self.key in line, f"{self.path} line {i}", [*line], f"an object with {self.key!r}")
+        require_unique([str(line[self.key]) for line in lines], f"{self.key} in {self.path}")
+        return lines
+
+
+@contextmanager
+def alone(path: Path, notes: Path | None = None) -> Iterator[None]:
+    """Within this block, no other process adds to `path`. Raises ValueError where one is at it."""
+    lock = (notes or _notes_beside(path)).with_suffix(".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock, timeout=0):
+            yield
+    except Timeout as error:
+        raise ValueError(f"another process is writing {path}: wait for it, or give another folder") from error
+
+
+def require_unique(names: Iterable[str], what: str) -> None:
+    """Raise ValueError that names the first of `names` that stands there twice."""
+    for name, times in Counter(names).items():
+        require(times == 1, what, name, f"there once, not {times} times")
+
+
+def digest_of(value: Any) -> str:
+    """A short hash of what JSON can hold."""
+    return hashlib.sha256(_dumped(value).encode()).hexdigest()[:16]
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -60,21 +142,31 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     Raises ValueError that names file and line where there is something else.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
     if text.lstrip().startswith("["):
         found = _parsed(text, str(path))
         require(all(isinstance(x, dict) for x in found), "data", str(path), "a list of objects")
         return found
-    found = [_parsed(line, f"{path} line {i}") for i, line in enumerate(text.splitlines(), 1) if line.strip()]
-    for i, line in enumerate(found, 1):
+    # At "\n" alone: JSON has other line separators inside its strings.
+    lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    found = [_parsed(line, f"{path} line {i}") for i, line in lines]
+    for (i, _), line in zip(lines, found, strict=True):
         require(isinstance(line, dict), "data", f"{path} line {i}", "an object")
     return found
+
+
+def _notes_beside(path: Path) -> Path:
+    return path.with_name(path.name + ".settings.json")
+
+
+def _dumped(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is no JSON: {error}") from error

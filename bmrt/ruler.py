@@ -4,8 +4,9 @@
     python -m bmrt.ruler --model_path DIR --data ruler.jsonl ...      # context, question, answer_prefix, answer, task
 
 Examples are generated here (`bmrt.generated`: RULER's nine tasks that need no other data, and `new_york`), or come from
-a file or a hub data set with kvpress's columns. Prints, and writes to <save_dir>/ruler_<method>.md, the mean
-share of reference texts that the answers contain, in percent, with its 95 % interval.
+a file or a hub data set with kvpress's columns. Prints, and writes to
+<save_dir>/ruler_<length>_<method>_<mode>_<size>.md, the mean share of reference texts that the answers contain, in
+percent, with its 95 % interval.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from attentions.base import require
 from bmrt.evaluation import Judge, Sample, evaluate, summary
 from bmrt.generated import RULER_TASKS, TASKS, Generated, printable
 from bmrt.hub import load_hub
-from bmrt.options import command, engine_of, run
+from bmrt.options import command, engine_of, file_name, require_distinct, require_writable, run
 from bmrt.records import read_jsonl
 from bmrt.text import Prompts
 from tasks.example import contained as share_contained
@@ -39,20 +40,24 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _evaluate(given: argparse.Namespace) -> str:
+    require_distinct("tasks", given.tasks)
     given_rows = None if given.data == "generated" else list(_rows(given.data, given.length))
-    if given_rows is None:
-        for task in given.tasks:
-            require(task in TASKS, "task", task, f"one of {', '.join(TASKS)}")
-    engine = engine_of(given)
-    method = engine.settings.title.replace(" ", "_")
-    rows = []
     for task in given.tasks:
-        samples, judge = _samples(given, given_rows, task, engine.prompts)
-        path = given.save_dir / f"ruler_{task}_{given.length}_{method}.jsonl"
+        if given_rows is None:
+            require(task in TASKS, "task", task, f"one of {', '.join(TASKS)}")
+        else:
+            from_rows(given_rows, task, given.num_samples)
+    require_writable(given.save_dir)
+    engine = engine_of(given)
+    made = {task: _samples(given, given_rows, task, engine.prompts) for task in given.tasks}
+    label, rows = engine.settings.label, []
+    for task, (samples, judge) in made.items():
+        path = given.save_dir / f"{file_name('ruler', task, str(given.length), label)}.jsonl"
         records = evaluate(engine, samples, path, judge, task)
         rows.append(f"| {task} | {summary([record['score'] for record in records])} |")
-    table = "\n".join([f"| RULER, {given.length} tokens | {method} |", "|---|---|", *rows])
-    (given.save_dir / f"ruler_{method}.md").write_text(table + "\n", encoding="utf-8")
+    table = "\n".join([f"| RULER, {given.length} tokens | {label} |", "|---|---|", *rows])
+    path = given.save_dir / f"{file_name('ruler', str(given.length), label)}.md"
+    path.write_text(table + "\n", encoding="utf-8")
     return table
 
 
@@ -73,6 +78,9 @@ def from_rows(rows: Iterable[dict[str, Any]], task: str, count: int) -> list[Sam
     for number, row in enumerate(rows):
         missing = [name for name in COLUMNS if name not in row]
         require(not missing, f"row {number}", sorted(row), f"an object with {', '.join(COLUMNS)}")
+        texts = ("context", "question", "answer_prefix", "task")
+        wrong = [name for name in texts if not isinstance(row[name], str)]
+        require(not wrong, f"row {number}", wrong, "texts in these columns")
         if row["task"] == task and len(found) < count:
             references = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
             question, facts = row["question"] + row["answer_prefix"], {"references": [str(x) for x in references]}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bmrt.babilong_data import HUB, right, samples_of
 from bmrt.evaluation import evaluate
-from bmrt.options import command, engine_of, run
+from bmrt.options import command, engine_of, file_name, require_writable, run
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -40,18 +40,23 @@ def _answer(given: argparse.Namespace) -> str:
         count=given.num_samples,
         seed=given.seed,
     )
+    require_writable(given.save_dir)
+    results = given.results_file or given.save_dir / "results.txt"
+    require_writable(results.parent, "results_file")
+    with results.open("a", encoding="utf-8"):
+        pass  # it can be written, and nothing is loaded yet
     engine = engine_of(given)
     method = engine.settings.title.replace(" ", "_")
-    now = datetime.now().astimezone().isoformat(timespec="seconds")
-    path = given.save_dir / f"single_{data.replace('/', '_')}_{method}_{now.replace(':', '')}.jsonl"
+    now = datetime.now().astimezone()
+    name = file_name("single", data, engine.settings.label, now.isoformat().replace(":", ""))
+    path = given.save_dir / f"{name}.jsonl"
     records = evaluate(engine, samples, path, right, data)
     correct = sum(record["score"] for record in records)
     line = (
-        f"{now} | model={given.model_path} | dataset={data} | method={method} "
+        f"{now.isoformat(timespec='seconds')} | model={given.model_path} | dataset={data} | method={method} "
         f"| mode={engine.settings.compression_mode} | budget={records[-1]['budget']} "
         f"| correct={correct:g}/{len(records)} | accuracy={100 * correct / len(records):.2f}%"
     )
-    results = given.results_file or given.save_dir / "results.txt"
     with results.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
     shown = [f"{r['question']}  target: {r['target']}  answer: {r['response'].strip()!r}" for r in records]

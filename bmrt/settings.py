@@ -12,6 +12,7 @@ from bmrt.cache import BoundedCache, require_compatible
 from bmrt.mass import require_backend
 from bmrt.plan import MODES
 from bmrt.strategies import STRATEGIES, Hybrid, Strategy, build_strategy
+from bmrt.strategies.base import require_seed
 from bmrt.strategies.ties import require_tie
 
 LSH_MODES = ("frequency_rank", "magicpig_baseline")
@@ -66,7 +67,10 @@ class Settings:
         require(self.positions in ("absolute", "compact"), "positions", self.positions, "absolute or compact")
         require_backend(self.backend)
         require_tie(self.selector_mode)
+        require_seed(self.seed)
         self.budget_for(self.budget)
+        for name in ("lsh", "hybrid"):  # also where they are not chosen: a value that cannot be is a mistake
+            self._strategy(name)
         if self.selector_type != "full":
             require_compatible(self.compression_mode, self.strategy())
 
@@ -78,8 +82,11 @@ class Settings:
 
     def strategy(self) -> Strategy:
         """A strategy of these settings."""
-        if self.selector_type != "hybrid":
-            return self._single(self.selector_type)
+        return self._strategy(self.selector_type)
+
+    def _strategy(self, name: str) -> Strategy:
+        if name != "hybrid":
+            return self._single(name)
         parts = [self._single(name) for name in (self.hybrid_primary, self.hybrid_secondary)]
         return Hybrid(*parts, ratio=self.hybrid_ratio)
 
@@ -103,6 +110,15 @@ class Settings:
             return self.selector_type
         names = (self.lsh_mode if part == "lsh" else part for part in (self.hybrid_primary, self.hybrid_secondary))
         return f"{'+'.join(names)} {self.hybrid_ratio:g}"
+
+    @property
+    def label(self) -> str:
+        """Method, mode and size, as names of files carry them."""
+        if self.selector_type == "full":
+            return "full"
+        share = self.compression_ratio
+        size = f"budget{self.budget}" if share is None else f"ratio{share:g}"
+        return f"{self.title.replace(' ', '_')}_{self.compression_mode}_{size}"
 
     def _single(self, name: str) -> Strategy:
         name = self.lsh_mode if name == "lsh" else name

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
+from attentions.base import require
 from tasks.byte_tokenizer import ByteTokenizer
+
+MARK = "\ue0f0\ue0f1\ue0f2"  # private characters, which no template has
+BROKEN = "\ufffd"  # what decoding makes of half a character
 
 
 class Prompts:
@@ -16,39 +22,77 @@ class Prompts:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._bytes = isinstance(tokenizer, ByteTokenizer)
         bos = tokenizer.bos_id if self._bytes else tokenizer.bos_token_id
         self._bos = [] if bos is None else [bos]
         self.eos: int | None = tokenizer.eos_id if self._bytes else tokenizer.eos_token_id
 
     def split(self, context: str, question: str) -> tuple[list[int], list[int]]:
-        """Tokens of what comes before the question, and of the question with whatever a template puts after it."""
-        if not getattr(self._tokenizer, "chat_template", None):
+        """Tokens of what comes before the question, and of the question with whatever a template puts after it.
+
+        Raises ValueError for a chat template that changes the message beyond the space around it, and for a text that
+        no tokenizer can read.
+        """
+        if not getattr(self.tokenizer, "chat_template", None):
             return self._bos + self._encode(context), self._encode(question)
-        message = [{"role": "user", "content": context + question}]
-        text: str = self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        end = text.find(context) + len(context)
-        if end < len(context):  # a template that changes its content
-            end = text.rfind(question)
+        before, after = self._around(MARK)
+        message = context + question
+        text = self._templated(message)
+        said = text[len(before) : len(text) - len(after)]
+        if not text.startswith(before) or not text.endswith(after) or said.strip() != message.strip():
+            raise ValueError("the tokenizer's chat template changes messages, so the question cannot be told from them")
+        # Some templates strip the message.
+        lost = len(message) - len(message.lstrip()) if len(said) < len(message) and said == said.lstrip() else 0
+        end = len(before) + min(max(0, len(context) - lost), len(said))
         return self._encode(text[:end]), self._encode(text[end:])  # the template writes its own beginning of sequence
+
+    def _around(self, mark: str) -> tuple[str, str]:
+        """What the chat template puts before and after a message."""
+        before, *after = self._templated(mark).split(mark)
+        if len(after) != 1:
+            raise ValueError(f"the tokenizer's chat template has a message {len(after)} times; it must have it once")
+        return before, after[0]
+
+    def _templated(self, message: str) -> str:
+        messages = [{"role": "user", "content": message}]
+        try:
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise ValueError(f"the tokenizer's chat template takes no message of a user: {error}") from error
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of generated tokens, special ones left out."""
         if self._bytes:
-            return self._tokenizer.decode(tokens)
-        return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+            return self.tokenizer.decode(tokens)
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
 
     def count(self, text: str) -> int:
         """How many tokens a text has."""
         return len(self._encode(text))
 
     def middle_cut(self, text: str, tokens: int) -> str:
-        """A text of at most so many tokens: its first and its last half, the middle left out."""
+        """A text of at most so many tokens: its first and its last half, the middle left out.
+
+        Fewer where the rest, encoded again, would be longer; no character is cut through.
+        """
+        require(tokens >= 0, "tokens", tokens, "an integer of at least 0")
         ids = self._encode(text)
-        half = tokens // 2
-        return text if len(ids) <= tokens else self.decode(ids[:half]) + self.decode(ids[len(ids) - half :])
+        if len(ids) <= tokens:
+            return text
+        room = tokens
+        while True:
+            half = room // 2
+            cut = self.decode(ids[:half]).rstrip(BROKEN) + self.decode(ids[len(ids) - half :]).lstrip(BROKEN)
+            if (excess := self.count(cut) - tokens) <= 0:
+                return cut
+            room = max(0, room - excess)
 
     def _encode(self, text: str) -> list[int]:
-        encode: Callable[..., list[int]] = self._tokenizer.encode
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            wrong = text[error.start]
+            raise ValueError(f"a text holds {wrong!r}, half of a character, which no tokenizer can read") from error
+        encode: Callable[..., list[int]] = self.tokenizer.encode
         return encode(text) if self._bytes else encode(text, add_special_tokens=False)

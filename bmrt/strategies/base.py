@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from attentions.base import require
+
 
 @dataclass(frozen=True)
 class View:
@@ -73,6 +75,11 @@ class Strategy(ABC):
     @abstractmethod
     def score(self, view: View) -> Float[Tensor, "B G M"]:
         """A number for every token, in float32 at least; only candidates' count. -inf: no evidence for this token."""
+
+
+def require_seed(seed: int) -> None:
+    """Raise ValueError for a seed from which layers and heads could not draw their own numbers."""
+    require(0 <= seed < 2**31, "seed", seed, "an integer from 0 to 2147483647")
 
 
 def wide(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attentions.hashing import splitmix
-from bmrt.strategies.base import Strategy, View
+from bmrt.strategies.base import Strategy, View, require_seed
 
 
 class RandomKeep(Strategy):
@@ -18,6 +18,7 @@ class RandomKeep(Strategy):
     """
 
     def __init__(self, *, seed: int = 0) -> None:
+        require_seed(seed)
         self.seed = seed
 
     def score(self, view: View) -> Float[Tensor, "B G M"]:

@@ -10,9 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attentions.base import require
 from attentions.hashing import SimHash
-from bmrt.strategies.base import View, wide
+from bmrt.strategies.base import View, require_seed, wide
 
+MOST = 2**15 - 1  # tables, whose matches are counted in 16 bits
 QUERIES = 32  # compared at a time: bounds memory, changes no number
 
 
@@ -20,6 +22,8 @@ class Tables:
     """`tables` tables of `bits` bits. Raises ValueError for settings that SimHash cannot have."""
 
     def __init__(self, *, bits: int, tables: int, seed: int) -> None:
+        require_seed(seed)
+        require(tables <= MOST, "num_tables", tables, f"at most {MOST}")
         self.bits, self.tables, self.seed = bits, tables, seed
         self._drawn: dict[tuple[int, int, int, torch.device], SimHash] = {}
         SimHash(1, 1, bits=bits, tables=tables, seed=seed)

@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 
 from bmrt import ablation, babilong, engine, longbench, ruler, run_single_sample
-from bmrt.babilong_data import PLACES, generate, right
+from bmrt.babilong_data import PLACES, generate
 from bmrt.evaluation import Sample, interval
 from bmrt.generated import Generated
-from bmrt.records import Records, read_jsonl
 from bmrt.text import Prompts
 from tasks.byte_tokenizer import ByteTokenizer
 
@@ -76,7 +75,7 @@ def test_a_ratio_and_a_budget_do_not_go_together(common: list[str]) -> None:
 def test_babilong_writes_its_own_format(common: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = "--data generated --dataset_config 1k --tasks qa1 qa2 --num_samples 2 --max_new_tokens 4"
     babilong.main([*common, *options.split()])
-    with (tmp_path / "out" / "qa2_1k_exact.csv").open() as file:
+    with (tmp_path / "out" / "qa2_1k_exact_recursive_budget4096.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [*rows[0]] == ["target", "output", "question"]
     assert len(rows) == 2
@@ -91,24 +90,6 @@ def test_babilong_reads_a_file(common: list[str], tmp_path: Path, capsys: pytest
     )
     babilong.main([*common, "--data", str(path), "--dataset_config", "0k", "--max_new_tokens", "2"])
     assert "n=1" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("response", "score"),
-    [
-        ("office", 1.0),
-        (" The office.\nkitchen", 1.0),
-        ("office or kitchen", 0.0),
-        ("kitchen", 0.0),
-        ("", 0.0),
-        ("The off", 0.0),
-        ("In the hallway, no, the office", 1.0),
-    ],
-)
-def test_babilong_judges_the_first_sentence(response: str, score: float) -> None:
-    """An empty answer is wrong; a place that the question names does not count against an answer."""
-    sample = Sample("0", "", "", "office", {"question": "Where was John before the hallway?"})
-    assert right(sample, response) == score
 
 
 def test_generated_samples_are_solvable_and_repeatable() -> None:
@@ -131,7 +112,7 @@ def test_ruler_runs_its_tasks(common: list[str], tmp_path: Path, capsys: pytest.
     options = "--tasks niah_single_1 vt --length 1600 --num_samples 2 --compression_ratio 0.25 --max_new_tokens 4"
     ruler.main([*common, *options.split()])
     said = capsys.readouterr().out
-    assert said.strip() == (tmp_path / "out" / "ruler_exact.md").read_text().strip()
+    assert said.strip() == (tmp_path / "out" / "ruler_1600_exact_recursive_ratio0.25.md").read_text().strip()
     assert said.count("n=2") == 2
 
 
@@ -168,7 +149,7 @@ def test_longbench_writes_official_lines_and_resumes(
     common: list[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ["--data", str(bench), "--compression_ratio", "0.25", "--max_new_tokens", "4"]
-    path = tmp_path / "out" / "tiny-bytes_exact.jsonl"
+    path = tmp_path / "out" / "tiny-bytes_exact_recursive_ratio0.25.jsonl"
     asked: list[str] = []
     prompt_of = longbench.prompt_of
     monkeypatch.setattr(longbench, "prompt_of", lambda *args: asked.append(args[1]["_id"]) or prompt_of(*args))
@@ -181,41 +162,32 @@ def test_longbench_writes_official_lines_and_resumes(
     assert [record["_id"] for record in records] == [f"id{i}" for i in range(6)]
     assert [*records[0]] == [*longbench.FIELDS, "context", "response", "pred", "judge"]
     assert path.read_text().startswith("\n".join(first.splitlines()[:3]))
-    assert official_result(records) == pytest.approx(100 * sum(r["judge"] for r in records) / 6)
-
-
-def official_result(records: list[dict[str, Any]]) -> float:
-    """What LongBench's result.py computes: it divides by the number of each class, so each must be there."""
-    counts = dict.fromkeys(("easy", "hard", "short", "medium", "long"), 0)
-    right = dict(counts)
-    for record in records:
-        for key in (record["difficulty"], record["length"]):
-            counts[key] += 1
-            right[key] += int(record["judge"])
-    assert all(round(100 * right[key] / counts[key], 1) >= 0 for key in counts)
-    return 100 * (right["easy"] + right["hard"]) / len(records)
 
 
 def test_other_settings_do_not_meet_in_one_file(
     common: list[str], bench: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = [*common, "--data", str(bench), "--num_samples", "1", "--max_new_tokens", "2"]
-    longbench.main([*options, "--budget", "64"])
+    options = [*common, "--data", str(bench), "--num_samples", "1", "--max_new_tokens", "2", "--budget", "64"]
+    longbench.main(options)
     with pytest.raises(SystemExit) as ended:
-        longbench.main([*options, "--budget", "128"])
+        longbench.main([*options, "--block_size", "128"])
     assert ended.value.code == 2
-    assert "other settings" in capsys.readouterr().err
+    assert "other settings (block_size was 200 and is 128)" in capsys.readouterr().err
 
 
 def test_longbench_scores_one_record_and_empty_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = {"judge": True, "difficulty": "easy", "length": "long"}
-    (tmp_path / "one.jsonl").write_text(json.dumps(record) + "\n")
-    (tmp_path / "list.json").write_text(json.dumps([record, record | {"judge": False}]))
-    longbench.main(["--score", str(tmp_path)])
-    table = {row.split("\t")[0]: row.split("\t")[1:] for row in capsys.readouterr().out.splitlines()}
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "one.jsonl").write_text(json.dumps(record) + "\n")
+    (folder / "list.json").write_text(json.dumps([record, record | {"judge": False}]))
+    longbench.main(["--score", str(folder)])
+    said = capsys.readouterr().out
+    table = {row.split("\t")[0]: row.split("\t")[1:] for row in said.splitlines()}
     assert table["one"] == ["100.0 (20.7-100.0)", "100.0", "-", "-", "-", "100.0"]
     assert table["list"][0].startswith("50.0")
-    assert (tmp_path / "result.txt").exists()
+    assert sorted(path.name for path in folder.iterdir()) == ["list.json", "one.jsonl"]
+    assert (tmp_path / "results.result.txt").read_text() == said
 
 
 @pytest.mark.parametrize(
@@ -312,16 +284,6 @@ def test_an_unknown_method_is_refused(common: list[str], method: str) -> None:
         run_single_sample.main([*common, "--method", method])
 
 
-@pytest.mark.parametrize(
-    ("content", "said"), [("{", "line 1 is no JSON"), ('{"a": 1}\nx\n', "line 2"), ("3\n", "object")]
-)
-def test_broken_data_is_named_by_line(tmp_path: Path, content: str, said: str) -> None:
-    path = tmp_path / "x.jsonl"
-    path.write_text(content)
-    with pytest.raises(ValueError, match=said):
-        read_jsonl(path)
-
-
 def test_a_data_set_that_is_not_there_is_said_to_be(
     common: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,14 +301,3 @@ def test_intervals_are_wilson_s() -> None:
     low, high = interval([1.0] * 8 + [0.0] * 2)
     assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
     assert interval([]) == (0.0, 1.0)
-
-
-def test_records_survive_a_line_cut_short(tmp_path: Path) -> None:
-    records = Records(tmp_path / "r.jsonl", {"a": 1})
-    for i in range(3):
-        records.add({"id": i})
-    path = tmp_path / "r.jsonl"
-    path.write_text(path.read_text()[:-3])
-    assert Records(path, {"a": 1}).done == {"0", "1"}
-    with pytest.raises(ValueError, match="other settings"):
-        Records(path, {"a": 2})

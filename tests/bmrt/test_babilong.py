@@ -1,0 +1,107 @@
+"""BABILong's rule: the target and nothing else that could be the answer."""
+
+from __future__ import annotations
+
+import pytest
+
+from bmrt.babilong_data import LABELS, right
+from bmrt.evaluation import Sample
+
+
+def judged(question: str, target: str, response: str, name: str = "own-0") -> float:
+    return right(Sample(name, "", "", target, {"question": question}), response)
+
+
+@pytest.mark.parametrize(
+    ("response", "score"),
+    [
+        ("office", 1.0),
+        (" The office.\nkitchen", 1.0),
+        ("'Office'", 1.0),
+        ("office\n\nQuestion: Where is Mary?\nAnswer: kitchen", 1.0),
+        ("office Question: Where is Mary? Answer: kitchen", 1.0),
+        ("In the hallway, no, the office", 1.0),
+        ("office or kitchen", 0.0),
+        ("office\nkitchen", 0.0),
+        ("kitchen", 0.0),
+        ("", 0.0),
+        ("The off", 0.0),
+        ("officer", 0.0),
+        ("not in the office", 0.0),
+        ("He isn't in the office", 0.0),
+        ("He was never in the office", 0.0),
+    ],
+)
+def test_the_first_sentence_names_the_place_and_no_other(response: str, score: float) -> None:
+    """A place that the question names does not count against an answer."""
+    assert judged("Where was John before the hallway?", "office", response) == score
+    assert judged("Where was John before the hallway?", "office", response, "qa3-7") == score
+
+
+@pytest.mark.parametrize("task", [*LABELS])
+def test_of_every_task_one_label_is_right_and_several_are_wrong(task: str) -> None:
+    labels = sorted(LABELS[task])
+    for i, label in enumerate(labels):
+        other = labels[i - 1]
+        for name in (f"{task}-0", "own-0"):  # without the task's name, by the kind of the target
+            assert judged("What?", label, f"{label}.", name) == 1
+            assert judged("What?", label, f"{label.upper()}!", name) == 1
+            assert judged("What?", label, "", name) == 0
+            assert judged("What?", label, "I do not know", name) == 0
+            assert judged("What?", label, other, name) == 0
+        assert judged("What?", label, f"{label} or {other}", f"{task}-0") == 0
+
+
+@pytest.mark.parametrize(
+    ("response", "score"),
+    [
+        ("apple,milk", 1.0),
+        ("apple and milk", 1.0),
+        ("apple, milk", 1.0),
+        ("milk and the apple.", 1.0),
+        ("- apple\n- milk", 1.0),
+        ("Milk; an apple!", 1.0),
+        ("She is carrying the apple and the milk", 1.0),
+        ("apple", 0.0),
+        ("apple, milk and football", 0.0),
+        ("nothing", 0.0),
+        ("apple and milk, or nothing", 0.0),
+        ("apple but not milk", 0.0),
+        ("pineapple and milk", 0.0),
+    ],
+)
+def test_lists_are_right_in_any_form(response: str, score: float) -> None:
+    for name in ("qa8-3", "own-3"):
+        assert judged("What is Mary carrying?", "apple,milk", response, name) == score
+
+
+@pytest.mark.parametrize(
+    ("target", "response", "score"),
+    [
+        ("s,w", "s,w", 1.0),
+        ("s,w", "south, then west", 1.0),
+        ("s,w", "w,s", 0.0),
+        ("n,n", "n, n", 1.0),
+        ("n,n", "n", 0.0),
+    ],
+)
+def test_a_path_has_its_order(target: str, response: str, score: float) -> None:
+    assert judged("How do you go from the kitchen to the garden?", target, response, "qa19-0") == score
+
+
+@pytest.mark.parametrize(
+    ("question", "target", "response", "score"),
+    [
+        ("Is Ann in the hallway?", "no", "no, she is not in the hallway", 1.0),
+        ("Is Ann in the hallway?", "yes", "yes or no", 0.0),
+        ("Is Ann in the park?", "maybe", "maybe not, no", 0.0),
+        ("What is Gertrude afraid of?", "wolf", "Gertrude is afraid of wolves", 1.0),
+        ("Who gave the milk to Jeff?", "Fred", "Fred gave the milk to Jeff", 1.0),
+        ("Who gave the milk to Jeff?", "Fred", "Fred or Bill", 0.0),
+        ("How many objects is Ann carrying?", "one", "one of the two", 0.0),
+        ("Where is the capital?", "Paris", "in Paris", 1.0),  # data of one's own, of no known kind
+        ("Where is the capital?", "Paris", "in the comparison", 0.0),
+    ],
+)
+def test_words_are_whole_and_of_the_target_s_kind(question: str, target: str, response: str, score: float) -> None:
+    assert judged(question, target, response) == score
