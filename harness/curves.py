@@ -29,6 +29,7 @@ BASES: dict[str, tuple[Callable[[FloatArray], FloatArray], ...]] = {
 LARGEST_EXPONENT = 4.0
 COARSE_STEP = 0.05
 ROUNDING = 1e-7
+SAME_TERMS = 1e-13  # determinant of a Gram matrix of unit diagonal from which on rounding decides
 NARROWINGS = 7  # each divides the step by four: to 3e-6
 
 
@@ -71,7 +72,9 @@ class Curves:
 def fit_law(model: str, sizes: FloatArray, values: FloatArray, weights: FloatArray) -> Curves:
     """Fit a law of `BASES` to values (B, K) at sizes (K,) with weights (K,)."""
     reference = float(sizes[-1])
-    columns = _columns(model, sizes, reference)[None] / values[:, None, :]
+    # In units of each row's least value, so that no square of a reciprocal overflows.
+    unit = values.min(axis=1, keepdims=True)
+    columns = _columns(model, sizes, reference)[None] * (unit / values)[:, None, :]
     gram = np.einsum("bpk,k,bqk->bpq", columns, weights, columns)
     right = columns @ weights
     coefficients = np.zeros(right.shape)
@@ -84,7 +87,7 @@ def fit_law(model: str, sizes: FloatArray, values: FloatArray, weights: FloatArr
         full = np.zeros(right.shape)
         full[:, terms] = solution
         coefficients = np.where(better[:, None], full, coefficients)
-    return Curves(model, reference, coefficients, np.maximum(loss, 0.0))
+    return Curves(model, reference, coefficients * unit, np.maximum(loss, 0.0))
 
 
 def fit_power(sizes: FloatArray, values: FloatArray, weights: FloatArray, *, floor: bool = True) -> Curves:
@@ -94,25 +97,30 @@ def fit_power(sizes: FloatArray, values: FloatArray, weights: FloatArray, *, flo
     rows = np.arange(len(values))
     exponents = np.arange(0.0, LARGEST_EXPONENT + COARSE_STEP / 2, COARSE_STEP)[None]
     step = COARSE_STEP
-    best = exponents[0, _profile(exponents, logs, values, weights, floor)[0].argmin(axis=1)]
+    unit = values.min(axis=1, keepdims=True)
+    shares = unit / values
+    best = exponents[0, _profile(exponents, logs, shares, weights, floor)[0].argmin(axis=1)]
     for _ in range(NARROWINGS):
         step /= 4
         exponents = np.clip(best[:, None] + step * np.arange(-4, 5), 0.0, LARGEST_EXPONENT)
-        best = exponents[rows, _profile(exponents, logs, values, weights, floor)[0].argmin(axis=1)]
-    loss, coefficients = _profile(best[:, None], logs, values, weights, floor)
-    return Curves(POWER, reference, coefficients[:, 0], loss[:, 0], best)
+        best = exponents[rows, _profile(exponents, logs, shares, weights, floor)[0].argmin(axis=1)]
+    loss, coefficients = _profile(best[:, None], logs, shares, weights, floor)
+    return Curves(POWER, reference, coefficients[:, 0] * unit, loss[:, 0], best)
 
 
 def _profile(
-    exponents: FloatArray, logs: FloatArray, values: FloatArray, weights: FloatArray, floor: bool
+    exponents: FloatArray, logs: FloatArray, shares: FloatArray, weights: FloatArray, floor: bool
 ) -> tuple[FloatArray, FloatArray]:
-    """Loss (B, G) and best (a, c) (B, G, 2) for each exponent of (1, G) shared or (B, G) own exponents."""
+    """Loss (B, G) and best (a, c) (B, G, 2) for each exponent of (1, G) shared or (B, G) own exponents.
+
+    `shares` (B, K) are a row's least value over each of its values, and a and c are in units of that.
+    """
     growth = np.exp(exponents[..., None] * logs)
-    first, second = weights / values, weights / values**2
+    first, second = weights * shares, weights * shares**2
     floor_floor, right_floor = second.sum(axis=1)[:, None], first.sum(axis=1)[:, None]
-    floor_power = np.einsum("bk,bgk->bg", second, np.broadcast_to(growth, (len(values), *growth.shape[1:])))
-    power_power = np.einsum("bk,bgk->bg", second, np.broadcast_to(growth**2, (len(values), *growth.shape[1:])))
-    right_power = np.einsum("bk,bgk->bg", first, np.broadcast_to(growth, (len(values), *growth.shape[1:])))
+    floor_power = np.einsum("bk,bgk->bg", second, np.broadcast_to(growth, (len(shares), *growth.shape[1:])))
+    power_power = np.einsum("bk,bgk->bg", second, np.broadcast_to(growth**2, (len(shares), *growth.shape[1:])))
+    right_power = np.einsum("bk,bgk->bg", first, np.broadcast_to(growth, (len(shares), *growth.shape[1:])))
     determinant = floor_floor * power_power - floor_power**2
     solvable = determinant > 1e-13 * floor_floor * power_power
     safe = np.where(solvable, determinant, 1.0)
@@ -141,7 +149,13 @@ def _nonempty_subsets(count: int) -> list[list[int]]:
 
 
 def _solve(gram: FloatArray, right: FloatArray) -> FloatArray:
-    """Normal equations (B, p, p) with unit diagonal, which keeps them well conditioned."""
+    """Normal equations (B, p, p) with unit diagonal, which keeps them well conditioned.
+
+    NaN where sizes that hardly differ leave the terms without any difference.
+    """
     scale = np.sqrt(np.einsum("bpp->bp", gram))
     scaled = gram / scale[:, :, None] / scale[:, None, :]
-    return np.linalg.solve(scaled, (right / scale)[..., None])[..., 0] / scale
+    distinct = np.linalg.det(scaled) > SAME_TERMS
+    safe = np.where(distinct[:, None, None], scaled, np.eye(gram.shape[-1]))
+    solution = np.linalg.solve(safe, (right / scale)[..., None])[..., 0] / scale
+    return np.where(distinct[:, None], solution, np.nan)

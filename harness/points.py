@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 
+SMALLEST, LARGEST = 1e-60, 1e60  # values between which no step of a fit overflows
+LARGEST_SIZE = 2**53  # from there on floating point does not tell all sizes apart
 UNREPEATED_NOISE = 0.01  # relative noise assumed where no size was measured twice
 NO_NOISE = 1e-6  # below this relative noise a measurement counts as exact
 EXACT_ERROR = 1e-9  # what stands for the error of an exact value, where a division needs one
@@ -40,13 +42,25 @@ class Points:
 
     def part(self, first: int, last: int | None = None) -> Points:
         """The sizes from index `first` to before `last`."""
-        chosen = slice(first, last)
+        return self.take(range(len(self.sizes))[first:last])
+
+    def thinned(self, most: int) -> Points:
+        """At most so many of the sizes, spread evenly over log n, the first and the last among them."""
+        if len(self.sizes) <= most:
+            return self
+        logs = np.log(self.sizes)
+        wanted = np.linspace(logs[0], logs[-1], most)
+        return self.take(np.unique(np.abs(logs[None] - wanted[:, None]).argmin(axis=1)).tolist())
+
+    def take(self, chosen: Sequence[int]) -> Points:
+        """The sizes at these indices."""
+        at = np.array(chosen, dtype=np.intp)
         return replace(
             self,
-            sizes=self.sizes[chosen],
-            log_values=self.log_values[chosen],
-            error=self.error[chosen],
-            rounds=self.rounds[chosen],
+            sizes=self.sizes[at],
+            log_values=self.log_values[at],
+            error=self.error[at],
+            rounds=tuple(self.rounds[index] for index in chosen),
         )
 
 
@@ -55,7 +69,7 @@ def measure_points(samples: Mapping[int, Sequence[Sequence[float]]], *, exact: b
 
     `exact` None: whole numbers that agree between rounds are counts and exact, anything else is noisy.
     Zeros are below the resolution of whatever was measured and give no point. Raises ValueError for a
-    size below 1, a negative or not finite value, and when nothing is left.
+    size below 1 or beyond 2**53, a negative value or one beyond 1e60, and when nothing is left.
     """
     by_size = {n: _round_medians(n, samples[n]) for n in sorted(samples)}
     by_size = {n: medians for n, medians in by_size.items() if medians.size}
@@ -102,17 +116,21 @@ def resample(points: Points, draws: int, rng: np.random.Generator, *, widen: flo
         if points.exact or spread < NO_NOISE:
             deviation, spread = rng.normal(size=draws), 1.0
         columns.append(points.log_values[k] + widen * points.error[k] / spread * deviation)
-    return np.stack(columns, axis=1)
+    return np.clip(np.stack(columns, axis=1), np.log(SMALLEST), np.log(LARGEST))
 
 
 def _round_medians(n: int, rounds: Sequence[Sequence[float]]) -> FloatArray:
     if n < 1:
         raise ValueError(f"samples: size {n} must be at least 1")
+    if n > LARGEST_SIZE:
+        raise ValueError(f"samples: size {n} must be at most {LARGEST_SIZE}")
     for value in (value for samples in rounds for value in samples):
-        if not np.isfinite(value) or value < 0:
-            raise ValueError(f"samples: a value at size {n} must be finite and not negative, not {value}")
+        if not 0 <= value <= LARGEST:
+            raise ValueError(
+                f"samples: a value at size {n} must be finite and not negative, at most {LARGEST:g}, not {value}"
+            )
     medians = np.array([np.median(samples) for samples in rounds if len(samples)])
-    return medians[medians > 0]
+    return medians[medians >= SMALLEST]
 
 
 def _pooled_noise(rounds: Sequence[FloatArray]) -> float:

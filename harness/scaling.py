@@ -15,15 +15,17 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from harness.curves import BASES, POWER, Curves, fit_law, fit_power
+from harness.curves import BASES, LARGEST_EXPONENT, POWER, Curves, fit_law, fit_power
 from harness.fit import FLOOR_DOMINATED, PERCENTILES, TOO_FEW, Fit, Held, interval_of
-from harness.points import FloatArray, Points, measure_points, resample
+from harness.points import SMALLEST, FloatArray, Points, measure_points, resample
 from harness.regimes import regime_start
 from harness.selection import Choice, aicc, choose
 
 __all__ = ["PERCENTILES", "Fit", "Held", "fit_points", "fit_scaling", "floor_dominates"]
 
 ENOUGH_SIZES = 6
+MOST_SIZES = 64  # more make a curve no better known, and the search for its regimes slow
+LEAST_SPAN = 1.01  # the largest over the smallest size; below that nothing is said about growth
 FREE_FLOOR_SIZES = 4  # three sizes fit a floor, a factor and an exponent without any error
 LACK_OF_FIT = 0.01  # no curve is trusted to describe a machine better than this, so no size outweighs the rest
 OUTLIER = 2.5  # in units of the error of a size, or of the usual residual where that is more
@@ -43,14 +45,16 @@ def fit_scaling(
 
     Sizes with one round borrow the noise of the others, or 1 % where there are none. `exact` declares the
     values to be without noise; None finds that out (see `measure_points`), and then the interval shows lack
-    of fit only. Zeros give no point. Raises ValueError as `measure_points` does.
+    of fit only. Zeros give no point. Of more than 64 sizes 64 are fitted, spread evenly over log n. Where sizes
+    differ by less than a hundredth the interval is that of all exponents, and the verdict "too few sizes". Raises
+    ValueError as `measure_points` does.
     """
     return fit_points(measure_points(samples, exact=exact), draws=draws, seed=seed)
 
 
 def fit_points(points: Points, *, draws: int = 1000, seed: int = 0, challenge: bool = True) -> Fit:
     """`fit_scaling` for points already summarised; `challenge` False leaves that out."""
-    whole = points
+    whole, points = points, points.thinned(MOST_SIZES)
     start = regime_start(points, _first_weights(points), least=ENOUGH_SIZES)
     points = points.part(start)
     weights, widen = _weigh(points)
@@ -90,7 +94,7 @@ def _weigh(points: Points) -> tuple[FloatArray, float]:
     sizes, values = points.sizes, np.exp(points.log_values)[None]
     first = _first_weights(points)
     curve = fit_power(sizes, values, first, floor=len(sizes) >= FREE_FLOOR_SIZES)
-    residuals = points.log_values - np.log(curve.at(sizes)[0])
+    residuals = points.log_values - np.log(np.maximum(curve.at(sizes)[0], SMALLEST))
     usual = np.maximum(points.error, 1.4826 * np.median(np.abs(residuals)))
     robust = np.minimum(1.0, OUTLIER * usual / np.maximum(np.abs(residuals), 1e-300))
     spare = len(sizes) - 3
@@ -120,6 +124,8 @@ def _exponent_interval(
     """
     if len(sizes) < 2:
         return np.nan, np.nan
+    if _hardly_differ(sizes):
+        return 0.0, LARGEST_EXPONENT
     best, drawn = _exponents(power)[0], _exponents(power)[DRAWS]
     low, high = interval_of(drawn)
     if np.mean(power.coefficients[DRAWS, 0] <= 0) >= PERCENTILES[0] / 100:
@@ -147,13 +153,23 @@ def _local_slopes(sizes: FloatArray, log_values: FloatArray) -> FloatArray:
     if len(sizes) < 2:
         return np.full(len(log_values), np.nan)
     count = max(2, int((sizes >= sizes[-1] / 4).sum()))
-    logs = np.log(sizes[-count:])
-    centred = logs - logs.mean()
-    return log_values[:, -count:] @ centred / (centred @ centred)
+    centred = _centred_logs(sizes[-count:])
+    spread = centred @ centred
+    return log_values[:, -count:] @ centred / spread if spread > 0 else np.full(len(log_values), np.nan)
+
+
+def _centred_logs(sizes: FloatArray) -> FloatArray:
+    """log n from its middle; of the share above the least size, which tells apart what log n would round to one."""
+    logs = np.log1p((sizes - sizes[0]) / sizes[0])
+    return logs - logs.mean()
+
+
+def _hardly_differ(sizes: FloatArray) -> bool:
+    return bool(sizes[-1] < LEAST_SPAN * sizes[0])
 
 
 def _verdict(points: Points, power: Curves, choice: Choice) -> str:
-    if len(points.sizes) < ENOUGH_SIZES:
+    if len(points.sizes) < ENOUGH_SIZES or _hardly_differ(points.sizes):
         return TOO_FEW
     if not points.exact and floor_dominates(points, power):
         return FLOOR_DOMINATED

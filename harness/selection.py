@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.curves import POWER, Curves
-from harness.points import NO_NOISE, FloatArray
+from harness.points import NO_NOISE, SMALLEST, FloatArray
 
 SAME_CURVE = 0.02
 DECIDED_WEIGHT = 0.9
@@ -81,7 +81,7 @@ def _repeated(name: str, fits: Mapping[str, Curves], weights: Mapping[str, float
         return None
     curve = fits[name].at(sizes)[0]
     bends = {
-        other: float(np.abs(curve / fits[other].at(sizes)[0] - 1).max())
+        other: float(np.abs(curve / np.maximum(fits[other].at(sizes)[0], SMALLEST) - 1).max())
         for other in weights
         if other not in REFINEMENTS
     }
