@@ -18,7 +18,7 @@ from torch import Tensor
 from attentions.base import Cost, Problem, Stream, require
 from attentions.buckets import Windows
 from attentions.reference import nearest, query_positions
-from attentions.support import SupportAttention
+from attentions.support import SupportAttention, window_total
 from attentions.window_attention import attend, by_key_head, sorted_windows, window_pairs
 from attentions.window_tiles import BLOCK
 
@@ -117,21 +117,24 @@ class BucketAttention(SupportAttention):
         return pairs.unflatten(1, (-1, q.shape[2])).sum(-1).view(q.shape[0], self.heads)
 
     def cost(self, problem: Problem) -> Cost:
-        """Each query meets at most tables·window + local keys, twice that without causality, and never more
-        than there are. The kernel computes whole tiles: a block of sorted queries spans its own windows,
-        at most N·window + block·M pairs a table. Hashing is not counted. The state is that of
-        `stream`: keys, values and a position of four bytes in each slot, a counter for each code.
+        """Each query meets at most tables·window + local keys, as many again after it without causality, and never
+        more than there are; with duplicates no table can find more than there are. Where all keys have one code, that
+        is no bound but the number, and windows lie within the widest. The kernel computes whole tiles: a block of
+        sorted queries spans its own windows, at most N·window + block·M pairs a table. Hashing is not counted. The
+        state is that of `stream`: keys, values and a position of four bytes in each slot, a counter for each code.
         """
         p = problem
         sides = 1 if p.causal else 2
-        most = min(p.keys, sides * (self.tables * self.window + self.local))
         tiles = self.tables * min(p.keys, sides * self.window + BLOCK) + min(p.keys, sides * self.local + BLOCK)
-        queries, width = p.batch * p.heads * p.queries, p.head_dim + p.value_dim
+        heads, width = p.batch * p.heads, p.head_dim + p.value_dim
+        sizes = [size for _, size in self.rings]
+        union = [max(sizes) if self.codes_count == 1 else sum(sizes)]
+        met = [window_total(p.queries, p.keys, x, causal=p.causal) for x in (union if self.once else sizes)]
         slots = self.tables * self.codes_count * self.window + self.local
         counters = self.tables * self.codes_count + 1
         return Cost(
-            flops=2 * queries * tiles * width,
-            comparisons=queries * most,
+            flops=2 * heads * p.queries * tiles * width,
+            comparisons=heads * sum(met),
             state_bytes=p.batch * p.kv_heads * (slots * (width * p.dtype.itemsize + 4) + 4 * counters),
         )
 

@@ -2,10 +2,10 @@
 
 Bawa, Condie and Ganesan 2005, "LSH forest: self-tuning indexes for similarity search",
 https://doi.org/10.1145/1060745.1060840. A tree is a long SimHash code read as a path of bits. In each tree a
-query attends to the `max_candidates / trees` most recent keys of the deepest prefix that at least
-`min_candidates` keys before it share; a prefix of no bits always does. So no number of buckets has to be
-chosen: the depth follows each query's own neighbourhood and the length so far. Queries that are alone in a
-deep bucket move up, instead of attending to nobody.
+query attends to the keys of the deepest prefix that at least `min_candidates` keys before it share, to its window of
+the most recent ones where there are more; a prefix of no bits is always there. So no number of buckets has to be
+chosen: depth and number of candidates follow each query's own neighbourhood and the length so far. Queries that are
+alone in a deep bucket move up, instead of attending to nobody; a bucket that is crowded down to the last bit is cut.
 
 Left out of the paper: descending all trees at once for the exact m nearest; here each tree gives its share.
 """
@@ -23,7 +23,7 @@ from attentions.buckets import Windows, forest_windows
 from attentions.hashing import SimHash
 from attentions.native import bucket_window
 from attentions.reference import nearest, query_positions
-from attentions.support import SupportAttention
+from attentions.support import SupportAttention, window_total
 from attentions.window_attention import attend, by_key_head, sorted_windows, window_pairs
 from attentions.window_tiles import BLOCK
 
@@ -31,7 +31,9 @@ from attentions.window_tiles import BLOCK
 class LSHForest(SupportAttention):
     """`trees` of `bits` levels; `min_candidates` decide the depth; the union holds at most `max_candidates`.
 
-    The `local` most recent keys join, and count among the `max_candidates`.
+    The `local` most recent keys join, and count among the `max_candidates`; the rest is shared out evenly, and is a
+    tree's window. `min_candidates` None is half a window: a bucket has about twice the keys of each one below it, so
+    that few need to be cut. Raises ValueError for more of them than a window holds, since then all windows were full.
     """
 
     paper = "https://doi.org/10.1145/1060745.1060840"
@@ -44,20 +46,22 @@ class LSHForest(SupportAttention):
         *,
         trees: int = 4,
         bits: int = 16,
-        min_candidates: int = 64,
+        min_candidates: int | None = None,
         max_candidates: int = 256,
         local: int = 32,
         **shape: Any,
     ) -> None:
         super().__init__(heads, head_dim, **shape)
-        for name, value in (("trees", trees), ("min_candidates", min_candidates), ("local", local)):
+        for name, value in (("trees", trees), ("local", local)):
             require(value >= 1, name, value, "an integer of at least 1")
         require(1 <= bits <= 20, "bits", bits, "from 1 to 20")
         least = trees + local
         require(max_candidates >= least, "max_candidates", max_candidates, f"at least trees + local = {least}")
-        self.trees, self.bits, self.local = trees, bits, local
-        self.min_candidates, self.max_candidates = min_candidates, max_candidates
+        self.trees, self.bits, self.local, self.max_candidates = trees, bits, local, max_candidates
         self.window = (max_candidates - local) // trees
+        self.min_candidates = max(1, self.window // 2) if min_candidates is None else min_candidates
+        allowed = f"from 1 to {self.window}, a tree's window (max_candidates - local) // trees"
+        require(1 <= self.min_candidates <= self.window, "min_candidates", min_candidates, allowed)
         self.hash = SimHash(self.kv_heads, head_dim, bits=bits, tables=trees, seed=self.seed)
         self.kernel = ""
 
@@ -131,16 +135,17 @@ class LSHForest(SupportAttention):
         return pairs.unflatten(1, (-1, q.shape[2])).sum(-1).view(q.shape[0], self.heads)
 
     def cost(self, problem: Problem) -> Cost:
-        """Each query meets at most max_candidates keys (twice that without causality); tiles add a block each.
+        """Each query meets at most trees·window + local keys, and as many again after it without causality, but never
+        more than there are; tiles add a block each.
 
         Hashing is not counted. It does not decode by a bounded state, so the state is the whole cache.
         """
         p, sides = problem, 1 if problem.causal else 2
         width = p.head_dim + p.value_dim
         tiles = self.trees * min(p.keys, sides * self.window + BLOCK) + min(p.keys, sides * self.local + BLOCK)
-        queries = p.batch * p.heads * p.queries
+        heads, most = p.batch * p.heads, self.trees * self.window + self.local
         return Cost(
-            flops=2 * queries * tiles * width,
-            comparisons=queries * min(p.keys, sides * self.max_candidates),
+            flops=2 * heads * p.queries * tiles * width,
+            comparisons=heads * window_total(p.queries, p.keys, most, causal=p.causal),
             state_bytes=p.batch * p.kv_heads * p.keys * width * p.dtype.itemsize,
         )

@@ -17,6 +17,7 @@ float32: the square of a norm leaves float16's range long before the norm does.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -203,14 +204,22 @@ class Reformer(Selector, SupportAttention):
         return super().why_not(problem)
 
     def cost(self, problem: Problem) -> Cost:
-        """Each of `hashes` rounds scores two chunks for every query; hashing adds one product with the rotations."""
+        """Each of `hashes` rounds scores two chunks for every query; hashing adds one product with the rotations.
+
+        Of these scores a position's own enters no output, but where it has no other. Of two positions of a chunk the
+        later one sees the other one; of two in neighbouring chunks at most one does.
+        """
         p = problem
         queries = p.batch * p.heads * p.queries
         scores = queries * self.hashes * min(p.keys, 2 * self.chunk)
+        sizes = [self.chunk] * (p.keys // self.chunk) + [p.keys % self.chunk] * (p.keys % self.chunk > 0)
+        own = sum(size * (size - 1) // (2 if p.causal else 1) for size in sizes)
+        before = sum(one * two for one, two in pairwise(sizes))
+        alone = len(sizes) if p.causal else int(sizes[0] == 1)  # the first of a chunk, in every round
         hashing = 2 * queries * p.head_dim * self.rotations.shape[-1]
         return Cost(
             flops=2 * scores * (p.head_dim + p.value_dim) + hashing,
-            comparisons=scores,
+            comparisons=p.batch * p.heads * (self.hashes * (own + before) + alone),
             state_bytes=p.batch * p.kv_heads * p.keys * (p.head_dim + p.value_dim) * p.dtype.itemsize,
         )
 

@@ -89,6 +89,18 @@ class SupportAttention(Attention):
         return causal_pairs(queries, keys, causal=self.causal, first=first, rows=rows, device=device)
 
 
+def window_total(queries: int, keys: int, window: int, *, causal: bool) -> int:
+    """Pairs of one head whose key is among the `window` last up to the query or, if not causal, the first after it."""
+    past = _clipped(keys - queries + 1, keys, window)
+    return past if causal else past + _clipped(0, queries - 1, window)
+
+
+def _clipped(low: int, high: int, most: int) -> int:
+    """The sum of min(x, most) over the integers x from low to high."""
+    edge = min(max(most, low - 1), high)
+    return (low + edge) * (edge - low + 1) // 2 + (high - edge) * most
+
+
 def _share(
     q: Float[Tensor, "B R D"],
     k: Float[Tensor, "B M D"],
