@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from attentions import build
 from lsh_bitnet.dispatch import layer_of
 from lsh_bitnet.models import Loaded, require_length
-from lsh_bitnet.padding import require_first
+from lsh_bitnet.padding import attend, require_spans
 from lsh_bitnet.swap import Swap
 
 
@@ -54,7 +54,7 @@ class _Recorder:
             value_dim=value.shape[3],
             scale=scaling,
         )
-        out = exact(query, key, value, first=require_first(attention_mask))
+        out = attend(exact, query, key, value, require_spans(attention_mask))
         return out.transpose(1, 2).contiguous(), None
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from attentions import Attention
 from attentions.base import attended_pairs
+from lsh_bitnet.padding import pieces
 
 
 @dataclass
@@ -45,14 +46,23 @@ class ComparisonLog:
         attention: Attention,
         q: Float[Tensor, "B H N D"],
         k: Float[Tensor, "B G M D"],
-        first: Int[Tensor, " B"] | None,
+        spans: Int[Tensor, "B 2"] | None,
     ) -> None:
-        """Add one call of a layer's attention."""
-        found = self.layers.setdefault(layer, LayerCount(_zeros(q), _zeros(q)))
+        """Add one call of a layer's attention. A call on padding alone makes no comparison and is not counted."""
         with torch.no_grad():
-            for own_q, own_k in _unpadded(q, k, first):
-                found.made += attention.comparisons(own_q, own_k).sum(0).cpu()
-                found.full += len(own_q) * attended_pairs(own_q.shape[2], own_k.shape[2], attention.causal)
+            counts = [
+                (
+                    attention.comparisons(own_q, own_k).sum(0).cpu(),
+                    len(own_q) * attended_pairs(own_q.shape[2], own_k.shape[2], attention.causal),
+                )
+                for own_q, own_k in _unpadded(q, k, spans)
+            ]
+        if not counts:
+            return
+        found = self.layers.setdefault(layer, LayerCount(_zeros(q), _zeros(q)))
+        for made, full in counts:
+            found.made += made
+            found.full += full
         found.calls += 1
 
     def reset(self) -> None:
@@ -90,14 +100,14 @@ def _zeros(q: Float[Tensor, "B H N D"]) -> Int[Tensor, " H"]:
 
 
 def _unpadded(
-    q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], first: Int[Tensor, " B"] | None
+    q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], spans: Int[Tensor, "B 2"] | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batch as it is, or its rows one by one without their padding."""
-    if first is None:
-        yield q, k
+    """The batch as it is, or its rows one by one without their padding; none where there are no real queries."""
+    if spans is None:
+        if q.shape[0] and q.shape[2]:
+            yield q, k
         return
-    before = k.shape[2] - q.shape[2]
-    for row, real in enumerate(first.tolist()):
+    for row, queries, keys in pieces(spans, q.shape[2], k.shape[2]):
         one = slice(row, row + 1)
-        if (start := max(real - before, 0)) < q.shape[2]:
-            yield q[one, :, start:], k[one, :, real:]
+        if queries.start < queries.stop:
+            yield q[one, :, queries], k[one, :, keys]

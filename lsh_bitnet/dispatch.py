@@ -7,17 +7,20 @@ value (B, G, M, D) with G key/value heads, not repeated, M - N keys of them from
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from attentions import Attention, build
 from attentions.base import problem_of
 from lsh_bitnet.comparisons import ComparisonLog
-from lsh_bitnet.padding import require_first, require_no_extras
+from lsh_bitnet.features import require_known
+from lsh_bitnet.padding import attend, require_slack, require_spans
 
 MODEL_DECIDES = ("heads", "head_dim", "kv_heads", "value_dim", "causal", "scale", "max_len")
 SEEDS_APART = 10_000  # a model has fewer layers, so no layer of one seed draws as a layer of another
@@ -27,7 +30,8 @@ class Dispatch:
     """Backend `name` with `settings` in every layer but the `dense` ones, which stay exact.
 
     Layers draw their hash functions from different seeds, all of them made from the setting `seed`. With a `log`,
-    each call counts its comparisons there, which costs about as much as the selection itself.
+    each call counts its comparisons there, which costs about as much as the selection itself. A copy, pickled or not,
+    attends alike and counts nowhere.
 
     Raises ValueError for settings that the model decides.
     """
@@ -45,6 +49,13 @@ class Dispatch:
             raise ValueError(f"settings {decided} are not allowed: the model decides {', '.join(MODEL_DECIDES)}")
         self.name, self.settings, self.dense, self.log = name, dict(settings), frozenset(dense), log
         self._built: WeakKeyDictionary[nn.Module, Attention] = WeakKeyDictionary()
+        self._warned = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "log": None, "_built": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _built=WeakKeyDictionary())
 
     def __call__(
         self,
@@ -63,15 +74,35 @@ class Dispatch:
             raise ValueError(f"attention_dropout={dropout} is not allowed: these attentions drop nothing")
         if not getattr(module, "is_causal", True):
             raise ValueError(f"{type(module).__name__} is not allowed: it is not causal")
-        require_no_extras(extras, key.shape[2])
-        first = require_first(attention_mask)
-        attention = self._attention(module, query, key, value, scaling)
-        if reason := attention.why_not(problem_of(attention, query, key, backward=query.requires_grad)):
-            raise ValueError(f"{self.name} cannot attend here: {reason}")
-        if self.log is not None:
-            self.log.count(layer_of(module), attention, query, key, first)
-        out = attention(query, key, value, first=first)
+        require_slack(key.shape[2], extras.get("sliding_window"))
+        require_known(extras)
+        spans = require_spans(attention_mask)
+        query, key, value = _in_one_dtype(query, key, value)
+        with torch.autocast(query.device.type, enabled=False):
+            attention = self._attention(module, query, key, value, scaling)
+            if reason := attention.why_not(problem_of(attention, query, key, backward=query.requires_grad)):
+                raise ValueError(f"{self.name} cannot attend here: {reason}")
+            if spans is not None and not attention.exact:
+                self._warn_of_positions(spans, extras.get("position_ids"), key.shape[2])
+            if self.log is not None:
+                self.log.count(layer_of(module), attention, query, key, spans)
+            out = attend(attention, query, key, value, spans)
         return out.transpose(1, 2).contiguous(), None
+
+    def _warn_of_positions(self, spans: Int[Tensor, "B 2"], positions: object, keys: int) -> None:
+        """Once, where rotary positions count padding: hash codes then depend on how much of it there is."""
+        if self._warned or not (isinstance(positions, Tensor) and positions.ndim == 2 and positions.shape[1] == keys):
+            return
+        first, end = spans.unbind(1)
+        rows = (first < end).nonzero()[:, 0]
+        begun = positions.cpu().expand(len(spans), -1)[rows, first[rows]]
+        if bool((begun != 0).any()):
+            self._warned = True
+            warnings.warn(
+                f"position_ids count the padding on the left, and with them what {self.name} selects changes: give "
+                "attention_mask.cumsum(1) - 1, as generate() does",
+                stacklevel=2,
+            )
 
     def _attention(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float | None
@@ -107,3 +138,12 @@ class Dispatch:
 def layer_of(module: nn.Module) -> int:
     """The layer that an attention module belongs to."""
     return int(getattr(module, "layer_idx", None) or 0)
+
+
+def _in_one_dtype(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v as torch's own attention takes them under autocast, where rotary positions leave q and k wider."""
+    kind = q.device.type
+    if not torch.is_autocast_enabled(kind) or torch.float64 in (q.dtype, k.dtype, v.dtype):
+        return q, k, v
+    dtype = torch.get_autocast_dtype(kind)
+    return q.to(dtype), k.to(dtype), v.to(dtype)

@@ -26,11 +26,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attentions import resolve
+from attentions.base import ROUNDING
 from harness.references import Store
 from harness.rows import Case
 from harness.subjects import Facts, Finding, Trial, Unsupported
 from lsh_bitnet.answers import measure_forced
-from lsh_bitnet.dispatch import MODEL_DECIDES
+from lsh_bitnet.dispatch import MODEL_DECIDES, Dispatch
 from lsh_bitnet.models import Loaded, load_model
 from lsh_bitnet.perplexity import Perplexity, measure_perplexity
 from lsh_bitnet.swap import Swap, attend_with
@@ -38,7 +39,8 @@ from tasks.corpora import load_corpus
 from tasks.example import Example, Task
 from tasks.needles import Needles
 
-SAME = 1e-4  # relative error allowed between the logits of an exact attention and the model's own, in float32
+REPEATS = 3  # runs that differ by rounding alone, to measure how far apart those are in this model
+MARGIN = 2  # times the farthest of them
 
 
 class ModelSubject:
@@ -134,12 +136,36 @@ class ModelTrial(Trial):
             return Finding(wrong="logits are not finite")
         sample = self._sample(answer)
         exact = resolve(self._case.backend).exact
-        if wrong := _differs(sample, self._own[variant], "the model's own") if exact else "":
+        if wrong := self._differs(sample, self._own[variant], "the model's own") if exact else "":
             return Finding(wrong=wrong)
         if variant in self._known:
-            return Finding(wrong=_differs(sample, self._known[variant], "the first round's"))
+            return Finding(wrong=self._differs(sample, self._known[variant], "the first round's"))
         self._known[variant] = sample
         return Finding(self._quality() if variant == 0 else {})
+
+    def _differs(self, found: Tensor, want: Tensor, whose: str) -> str:
+        error = _error(found, want)
+        if error <= self._rounding or error <= self._allowed:
+            return ""
+        return f"logits differ from {whose} by {error:.2g}, {self._allowed:.2g} is allowed"
+
+    @property
+    def _rounding(self) -> float:
+        return ROUNDING[getattr(torch, self._case.dtype)]
+
+    @cached_property
+    def _allowed(self) -> float:
+        """Relative error of logits that rounding explains: what this model makes of attentions that differ by no more.
+
+        Quantised activations jump where rounding takes them over a threshold, and so logits of a ternary model differ
+        by far more than its attention does. Exact attention is run again and again with noise of the size that is
+        allowed an exact backend (`ROUNDING`).
+        """
+        found = []
+        for seed in range(REPEATS):
+            with Swap(self._loaded.model, _Rounded(self._rounding, seed), log=None):
+                found.append(_error(self._sample(self._forward(self._ids[0])), self._own[0]))
+        return MARGIN * max(found)
 
     def keep(self) -> None:
         self._store.keep_fingerprint(self._key, self._known)
@@ -189,6 +215,18 @@ class ModelTrial(Trial):
         return logits[:, :: max(1, self._case.n // 64)].float().cpu()
 
 
-def _differs(found: Tensor, want: Tensor, whose: str) -> str:
-    error = ((found - want).norm() / want.norm()).item()
-    return "" if error <= SAME else f"logits differ from {whose} by {error:.2g}, {SAME:g} is allowed"
+class _Rounded(Dispatch):
+    """Exact attention with noise of a relative size on what it gives."""
+
+    def __init__(self, size: float, seed: int) -> None:
+        super().__init__("flash", {})
+        self._size, self._draw = size, torch.Generator().manual_seed(seed)
+
+    def __call__(self, *arguments: Any, **named: Any) -> tuple[Float[Tensor, "B N H E"], None]:
+        out, _ = super().__call__(*arguments, **named)
+        noise = torch.randn(out.shape, generator=self._draw).to(out)
+        return out + noise * (self._size * out.norm() / noise.norm()), None
+
+
+def _error(found: Tensor, want: Tensor) -> float:
+    return ((found - want).norm() / want.norm()).item()

@@ -7,6 +7,8 @@ load_model("random-bitnet")                            # two layers of random, q
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,9 @@ from transformers import (
     PreTrainedModel,
     Qwen3Config,
 )
+from transformers.utils import logging
 
+from harness.plan import resolve_device
 from lsh_bitnet.quantised import quantise
 from tasks.byte_tokenizer import ByteTokenizer
 from tasks.tokenizer import Tokenizer, load_tokenizer
@@ -34,6 +38,7 @@ HUB: Mapping[str, str] = MappingProxyType(
         "bitnet-2b-bf16": "microsoft/bitnet-b1.58-2B-4T-bf16",
     }
 )
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 SMALL = ("tiny-bitnet", "written-induction")
 RANDOM: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {"bitnet": BitNetConfig, "llama": LlamaConfig, "qwen3": Qwen3Config, "mistral": MistralConfig}
@@ -58,17 +63,81 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "auto") -> Loaded
     """The model called `name`: a key of `HUB`, one of `SMALL`, "random-" and a key of `RANDOM`, a folder, or a hub id.
 
     A model whose vocabulary is bytes and three special tokens reads bytes; any other needs a tokenizer beside it.
-    Raises ValueError for a model that is not there, with how to get it.
+    Weights are read from safetensors alone: pickled ones can run code.
+    Raises ValueError for a model that is not there or cannot be read, with how to get it, for a device that this
+    machine does not have, and for an unknown dtype.
     """
+    require_device(device)
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} is not allowed: it must be {', '.join(DTYPES)}")
     if name.startswith("random-"):
-        return Loaded(name, _on(random_model(name.removeprefix("random-")), device), ByteTokenizer())
-    place = str(OWN / name) if name in SMALL else HUB.get(name, name)
+        model: Any = random_model(name.removeprefix("random-"))
+        return Loaded(name, _on(model if dtype == "auto" else model.to(getattr(torch, dtype)), device), ByteTokenizer())
+    place = _place(name)
+    if pickles := _pickles(Path(place)):
+        raise ValueError(
+            f"model {name!r} cannot be loaded: its weights are pickled ({pickles[0]}), which can run code when they "
+            "are read; give them as model.safetensors (load them where you trust them, then `save_pretrained`)"
+        )
     try:
-        model = _on(AutoModelForCausalLM.from_pretrained(place, dtype=dtype), device)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model {name!r} cannot be loaded: {_first_line(error)}. {_how_to_get(name)}") from error
-    tokenizer = ByteTokenizer() if model.config.vocab_size == ByteTokenizer.vocab_size else load_tokenizer(place)
-    return Loaded(name, model, tokenizer)
+        model, missing, mismatched = _from_pretrained(place, dtype)
+    except Exception as error:  # what a broken file raises is as various as what may be wrong with it
+        raise ValueError(f"model {name!r} cannot be loaded: {_in_a_line(error)}. {_how_to_get(name)}") from error
+    for weights, what in ((missing, "lack"), (mismatched, "hold in another shape than config.json asks for")):
+        if weights:
+            raise ValueError(
+                f"model {name!r} cannot be loaded: its files {what} {len(weights)} of its weights, such as "
+                f"{min(weights)}"
+            )
+    return Loaded(name, _on(model, device), _tokenizer(name, place, model.config.get_text_config().vocab_size))
+
+
+def require_device(device: str) -> None:
+    """Raise ValueError for a device that is not called cpu, cuda, cuda:<index> or mps, or that is not there."""
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
+        raise ValueError(f"device={device!r} is not allowed: it must be cpu, cuda, cuda:<index> or mps")
+    if not resolve_device(device):
+        raise ValueError(f"device={device!r} is not allowed: torch {torch.__version__} finds no such device here")
+
+
+def _from_pretrained(place: str, dtype: str) -> tuple[Any, set[str], set[str]]:
+    """The model, and the names of weights that its files lack or have in another shape, which come out random."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        loading: Any = AutoModelForCausalLM.from_pretrained(
+            place,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+    model, found = loading
+    return model, set(found["missing_keys"]), {name for name, *_ in found["mismatched_keys"]}
+
+
+def _tokenizer(name: str, place: str, vocabulary: int) -> Tokenizer:
+    if vocabulary == ByteTokenizer.vocab_size and not any(Path(place).glob("tokenizer*")):
+        return ByteTokenizer()
+    try:
+        return load_tokenizer(place)
+    except Exception as error:  # as various as for weights
+        raise ValueError(f"model {name!r} has no tokenizer that can be loaded: {_in_a_line(error)}") from error
+
+
+def _place(name: str) -> str:
+    """The folder or hub id behind a name."""
+    if name in SMALL:
+        return str(OWN / name)
+    if not re.fullmatch(r"[^\0]{1,1000}", name) or (name.startswith((".", "/", "~")) and not Path(name).is_dir()):
+        raise ValueError(f"model {name[:80]!r} is not allowed: there is no such folder. {_how_to_get(name)}")
+    return HUB.get(name, name)
 
 
 def random_model(architecture: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
@@ -118,8 +187,18 @@ def require_length(loaded: Loaded, tokens: int) -> None:
         )
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")
+def _pickles(folder: Path) -> list[str]:
+    """Files of pickled weights in a folder that has no others."""
+    if not os.path.isdir(folder) or any(folder.glob("*.safetensors")):  # noqa: PTH112, Path raises for a long name
+        return []
+    return sorted(path.name for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(kind))
+
+
+def _in_a_line(error: BaseException) -> str:
+    """What an error says, in a line; with its kind, where that is not one whose words are written for users."""
+    words = " ".join(str(error).split()).rstrip(".:")
+    words = words if len(words) <= 200 else words[:200] + "..."
+    return words if isinstance(error, OSError | ValueError) and words else f"{type(error).__name__}: {words}"
 
 
 def _how_to_get(name: str) -> str:

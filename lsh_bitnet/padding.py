@@ -1,4 +1,4 @@
-"""What transformers says of the mask, as these attentions want it: the first real position of each row, or nothing.
+"""What transformers says of the mask, as these attentions want it: where each row's real tokens lie, or nothing.
 
 transformers asks a registered function for a mask once a forward call and hands the answer to every layer. No mask
 of N times M entries is ever made here. Whatever is neither causal nor padding cannot be said so, and is refused.
@@ -6,15 +6,20 @@ of N times M entries is ever made here. Whatever is neither causal nor padding c
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from attentions import Attention
 
-def first_positions(
+WINDOWS = ("sliding_window_overlay", "chunked_overlay")  # transformers' masks that differ from causal past a length
+
+
+def real_spans(
     batch_size: int,
     q_length: int,
     kv_length: int,
@@ -24,40 +29,67 @@ def first_positions(
     attention_mask: Bool[Tensor, "B M"] | None = None,
     local_size: int | None = None,
     **_: Any,
-) -> Int[Tensor, " B"] | None:
-    """First real position of each row among the M keys, None where no row is padded on the left.
+) -> Int[Tensor, "B 2"] | None:
+    """First real position of each row among the M keys and the one behind its last; None where nothing is padded.
+
+    On the CPU, so that each layer can look at it for nothing. A row of padding alone ends where it begins.
 
     The signature is transformers' (`AttentionMaskInterface`). Raises ValueError for sliding windows that bind, packed
-    sequences and other overlays, caches that hold more than was seen, and padding inside a row.
+    sequences and other overlays, caches that hold more than was seen, masks of another shape than the keys', and
+    padding inside a row.
     """
-    from transformers.masking_utils import causal_mask_function
-
-    del batch_size
-    if local_size is not None:
-        _require_slack(kv_length + kv_offset, local_size)
-    elif mask_function is not None and mask_function is not causal_mask_function:
-        raise ValueError(
-            "this mask is not allowed: it is neither causal nor padding (packed sequences, tokens that see their "
-            "future); give one sequence a row, padded on the left"
-        )
+    _require_causal(mask_function, local_size)
+    require_slack(kv_length + kv_offset, local_size)
     if kv_length + kv_offset != q_length + int(q_offset):
         raise ValueError(
-            f"a cache of {kv_length} keys for {q_length + int(q_offset)} tokens seen is not allowed: use DynamicCache"
+            f"{kv_length} keys for {q_length + int(q_offset)} tokens seen are not allowed: use DynamicCache, and an "
+            "attention_mask with a column for each token"
         )
-    return None if attention_mask is None else _first_of(attention_mask[:, -kv_length:])
+    if attention_mask is None:
+        return None
+    rows, columns = attention_mask.shape[0], attention_mask.shape[-1]
+    if attention_mask.ndim != 2 or rows not in (1, batch_size) or columns not in (kv_length, kv_length + kv_offset):
+        raise ValueError(
+            f"an attention_mask of shape {tuple(attention_mask.shape)} is not allowed for {batch_size} rows and "
+            f"{kv_length + kv_offset} tokens, those in the cache included: give one of (batch, tokens), or none"
+        )
+    return _spans(attention_mask[:, -kv_length:].expand(batch_size, -1))
 
 
-def _require_slack(seen: int, window: int) -> None:
-    if seen > window:
+def _require_causal(mask_function: Callable[..., Any] | None, local_size: int | None) -> None:
+    from transformers.masking_utils import causal_mask_function
+
+    parts = (mask_function,) if local_size is None else _parts(mask_function)
+    for part in parts:
+        window = local_size is not None and getattr(part, "__qualname__", "").startswith(WINDOWS)
+        if part is not None and part is not causal_mask_function and not window:
+            raise ValueError(
+                "this mask is not allowed: it is neither causal nor padding (packed sequences, tokens that see their "
+                "future); give one sequence a row, padded on the left"
+            )
+
+
+def _parts(mask_function: Callable[..., Any] | None) -> tuple[Any, ...]:
+    """The functions that `and_masks` joined, where it did: a window's and the causal one."""
+    for cell in getattr(mask_function, "__closure__", None) or ():
+        if isinstance(cell.cell_contents, tuple) and all(map(callable, cell.cell_contents)):
+            return cell.cell_contents
+    return (mask_function,)
+
+
+def require_slack(seen: int, window: int | None) -> None:
+    """Raise ValueError where so many tokens were seen that a window shuts some of them out."""
+    if window is not None and seen > window:
         raise ValueError(
             f"sliding_window={window} is not allowed at {seen} tokens: these attentions choose among all keys; set "
             "sliding_window (or use_sliding_window) to none in the configuration, or stay within the window"
         )
 
 
-def _first_of(real: Bool[Tensor, "B M"]) -> Int[Tensor, " B"] | None:
-    """Padding on the right needs no mask, since no real query sees it; a hole between real keys would."""
-    first = real.int().argmax(dim=1)
+def _spans(real: Bool[Tensor, "B M"]) -> Int[Tensor, "B 2"] | None:
+    real = real.cpu()
+    if bool(real.all()):
+        return None
     begins = real[:, 0].int() + (real[:, 1:] & ~real[:, :-1]).sum(1)
     if (begins > 1).any():
         row = int(begins.argmax())
@@ -65,22 +97,65 @@ def _first_of(real: Bool[Tensor, "B M"]) -> Int[Tensor, " B"] | None:
             f"attention_mask of row {row} is not allowed: padding stands between its real tokens; pad on the left "
             "(tokenizer.padding_side = 'left') before decoding"
         )
-    return first if bool(first.any()) else None
+    first = real.int().argmax(dim=1).where(begins > 0, real.shape[1])
+    return torch.stack((first, first + real.sum(1)), dim=1)
 
 
-def require_no_extras(extras: dict[str, Any], keys: int) -> None:
-    """Raise ValueError for what a layer asks of its attention that these do not compute."""
-    window = extras.get("sliding_window")
-    if window is not None:
-        _require_slack(keys, window)
-    for name, what in (("softcap", "capped scores"), ("s_aux", "attention sinks"), ("position_bias", "score biases")):
-        if extras.get(name) is not None:
-            raise ValueError(f"{name} is not allowed: {what} are not among what these attentions compute")
+class Piece(NamedTuple):
+    """Row `row` of a batch without its padding: its real queries are `queries`, its real keys `keys`."""
+
+    row: int
+    queries: slice
+    keys: slice
 
 
-def require_first(mask: object) -> Int[Tensor, " B"] | None:
-    """The mask as `first_positions` made it. Raises ValueError for one that the caller built."""
-    if mask is None or (isinstance(mask, torch.Tensor) and mask.ndim == 1 and not mask.is_floating_point()):
+def pieces(spans: Int[Tensor, "B 2"], queries: int, keys: int) -> Iterator[Piece]:
+    """The rows one by one, without their padding; a row that has no real query has an empty slice of them."""
+    before = keys - queries
+    for row, (first, end) in enumerate(spans.tolist()):
+        start = max(first - before, 0)
+        yield Piece(row, slice(start, max(end - before, start)), slice(first, end))
+
+
+def attend(
+    attention: Attention,
+    q: Float[Tensor, "B H N D"],
+    k: Float[Tensor, "B G M D"],
+    v: Float[Tensor, "B G M E"],
+    spans: Int[Tensor, "B 2"] | None,
+) -> Float[Tensor, "B H N E"]:
+    """Each row's real tokens as if they stood alone, whatever its padding holds."""
+    if spans is None:
+        return attention(q, k, v)
+    first, end = spans.unbind(1)
+    if bool((first == end).any()) or (attention.causality == "selection" and bool((end < k.shape[2]).any())):
+        return _one_by_one(attention, q, k, v, spans)
+    if bool((end < k.shape[2]).any()):
+        # Later keys have no weight in the real rows, but a weight of zero times NaN is NaN.
+        behind = (torch.arange(k.shape[2]) >= end[:, None])[:, None, :, None].to(q.device)
+        k, v = k.masked_fill(behind, 0), v.masked_fill(behind, 0)
+        q = q.masked_fill(behind[:, :, k.shape[2] - q.shape[2] :], 0)
+    return attention(q, k, v, first=first.to(q.device) if bool(first.any()) else None)
+
+
+def _one_by_one(
+    attention: Attention, q: Tensor, k: Tensor, v: Tensor, spans: Int[Tensor, "B 2"]
+) -> Float[Tensor, "B H N E"]:
+    """Where later keys choose earlier ones, a row must be cut at its end; zeros for its padding."""
+    rows = []
+    for row, queries, keys in pieces(spans, q.shape[2], k.shape[2]):
+        one = slice(row, row + 1)
+        if queries.start == queries.stop:
+            rows.append(q.new_zeros(1, *q.shape[1:3], v.shape[3]))
+            continue
+        out = attention(q[one, :, queries], k[one, :, keys], v[one, :, keys])
+        rows.append(F.pad(out, (0, 0, queries.start, q.shape[2] - queries.stop)))
+    return torch.cat(rows)
+
+
+def require_spans(mask: object) -> Int[Tensor, "B 2"] | None:
+    """The mask as `real_spans` made it. Raises ValueError for one that the caller built."""
+    if mask is None or (isinstance(mask, Tensor) and mask.shape[1:] == (2,) and mask.dtype == torch.int64):
         return mask
-    shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+    shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
     raise ValueError(f"an attention_mask of shape {shape} is not allowed: give one of (batch, tokens), or none")

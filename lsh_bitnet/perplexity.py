@@ -15,11 +15,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lsh_bitnet.models import Loaded, require_length
+from lsh_bitnet.text_bytes import bytes_before
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """`nats` summed over `predicted` tokens, of `tokens` read; `text_bytes` is what the predicted ones spell."""
+    """`nats` summed over `predicted` tokens, of `tokens` read; `text_bytes` of the text are the predicted ones'."""
 
     nats: float
     predicted: int
@@ -35,18 +36,20 @@ class Perplexity:
     @property
     def bits_per_byte(self) -> float:
         """The loss in bits over the bytes of text: comparable between tokenizers."""
-        return self.nats / math.log(2) / self.text_bytes
+        return self.nats / math.log(2) / self.text_bytes if self.text_bytes else math.inf
 
 
-def windows_of(loaded: Loaded, text: str, seq_len: int) -> Int[Tensor, "windows seq_len"]:
-    """The text's tokens in windows. Raises ValueError where there is not one, or where they are too long."""
+def _tokens_of(loaded: Loaded, text: str, seq_len: int) -> Int[Tensor, " n"]:
+    """The text's tokens. Raises ValueError where they make no window, or windows that are too long for the model."""
     if seq_len < 2:
         raise ValueError(f"seq_len={seq_len} is not allowed: a window needs at least 2 tokens")
     require_length(loaded, seq_len)
-    tokens = torch.tensor(loaded.tokenizer.encode(text))
+    tokens = torch.tensor(loaded.tokenizer.encode(text), dtype=torch.int64)
     if len(tokens) < seq_len:
         raise ValueError(f"seq_len={seq_len} is not allowed: the text has only {len(tokens)} tokens")
-    return tokens[: len(tokens) // seq_len * seq_len].view(-1, seq_len)
+    if (most := int(tokens.max())) >= (known := loaded.model.config.get_text_config().vocab_size):
+        raise ValueError(f"token {most} is not allowed: {loaded.name} knows {known}; its tokenizer is another model's")
+    return tokens
 
 
 def measure_perplexity(
@@ -58,15 +61,18 @@ def measure_perplexity(
     """
     if batch_size < 1 or (max_batches is not None and max_batches < 1):
         raise ValueError(f"batch_size={batch_size}, max_batches={max_batches} are not allowed: at least 1")
-    windows = windows_of(loaded, text, seq_len)
+    tokens = _tokens_of(loaded, text, seq_len)
+    windows = tokens[: len(tokens) // seq_len * seq_len].view(-1, seq_len)
     batches = windows.split(batch_size)[:max_batches]
-    nats, text_bytes = 0.0, 0
+    nats = 0.0
     with torch.no_grad():
         for batch in batches:
             nats += _nats(loaded, batch.to(loaded.model.device))
-            text_bytes += sum(len(loaded.tokenizer.decode(row[1:].tolist()).encode()) for row in batch)
-    tokens = sum(batch.numel() for batch in batches)
-    return Perplexity(nats, tokens - sum(map(len, batches)), tokens, text_bytes)
+    read = sum(map(len, batches))
+    starts = torch.arange(read) * seq_len
+    before = bytes_before(loaded.tokenizer, text, tokens, torch.cat((starts + 1, starts + seq_len)))
+    text_bytes = int((before[read:] - before[:read]).sum())
+    return Perplexity(nats, read * (seq_len - 1), read * seq_len, text_bytes)
 
 
 def _nats(loaded: Loaded, batch: Int[Tensor, "B n"]) -> float:

@@ -12,7 +12,9 @@ name of its own and, when it ends, takes it out again. Layers, weights and quant
 
 from __future__ import annotations
 
-import itertools
+import copy
+import uuid
+import weakref
 from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import Any
@@ -22,38 +24,76 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from attentions import BACKENDS
 from lsh_bitnet.comparisons import ComparisonLog
 from lsh_bitnet.dispatch import Dispatch
-from lsh_bitnet.padding import first_positions
+from lsh_bitnet.features import require_plain
+from lsh_bitnet.padding import real_spans
+from lsh_bitnet.positions import derive_positions, takes_positions
 
 PREFIX = "attentions_"
 # transformers takes a name with "flash" in it for one of its own kernels.
 RENAMED = {"flash": "exact"}
-_numbers = itertools.count()
+
+
+class _Name(str):
+    """The name of a swap, in a model's configuration. It is registered for as long as it is held.
+
+    A copy of a model, pickled or not, copies its configuration, and with it the name and the function: the copy goes
+    on attending as the model did, whatever becomes of that.
+    """
+
+    function: Callable[..., Any]
+
+    def __new__(cls, function: Callable[..., Any]) -> _Name:
+        name = super().__new__(cls, f"{PREFIX}swap_{uuid.uuid4().hex}")
+        name.function = function
+        _register(str(name), function)
+        weakref.finalize(name, _unregister, str(name)).atexit = False
+        return name
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Name:
+        return _Name(copy.copy(self.function))
+
+    def __reduce__(self) -> tuple[type[_Name], tuple[Callable[..., Any]]]:
+        return _Name, (self.function,)
 
 
 class Swap:
     """A model whose attention is replaced; a context manager that puts the old one back.
 
-    `log` has the comparisons where they are counted, else it is None.
+    Meanwhile the position ids of left-padded rows begin at their first real token where none are given, as `generate`
+    gives them: hash codes of rotated queries and keys depend on them. `log` has the comparisons where they are
+    counted, else it is None.
     """
 
     def __init__(self, model: PreTrainedModel, function: Callable[..., Any], *, log: ComparisonLog | None) -> None:
         self.model, self.log = model, log
-        self._name = f"{PREFIX}swap_{next(_numbers)}"
         self._before: dict[str, str] | None = _implementations(model)
-        _register(self._name, function)
-        model.set_attn_implementation(self._name)
-        if model.config._attn_implementation != self._name:
-            self.restore()
+        name = _Name(function)
+        model.set_attn_implementation(name)
+        if model.config._attn_implementation != name:
+            model.set_attn_implementation(self._before)
             raise ValueError(f"{type(model).__name__} is not allowed: its layers do not look their attention up")
+        decoder = model.get_decoder()
+        self._hook = (
+            decoder.register_forward_pre_hook(derive_positions, with_kwargs=True) if takes_positions(decoder) else None
+        )
+        _open.setdefault(model, []).append(weakref.ref(self))
 
     def restore(self) -> None:
-        """The attention that was there before; a second call changes nothing."""
+        """The attention that was there before; a second call changes nothing.
+
+        A swap that was made later, and is still in force, stays so: it then puts that attention back.
+        """
         if self._before is None:
             return
-        self.model.set_attn_implementation(self._before)
+        swaps = [swap for held in _open[self.model] if (swap := held()) is not None]
+        if later := swaps[swaps.index(self) + 1 :]:
+            later[0]._before = self._before
+        else:
+            self.model.set_attn_implementation(self._before)
+        _open[self.model] = [weakref.ref(swap) for swap in swaps if swap is not self]
         self._before = None
-        for interface in (AttentionInterface, AttentionMaskInterface):
-            interface._global_mapping.pop(self._name)  # register has no opposite
+        if self._hook is not None:
+            self._hook.remove()
 
     def __enter__(self) -> Swap:
         return self
@@ -62,6 +102,9 @@ class Swap:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.restore()
+
+
+_open: weakref.WeakKeyDictionary[PreTrainedModel, list[weakref.ref[Swap]]] = weakref.WeakKeyDictionary()
 
 
 def attend_with(
@@ -77,9 +120,11 @@ def attend_with(
     backend: a name in `attentions.BACKENDS` or `package.module:Class`. settings: its own, such as bits and seed.
     dense_layers: indices of layers that stay exact, negative ones from the end. count: keep a `ComparisonLog`.
 
-    Swaps may be nested, and end in the reverse order. Raises ValueError for an unknown backend, setting or layer,
-    and for a model that does not dispatch through transformers' attention interface.
+    Swaps may be nested. A copy of the model that is made meanwhile keeps the attention that it was copied with.
+    Raises ValueError for an unknown backend, setting or layer, for a model that does not dispatch through
+    transformers' attention interface, and for one whose attention has features that no backend computes.
     """
+    require_plain(model)
     layers = model.config.get_text_config().num_hidden_layers
     log = ComparisonLog() if count else None
     dispatch = Dispatch(backend, settings, dense=_layers(dense_layers, layers), log=log)
@@ -104,7 +149,12 @@ def register(settings: Mapping[str, Mapping[str, Any]] | None = None) -> list[st
 
 def _register(name: str, function: Callable[..., Any]) -> None:
     AttentionInterface.register(name, function)
-    AttentionMaskInterface.register(name, first_positions)
+    AttentionMaskInterface.register(name, real_spans)
+
+
+def _unregister(name: str) -> None:
+    for interface in (AttentionInterface, AttentionMaskInterface):
+        interface._global_mapping.pop(name, None)  # register has no opposite
 
 
 def _implementations(model: PreTrainedModel) -> dict[str, str]:

@@ -67,6 +67,16 @@ class HubTokenizer:
     def count(self, text: str) -> int:
         return len(self.encode(text))
 
+    def entries(self, tokens: Iterable[int]) -> list[str]:
+        """The tokens as the vocabulary has them, with its own signs for bytes and spaces."""
+        return self._tokenizer.convert_ids_to_tokens(list(tokens))
+
+    def spans(self, text: str) -> list[tuple[int, int]] | None:
+        """First character of each token of a text and the one behind its last; None where the tokenizer cannot say."""
+        if not self._tokenizer.is_fast:
+            return None
+        return self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+
 
 def load_tokenizer(name: str = "bytes") -> Tokenizer:
     """ "bytes", or a Hugging Face tokenizer by local path or hub id.

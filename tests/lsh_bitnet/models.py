@@ -9,9 +9,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attentions import build
+from attentions.base import problem_of
 from lsh_bitnet.models import Loaded, random_model
 from tasks.byte_tokenizer import ByteTokenizer
 
+# Small enough that something is left out at 61 tokens.
+SMALL: dict[str, dict[str, Any]] = {
+    "bit_sampling": {"bits": 2, "window": 8, "local": 4},
+    "simhash": {"bits": 2, "window": 8, "local": 4},
+    "lsh_forest": {"min_candidates": 4, "max_candidates": 16, "trees": 2, "local": 4},
+    "reformer": {"chunk": 8},
+    "lsh_v2": {"bucket_size": 2, "local": 4, "samples": 1, "n_hashes": 1},
+    "hyper": {"min_seq_len": 16, "block_size": 8, "sample_size": 8},
+}
 ARCHITECTURES = ("bitnet", "llama", "qwen3", "mistral")
 PAD = ByteTokenizer.pad_id
 
@@ -50,3 +61,9 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
 def positions(mask: Int[Tensor, "B n"]) -> Int[Tensor, "B n"]:
     """Positions counted from each row's first real token, as `generate` gives them."""
     return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def can(backend: str, queries: int, keys: int) -> bool:
+    attention = build(backend, heads=4, head_dim=16, kv_heads=2, **SMALL.get(backend, {}))
+    q, k = torch.zeros(1, 4, queries, 16), torch.zeros(1, 2, keys, 16)
+    return not attention.why_not(problem_of(attention, q, k))

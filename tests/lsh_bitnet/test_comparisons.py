@@ -12,13 +12,9 @@ from attentions import build
 from attentions.support import SupportAttention
 from lsh_bitnet import ComparisonLog, attend_with
 from lsh_bitnet.dispatch import Dispatch
-from tests.lsh_bitnet.models import ARCHITECTURES, logits, padded, positions, shared, tokens
+from tests.lsh_bitnet.models import ARCHITECTURES, SMALL, logits, padded, positions, shared, tokens
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "bit_sampling": {"bits": 2, "tables": 2, "window": 8, "local": 4},
-    "simhash": {"bits": 2, "tables": 2, "window": 8, "local": 4},
-    "lsh_forest": {"min_candidates": 4, "max_candidates": 16, "trees": 2, "local": 4},
-}
+COUNTED = ("bit_sampling", "simhash", "lsh_forest")
 
 
 class Brute(Dispatch):
@@ -31,18 +27,18 @@ class Brute(Dispatch):
     def __call__(self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
         attention = self._attention(module, query, key, value, options["scaling"])
         assert isinstance(attention, SupportAttention)
-        inside = attention.multiplicity(query, key, first=mask) > 0
+        inside = attention.multiplicity(query, key, first=None if mask is None else mask[:, 0]) > 0
         self.made[module.layer_idx] = self.made.get(module.layer_idx, 0) + inside.sum((0, 2, 3))
         return super().__call__(module, query, key, value, mask, **options)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("backend", SETTINGS)
+@pytest.mark.parametrize("backend", COUNTED)
 def test_logged_comparisons_are_a_brute_count(architecture: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, (ids, mask) = shared(architecture), padded()
     made: list[Brute] = []
     monkeypatch.setattr("lsh_bitnet.swap.Dispatch", lambda *a, **o: made.append(Brute(*a, **o)) or made[-1])
-    with attend_with(model, backend, count=True, **SETTINGS[backend]) as swap:
+    with attend_with(model, backend, count=True, **SMALL[backend]) as swap:
         logits(model, ids, attention_mask=mask, position_ids=positions(mask))
         model.generate(ids[:1], max_new_tokens=3, do_sample=False)
     assert swap.log is not None
@@ -60,6 +56,31 @@ def test_full_attentions_comparisons_are_all_pairs_up_to_each_query() -> None:
     assert [row["comparisons"] for row in swap.log.rows()] == [pairs] * (2 * 4)
     assert swap.log.made == swap.log.full == pairs * 2 * 4
     assert swap.log.ratio == 1
+
+
+@pytest.mark.parametrize("backend", ["vanilla", "simhash", "hyper", "reformer"])
+def test_padding_counts_on_neither_side(backend: str) -> None:
+    model, ids = shared("llama"), tokens(1, 60)
+    counts = {}
+    with attend_with(model, backend, count=True, **SMALL.get(backend, {})) as swap:
+        assert swap.log is not None
+        for side, real in {"none": (0, 40), "left": (20, 60), "right": (0, 40), "both": (7, 47)}.items():
+            given = ids.roll(real[0], 1)  # the same 40 tokens, wherever they stand
+            mask = torch.zeros_like(ids)
+            mask[:, slice(*real)] = 1
+            swap.log.reset()
+            logits(model, given[:, :40] if side == "none" else given, attention_mask=None if side == "none" else mask)
+            counts[side] = [(row["comparisons"], row["full"]) for row in swap.log.rows()]
+    assert len({tuple(count) for count in counts.values()}) == 1
+    assert counts["none"][0][1] == 40 * 41 // 2
+
+
+def test_a_call_on_padding_alone_counts_nothing() -> None:
+    model, ids = shared("llama"), tokens(1, 8)
+    with attend_with(model, "vanilla", count=True) as swap:
+        logits(model, ids, attention_mask=torch.zeros_like(ids))
+        assert swap.log is not None
+        assert (swap.log.made, swap.log.full, swap.log.rows()) == (0, 0, [])
 
 
 def test_a_batch_without_padding_counts_each_of_its_sequences() -> None:

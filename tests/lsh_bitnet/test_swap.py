@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, DynamicCache
 
-from attentions import BACKENDS, build
-from attentions.base import problem_of
+from attentions import BACKENDS
 from lsh_bitnet import attend_with, register
 from lsh_bitnet.models import random_model
-from tests.lsh_bitnet.models import ARCHITECTURES, close, logits, padded, positions, shared, tokens
+from tests.lsh_bitnet.models import ARCHITECTURES, SMALL, can, close, logits, padded, positions, shared, tokens
 
 EXACT = ("vanilla", "flash")
-# Small enough that something is left out at 61 tokens.
-SMALL: dict[str, dict[str, Any]] = {
-    "bit_sampling": {"bits": 2, "window": 8, "local": 4},
-    "simhash": {"bits": 2, "window": 8, "local": 4},
-    "lsh_forest": {"min_candidates": 4, "max_candidates": 16, "trees": 2, "local": 4},
-    "reformer": {"chunk": 8},
-    "lsh_v2": {"bucket_size": 2, "local": 4, "samples": 1, "n_hashes": 1},
-}
 models = pytest.mark.parametrize("architecture", ARCHITECTURES)
 backends = pytest.mark.parametrize("backend", BACKENDS)
-
-
-def can(backend: str, queries: int, keys: int) -> bool:
-    attention = build(backend, heads=4, head_dim=16, kv_heads=2, **SMALL.get(backend, {}))
-    q, k = torch.zeros(1, 4, queries, 16), torch.zeros(1, 2, keys, 16)
-    return not attention.why_not(problem_of(attention, q, k))
 
 
 def needs(backend: str, queries: int, keys: int) -> None:
@@ -127,6 +120,26 @@ def test_a_bfloat16_model_keeps_its_dtype() -> None:
         assert close(logits(model, tokens()).float(), want.float(), 5e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("architecture", ["llama", "bitnet"])
+@backends
+def test_every_attention_works_under_autocast(architecture: str, backend: str, dtype: torch.dtype) -> None:
+    needs(backend, 61, 61)
+    model, (ids, mask) = random_model(architecture), padded()
+    real, want = mask.bool(), logits(model, ids, attention_mask=mask)
+    with torch.autocast("cpu", dtype):
+        own = logits(model, ids, attention_mask=mask)
+    with attend_with(model, backend, count=True, **SMALL.get(backend, {})), torch.autocast("cpu", dtype):
+        out = model(ids, attention_mask=mask, labels=ids.where(real, -100))
+        out.loss.backward()
+    assert torch.isfinite(out.logits).all()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    assert model.model.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
+    if backend in EXACT:  # no farther from float32 than the model's own attention is under autocast
+        allowed = 2 * float((own[real].float() - want[real]).norm() / want[real].norm())
+        assert close(out.logits[real].float(), want[real], allowed)
+
+
 def test_gradients_flow_through_a_swapped_attention() -> None:
     model, ids = random_model("llama"), tokens()
     want = torch.autograd.grad(model(ids, labels=ids).loss, list(model.parameters()))
@@ -201,6 +214,93 @@ def test_swaps_nest() -> None:
         assert torch.equal(logits(model, ids), outer)
 
 
+def test_swaps_may_end_in_any_order() -> None:
+    model, ids, names = random_model("llama"), tokens(), registered()
+    own, before = logits(model, ids), model.config._attn_implementation
+    outer = attend_with(model, "simhash", **SMALL["simhash"])
+    inner = attend_with(model, "flash")
+    outer.restore()
+    assert close(logits(model, ids), own)
+    assert model.config._attn_implementation != before
+    inner.restore()
+    assert torch.equal(logits(model, ids), own)
+    assert registered() == names
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+    "of its configuration": lambda model: like(AutoModelForCausalLM.from_config(copy.deepcopy(model.config)), model),
+}
+
+
+def like(new: Any, model: Any) -> Any:
+    new.load_state_dict(model.state_dict())
+    return new.eval()
+
+
+@pytest.mark.parametrize("make", COPIES.values(), ids=COPIES)
+def test_a_copy_made_inside_a_swap_goes_on_as_it_was_made(make: Callable[[Any], Any]) -> None:
+    model, (ids, mask), names = random_model("llama"), padded(), registered()
+    own = logits(model, ids, attention_mask=mask, position_ids=positions(mask))
+    with attend_with(model, "simhash", count=True, **SMALL["simhash"]) as swap:
+        want = logits(model, ids, attention_mask=mask, position_ids=positions(mask))
+        assert swap.log is not None
+        counted = swap.log.made
+        made = make(model)
+        assert torch.equal(logits(made, ids, attention_mask=mask, position_ids=positions(mask)), want)
+        assert swap.log.made == counted
+    assert torch.equal(logits(made, ids, attention_mask=mask, position_ids=positions(mask)), want)
+    assert torch.equal(logits(model, ids, attention_mask=mask, position_ids=positions(mask)), own)
+    with attend_with(made, "flash"):
+        assert close(logits(made, ids, attention_mask=mask)[mask.bool()], own[mask.bool()])
+    assert torch.equal(logits(made, ids, attention_mask=mask, position_ids=positions(mask)), want)
+    del made
+    gc.collect()
+    assert registered() == names
+
+
+def test_a_copy_of_a_copy_outlives_both() -> None:
+    model, ids = random_model("llama"), tokens()
+    with attend_with(model, "simhash", **SMALL["simhash"]):
+        want = logits(model, ids)
+        first = copy.deepcopy(model)
+    second = pickle.loads(pickle.dumps(first))
+    del first, model
+    gc.collect()
+    assert torch.equal(logits(second, ids), want)
+
+
+def test_a_model_pickled_inside_a_swap_is_read_in_another_process(tmp_path: Path) -> None:
+    model, ids = random_model("llama"), tokens(1)
+    with attend_with(model, "simhash", **SMALL["simhash"]):
+        torch.save((model, ids, logits(model, ids)), tmp_path / "swapped.pt")
+    code = (
+        "import sys, torch; model, ids, want = torch.load(sys.argv[1], weights_only=False);"
+        "assert torch.equal(model(ids).logits, want)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "swapped.pt")], check=True)
+
+
+def test_a_model_saved_inside_a_swap_is_read_as_its_own(tmp_path: Path) -> None:
+    model, ids = random_model("llama"), tokens()
+    own = logits(model, ids)
+    with attend_with(model, "simhash", **SMALL["simhash"]):
+        model.save_pretrained(tmp_path)
+    assert "attentions_" not in (tmp_path / "config.json").read_text()
+    assert close(logits(AutoModelForCausalLM.from_pretrained(tmp_path), ids), own)
+
+
+def test_a_swap_that_nobody_holds_does_not_keep_its_model() -> None:
+    model, names = random_model("llama"), registered()
+    attend_with(model, "simhash")
+    held = weakref.ref(model)
+    del model
+    gc.collect()
+    assert held() is None
+    assert registered() == names
+
+
 def test_two_models_are_swapped_independently() -> None:
     one, two, ids = random_model("llama", seed=1), random_model("llama", seed=2), tokens()
     want = logits(two, ids)
@@ -245,9 +345,6 @@ def registered() -> list[list[str]]:
 
 
 def test_importing_the_package_registers_nothing() -> None:
-    import subprocess
-    import sys
-
     code = (
         "from transformers import AttentionInterface as A, AttentionMaskInterface as M; before = set(A()), set(M());"
         "import lsh_bitnet; assert (set(A()), set(M())) == before"

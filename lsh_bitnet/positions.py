@@ -1,0 +1,50 @@
+"""Position ids of left-padded rows, from the mask, where a call gives none.
+
+Rotary positions are relative, so exact attention is the same wherever a row begins. Hash codes are not: they are taken
+of rotated queries and keys. `generate` counts positions from a row's first real token; a forward call without
+position ids counts padding too.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+PREFIX = "attentions_"  # of the names under which this project's attentions are registered
+
+
+def takes_positions(decoder: nn.Module) -> bool:
+    """Whether positions are rotary and can be given: learned ones would change what the model computes."""
+    known = inspect.signature(decoder.forward).parameters
+    return hasattr(decoder, "rotary_emb") and {"position_ids", "attention_mask"} <= known.keys()
+
+
+def derive_positions(
+    decoder: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """What a decoder's forward pre-hook returns: the call with position ids, or None to leave it as it is.
+
+    Raises ValueError for masks of two dimensions that hold other values than 0 and 1, which transformers would take
+    for real tokens: numbers of packed sequences, terms that are added to scores.
+    """
+    given = {**dict(zip(inspect.signature(decoder.forward).parameters, arguments, strict=False)), **named}
+    mask = given.get("attention_mask")
+    if not (isinstance(mask, Tensor) and mask.ndim == 2) or not str(_implementation(decoder)).startswith(PREFIX):
+        return None
+    if bool(((mask != 0) & (mask != 1)).any()):
+        raise ValueError(
+            "this attention_mask is not allowed: it must hold 1 for a real token and 0 for padding; numbers of packed "
+            "sequences and terms added to scores are neither"
+        )
+    if given.get("position_ids") is not None or bool(mask[:, :1].all()):
+        return None
+    tokens = next(x for x in (given.get("input_ids"), given.get("inputs_embeds")) if x is not None).shape[1]
+    return (), {**given, "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)[:, -tokens:]}
+
+
+def _implementation(decoder: nn.Module) -> Any:
+    config: Any = decoder.config
+    return config._attn_implementation
