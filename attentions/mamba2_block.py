@@ -17,11 +17,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from attentions.base import require
+from attentions.mixers import CONVOLUTION, LINEAR, SILU, check_mixer, copy_weights
 from attentions.recurrence import published_steps, softplus
 from attentions.recurrence_definition import naive_both_ways
 from attentions.recurrence_terms import Terms, at_least_float32, both_ways, hide_padding
 from attentions.short_convolution import short_convolution
 from attentions.ssd import CHUNK, ssd
+
+MIXER = "transformers.models.mamba2.modeling_mamba2.Mamba2Mixer"
+NORM = "transformers.models.mamba2.modeling_mamba2.MambaRMSNormGated"
+PARTS = {"conv1d": CONVOLUTION, "act": SILU, "norm": (NORM,), "in_proj": LINEAR, "out_proj": LINEAR}
 
 
 class GatedNorm(nn.Module):
@@ -84,12 +89,15 @@ class Mamba2Block(nn.Module):
 
     @classmethod
     def from_hf(cls, mixer: nn.Module) -> Mamba2Block:
-        """A block with the weights of transformers' `Mamba2Mixer`.
+        """A block with copies of the weights of transformers' `Mamba2Mixer`, in their dtypes and on their device.
 
-        Raises ValueError for a mixer whose activation is not SiLU.
+        Raises ValueError for a mixer of another class (Zamba's, Bamba's, FalconH1's), with an activation other than
+        SiLU, or with any part or weight that is not known.
         """
+        check_mixer(mixer, MIXER, PARTS)
         m: Any = mixer
-        require(m.activation in ("silu", "swish"), "activation", m.activation, "silu")
+        group = m.intermediate_size // m.n_groups
+        require(m.norm.group_size == group, "mixer.norm.group_size", m.norm.group_size, str(group))
         weights = mixer.state_dict()
         block = cls(
             weights["in_proj.weight"].shape[1],
@@ -103,7 +111,7 @@ class Mamba2Block(nn.Module):
             eps=m.norm.variance_epsilon,
             step_limit=tuple(m.time_step_limit),
         )
-        block.load_state_dict(weights)
+        copy_weights(mixer, block, "mixer")
         return block
 
     def to_hf(self) -> nn.Module:
@@ -131,8 +139,8 @@ class Mamba2Block(nn.Module):
             time_step_limit=self.step_limit,
             num_hidden_layers=1,
         )
-        mixer = Mamba2Mixer(config, layer_idx=0).to(self.D)
-        mixer.load_state_dict(self.state_dict())
+        mixer = Mamba2Mixer(config, layer_idx=0)
+        copy_weights(self, mixer, "block")
         return mixer
 
     def forward(self, x: Float[Tensor, "B N C"], *, first: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B N C"]:
@@ -178,7 +186,8 @@ class Mamba2Block(nn.Module):
 
     def _out(self, y: Tensor, terms: Terms, gate: Tensor) -> Tensor:
         y = y[:, :, 0] + self.D.to(y.dtype)[:, None, None] * terms.x
-        return self.out_proj(self.norm(rearrange(y, "b h n e -> b n (h e)").to(gate.dtype), gate))
+        normed = self.norm(rearrange(y, "b h n e -> b n (h e)").to(gate.dtype), gate)
+        return self.out_proj(normed.to(gate.dtype))  # the norm's weight may be kept in another
 
 
 def largest_divisor(number: int, limit: int) -> int:

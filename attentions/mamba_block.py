@@ -15,12 +15,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from attentions.base import require
+from attentions.mixers import CONVOLUTION, LINEAR, SILU, check_mixer, copy_weights
 from attentions.recurrence import published_steps, softplus
 from attentions.recurrence_definition import naive_both_ways
 from attentions.recurrence_terms import Terms, at_least_float32, both_ways, hide_padding
 from attentions.selective_scan import selective_scan
 from attentions.short_convolution import short_convolution
 
+MIXER = "transformers.models.mamba.modeling_mamba.MambaMixer"
+PARTS = {"conv1d": CONVOLUTION, "act": SILU} | dict.fromkeys(("in_proj", "x_proj", "dt_proj", "out_proj"), LINEAR)
 PIECE = 2048  # positions worked on at once without gradients: their 4 MB a tensor are used again and again
 
 
@@ -63,12 +66,12 @@ class MambaBlock(nn.Module):
 
     @classmethod
     def from_hf(cls, mixer: nn.Module) -> MambaBlock:
-        """A block with the weights of transformers' `MambaMixer`.
+        """A block with copies of the weights of transformers' `MambaMixer`, in their dtypes and on their device.
 
-        Raises ValueError for a mixer whose activation is not SiLU.
+        Raises ValueError for a mixer of another class (FalconMamba's normalises its terms), with an activation other
+        than SiLU, or with any part or weight that is not known.
         """
-        activation = getattr(mixer, "activation", "silu")
-        require(activation in ("silu", "swish"), "activation", activation, "silu")
+        check_mixer(mixer, MIXER, PARTS)
         weights = mixer.state_dict()
         block = cls(
             weights["in_proj.weight"].shape[1],
@@ -79,7 +82,7 @@ class MambaBlock(nn.Module):
             bias="in_proj.bias" in weights,
             conv_bias="conv1d.bias" in weights,
         )
-        block.load_state_dict(weights)
+        copy_weights(mixer, block, "mixer")
         return block
 
     def to_hf(self) -> nn.Module:
@@ -103,8 +106,8 @@ class MambaBlock(nn.Module):
             use_conv_bias=self.conv1d.bias is not None,
             num_hidden_layers=1,
         )
-        mixer = MambaMixer(config, layer_idx=0).to(self.D)
-        mixer.load_state_dict(self.state_dict())
+        mixer = MambaMixer(config, layer_idx=0)
+        copy_weights(self, mixer, "block")
         return mixer
 
     def forward(self, x: Float[Tensor, "B N C"], *, first: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B N C"]:
@@ -116,7 +119,7 @@ class MambaBlock(nn.Module):
         def scan(t: Terms) -> Tensor:
             return selective_scan(t.x, t.step, t.rate, t.b, t.c)[0]
 
-        y = both_ways(terms, scan, causal=self.causal)[:, 0, 0].to(u.dtype)
+        y = both_ways(terms, scan, causal=self.causal)[:, 0, 0]
         return hide_padding(self._out(y, u, gate), first, dim=1)
 
     def naive(
@@ -150,7 +153,7 @@ class MambaBlock(nn.Module):
                 t.c[..., early:, :],
             )
             y, state = selective_scan(values, steps, t.rate, keys, queries, state)
-            outs.append(hide_padding(self._out(y[:, 0, 0].to(u.dtype), u, gate), first, start, dim=1))
+            outs.append(hide_padding(self._out(y[:, 0, 0], u, gate), first, start, dim=1))
         return torch.cat(outs, dim=1)
 
     def _terms(self, x: Tensor, first: Tensor | None, start: int = 0) -> tuple[Tensor, Tensor, Terms]:
@@ -164,4 +167,5 @@ class MambaBlock(nn.Module):
         return u, gate, Terms(c.to(dtype)[:, None, None], b, x, step, rate[None])
 
     def _out(self, y: Tensor, u: Tensor, gate: Tensor) -> Tensor:
-        return self.out_proj((y + self.D * u) * F.silu(gate))
+        """The states' precision up to the projection, whatever the weights of the skip are kept in."""
+        return self.out_proj(((y + self.D.to(y.dtype) * u) * F.silu(gate)).to(u.dtype))
