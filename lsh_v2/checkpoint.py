@@ -6,11 +6,11 @@ the SHA-256 of the other two. Nothing is unpickled.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from harness.config_source import shortened
 from lsh_v2.configuration import model_config
+from lsh_v2.files import digest
 from lsh_v2.model import LSHv2Model
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -39,7 +41,7 @@ def save(
         writing.mkdir(parents=True, exist_ok=True)
         for name, tensors in ((MODEL, model), (OPTIMIZER, optimizer)):
             save_file({key: x.detach().contiguous() for key, x in tensors.items()}, writing / name)
-        hashes = {name: _hash(writing / name) for name in (MODEL, OPTIMIZER)}
+        hashes = {name: digest(writing / name) for name in (MODEL, OPTIMIZER)}
         (writing / STATE).write_text(json.dumps({**state, "step": step, "sha256": hashes}), encoding="utf-8")
         for path in writing.iterdir():
             _sync(path)
@@ -64,17 +66,23 @@ def prune(folder: Path, keep: int) -> None:
         shutil.rmtree(path)
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """state.json of a checkpoint, after its files were compared with their hashes. Raises CheckpointError."""
+def read_state(path: Path, keys: Sequence[str] = ()) -> dict[str, Any]:
+    """state.json of a checkpoint, after its files were compared with their hashes.
+
+    Raises CheckpointError for a checkpoint that is damaged, and for one without these keys.
+    """
     try:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
-        hashes = state["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(_damaged(path, f"{STATE}: {error}")) from error
-    for name, expected in hashes.items():
+    if not (isinstance(state, dict) and isinstance(state.get("sha256"), dict)):
+        raise CheckpointError(_damaged(path, f"{STATE} holds no object with hashes"))
+    if missing := [key for key in ("model", *keys) if key not in state]:
+        raise CheckpointError(_damaged(path, f"{STATE} has no {', '.join(missing)}"))
+    for name in (MODEL, OPTIMIZER):
         if not (path / name).is_file():
             raise CheckpointError(_damaged(path, f"{name} is missing"))
-        if _hash(path / name) != expected:
+        if digest(path / name) != state["sha256"].get(name):
             raise CheckpointError(_damaged(path, f"{name} is not what was written (another SHA-256)"))
     return state
 
@@ -94,8 +102,17 @@ def load_model(folder: Path | str) -> LSHv2Model:
     if not found:
         raise CheckpointError(f"there is no checkpoint in {folder}")
     model = LSHv2Model(model_config(**read_state(found[-1])["model"]))
-    model.load_state_dict(read_tensors(found[-1], MODEL))
+    load_weights(model, found[-1])
     return model.eval()
+
+
+def load_weights(model: LSHv2Model, path: Path) -> None:
+    """Give a model the weights of a checkpoint. Raises CheckpointError where they do not fit it."""
+    try:
+        model.load_state_dict(read_tensors(path, MODEL))
+    except RuntimeError as error:  # torch's, with a line for each weight
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"checkpoint {path} does not fit the model: {shortened(reason, 400)}") from error
 
 
 def flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -111,11 +128,6 @@ def unflatten(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> N
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = x
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -9,14 +9,15 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from attentions import BACKENDS, resolve
 from attentions.base import require
 from harness.config_errors import mistakes_of
-from harness.config_grid import Checked
+from harness.config_grid import Checked, Size
 from harness.config_source import ConfigError
 
-Size = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 MemoryName = Literal["hash_evict", "compressed", "infini"]
 
 A_SIZE = "an integer of at least 1"
+A_SEED = "an integer from 0 to 2**32 - 1"
 OR_DERIVED = "null (derived) or an integer of at least 1"
 A_SWITCH = "true or false"
 
@@ -83,7 +84,7 @@ class ModelConfig(Checked):
     compression_rate: Size = Field(default=4, description=A_SIZE)
     infini_rule: Literal["linear", "delta"] = Field(default="delta", description="linear or delta")
 
-    seed: int = Field(default=0, ge=0, description="an integer of at least 0")
+    seed: Seed = Field(default=0, description=A_SEED)
 
     @property
     def head_dim(self) -> int:

@@ -19,8 +19,9 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
+from lsh_v2.files import digest
 from lsh_v2.pipeline_phases import Layout
-from lsh_v2.pipeline_run import artifacts, digest
+from lsh_v2.pipeline_run import artifacts
 
 NAME = "lsh_v2_complete_package.zip"
 MANIFEST = "manifest.json"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import hashlib
 import json
 import os
@@ -12,14 +11,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from harness import machine
 from harness.run_folder import now
+from lsh_v2.files import InUseError, alone, digest
 from lsh_v2.pipeline_flags import Flag
 from lsh_v2.pipeline_phases import Layout, Phase
 
@@ -64,7 +63,7 @@ def run_phases(phases: Sequence[Phase], layout: Layout, *, force: bool = False) 
     records: list[Record] = []
     try:
         layout.results.mkdir(parents=True, exist_ok=True)
-        with _alone(layout.results):
+        with alone(layout.results, "pipeline"):
             for phase in phases:
                 marker = layout.named(phase.name, ".ok")
                 if force:
@@ -73,6 +72,8 @@ def run_phases(phases: Sequence[Phase], layout: Layout, *, force: bool = False) 
                 records.append(_before(phase, layout) or _run(phase, layout))
                 if records[-1].status == "failed":
                     raise PhaseFailed(records)
+    except InUseError as error:
+        raise PipelineError(str(error)) from error
     except OSError as error:
         raise PipelineError(
             f"{error.filename or layout.results} cannot be written: {error.strerror}; phases that have finished keep "
@@ -116,12 +117,6 @@ def artifacts(layout: Layout) -> list[Path]:
     found = {path for folder in folders for path in folder.glob("*") if path.suffix in suffixes}
     found |= set(max((layout.training / "checkpoints").glob("step-*"), default=layout.manifest).glob("*"))
     return sorted(path for path in found if path.is_file())
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def excerpt(log: str) -> str:
@@ -199,7 +194,7 @@ def _die_with_parent() -> None:
 
 def _identity(phase: Phase) -> str:
     """What decides a phase's result: its command and the files that it reads."""
-    parts = [*phase.command[1:], *(digest(path) if path.is_file() else "" for path in phase.reads)]
+    parts = [*phase.command[1:], *(digest(path) for path in phase.reads)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -213,14 +208,3 @@ def _remove(paths: Sequence[Path]) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _alone(results: Path) -> Iterator[None]:
-    """Hold the lock of these results. Raises PipelineError where another process has it."""
-    with (results / ".pipeline.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise PipelineError(f"{results} is in use by another pipeline") from error
-        yield

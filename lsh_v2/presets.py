@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from harness.config_grid import MOST
+from harness.config_source import shortened
 from lsh_v2.block import Block
 from lsh_v2.configuration import ModelConfig, model_config
 from lsh_v2.model import LSHv2Model
@@ -65,10 +67,12 @@ def parameters(config: ModelConfig) -> int:
 
 
 def parse_size(size: str | int) -> int:
-    """100_000_000 of "100M". Raises ValueError for anything else than a number with K, M or B behind it."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMB]?)", str(size).strip().upper())
-    if not found or float(found[1]) <= 0:
+    """100_000_000 of "100M". Raises ValueError for anything else than a number with K, M or B behind it, up to 2^40."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMB]?)", str(size).strip().upper(), re.ASCII)
+    count = float(found[1]) * UNITS[found[2]] if found else 0.0
+    if not 1 <= count <= MOST:
         raise ValueError(
-            f"target_params={size!r} is not allowed: it must be a number, or text such as '100M' or '1.5B'"
+            f"target_params={shortened(repr(size))} is not allowed: it must be a number from 1 to {MOST}, or text such "
+            "as '100M' or '1.5B'"
         )
-    return round(float(found[1]) * UNITS[found[2]])
+    return round(count)

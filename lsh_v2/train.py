@@ -6,7 +6,8 @@
     torchrun --nproc_per_node 4 -m lsh_v2.train             # four GPUs, or processes of a CPU: device=cpu
     accelerate launch --num_processes 4 -m lsh_v2.train     # four GPUs; on a CPU it starts one process without mpirun
 
-The same command again goes on at the newest checkpoint. Exit codes: 0 trained, 1 the run failed, 2 unusable input.
+The same command again goes on at the newest checkpoint. Exit codes: 0 trained, 1 the run failed, 2 unusable input,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.disk import unwritable
+from lsh_v2.endings import FAILED, end
 from lsh_v2.training import CheckpointError, Trainer, load_training_config
 from lsh_v2.training.metrics import METRICS
 
@@ -30,19 +31,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("config", nargs="?", type=Path, default=FULL, help="a YAML file (default: lsh_v2/train.yml)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key, a.b=value")
     given = parser.parse_args(arguments)
+    out = Path()
     try:
         config = load_training_config(given.config, given.set)
-    except ValueError as error:
-        return _say(error, 2)
-    out = Path(config.out)
-    try:
+        out = Path(config.out)
         metrics = Trainer(config).run()
-    except (CheckpointError, FloatingPointError) as error:
-        return _say(error, 1)
-    except OSError as error:
-        return _say(f"{unwritable(error, out)}; the checkpoints written so far are whole", 1)
-    except ValueError as error:
-        return _say(error, 2)
+    except CheckpointError as error:
+        print(error, file=sys.stderr)
+        return FAILED
+    except (Exception, KeyboardInterrupt) as error:
+        return end(error, out, "the checkpoints written so far are whole, and the same command goes on")
     from accelerate import PartialState  # lsh_v2.training says what to install where it is missing
 
     if PartialState(cpu=config.device == "cpu").is_main_process:
@@ -55,11 +53,6 @@ def _report(metrics: dict[str, Any], out: Path) -> None:
     for kind, figures in metrics["accuracy"].items():
         print(f"{kind}: {figures['score']:.3f} ± {figures['standard_error']:.3f} (chance {figures['chance']:.3f})")
     print(out / METRICS)
-
-
-def _say(message: object, code: int) -> int:
-    print(message, file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

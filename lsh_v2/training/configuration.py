@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from harness.config_errors import mistakes_of
 from harness.config_grid import Checked, Line
 from harness.config_source import ConfigError, apply_overrides, read_mapping
-from lsh_v2.configuration import A_SIZE, A_SWITCH, ModelConfig, Size, model_config
+from lsh_v2.configuration import A_SEED, A_SIZE, A_SWITCH, ModelConfig, Seed, Size, model_config
 from lsh_v2.presets import sized_config
 
 A_NUMBER = "a number above 0"
@@ -50,7 +50,7 @@ class TrainingConfig(Checked):
     num_eval_sequences: Size = Field(default=100, description=A_SIZE)
     num_answers: Count = Field(default=100, description="an integer of at least 0")
     max_answer_tokens: Size = Field(default=256, description=A_SIZE)
-    num_workers: Count = Field(default=0, description="an integer of at least 0")
+    num_workers: int = Field(default=0, ge=0, le=1024, description="an integer from 0 to 1024")
 
     learning_rate: Positive = Field(default=1e-4, description=A_NUMBER)
     gate_learning_rate: Positive = Field(default=1e-2, description=A_NUMBER)
@@ -68,7 +68,8 @@ class TrainingConfig(Checked):
     )
     project: Line = Field(default="lsh_v2", description="a name")
     device: Literal["auto", "cpu"] = Field(default="auto", description="auto or cpu")
-    seed: Count = Field(default=0, description="an integer of at least 0")
+    seed: Seed = Field(default=0, description=A_SEED)
+    resume_other_code: bool = Field(default=False, description=A_SWITCH)
     out: Line = Field(default="data/results", description="the path of a folder")
 
     def model_of(self, vocab_size: int) -> ModelConfig:
@@ -79,7 +80,19 @@ class TrainingConfig(Checked):
 
 
 # What may change between the two halves of one run without changing its result.
-INCIDENTAL = frozenset({"out", "num_workers", "trackers", "project", "checkpoint_every", "keep_checkpoints"})
+INCIDENTAL = frozenset(
+    {
+        "out",
+        "num_workers",
+        "trackers",
+        "project",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "train_file",  # known by their content
+        "eval_file",
+        "resume_other_code",
+    }
+)
 
 
 def training_config(raw: dict[str, Any], source: str = "the training configuration") -> TrainingConfig:

@@ -112,15 +112,26 @@ def task_of(config: TrainingConfig, *, evaluation: bool) -> Task:
 
     Raises ValueError for a path that names no task, for settings it does not take, and for broken files.
     """
-    maker = import_path(config.task)
-    try:
-        made = maker(seed=2 * config.seed + evaluation, **config.task_settings)  # type: ignore[operator]
-    except TypeError as error:
-        raise ValueError(f"task={config.task} does not take task_settings={config.task_settings}: {error}") from error
-    if not isinstance(made, Task):
-        raise ValueError(f"task={config.task!r} is not allowed: it must make a tasks.example.Task")
+    made = made_task(config, evaluation=evaluation)
     path = config.eval_file if evaluation else config.train_file
     return made if path is None else FileTask(Path(path), made)
+
+
+def made_task(config: TrainingConfig, *, evaluation: bool) -> Task:
+    """The task that makes examples and grades answers, tried on one example; ValueError where it makes none."""
+    maker = import_path(config.task)
+    if not callable(maker):
+        raise ValueError(f"task={config.task!r} is not allowed: it must make a tasks.example.Task")
+    try:
+        made = maker(seed=2 * config.seed + evaluation, **config.task_settings)
+        if isinstance(made, Task):
+            made.example(0)
+    except Exception as error:  # the user's code runs here
+        why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"task={config.task} with task_settings={config.task_settings} fails: {why}") from error
+    if not isinstance(made, Task):
+        raise ValueError(f"task={config.task!r} is not allowed: it must make a tasks.example.Task")
+    return made
 
 
 def loader_of(config: TrainingConfig, tokenizer: Tokenizer, processes: int = 1) -> tuple[DataLoader, Batches]:

@@ -19,12 +19,17 @@ from torch import Tensor
 from lsh_v2 import checkpoint
 from lsh_v2.component_profile import profile_model
 from lsh_v2.model import LSHv2Model
-from lsh_v2.training.configuration import TrainingConfig, differences, plain
+from lsh_v2.training.checks import require_room
+from lsh_v2.training.configuration import TrainingConfig, plain
 from lsh_v2.training.data import loader_of, task_of
 from lsh_v2.training.evaluation import graded, held_out_loss
+from lsh_v2.training.identity import identity_of, require_same
 from lsh_v2.training.metrics import STEPS, epoch_losses, loss_drop, write_metrics, write_steps
 from lsh_v2.training.optimizer import optimizer_of, set_rates
 from lsh_v2.training.tokenizer import tokenizer_of
+
+# What a checkpoint's state must hold to be gone on with.
+STATE_KEYS = ("config", "step", "seconds", "tokens", "steps", "loss_eval", "scaler")
 
 
 class Run:
@@ -32,19 +37,19 @@ class Run:
 
     def __init__(self, config: TrainingConfig, out: Path, accelerator: Accelerator) -> None:
         self.config, self.out, self.accelerator = config, out, accelerator
-        out.mkdir(parents=True, exist_ok=True)
         with accelerator.main_process_first():
             self.tokenizer = tokenizer_of(config)
         torch.manual_seed(config.seed)
         self.model = LSHv2Model(config.model_of(self.tokenizer.vocab_size))
         self.optimizer = optimizer_of(self.model, config)
         self.held_out = task_of(config, evaluation=True)  # whose file had better be found broken now than hours later
+        require_room(config, self.tokenizer, task_of(config, evaluation=False), self.held_out)
+        self.identity = identity_of(config, self.tokenizer)
         loader, self.batches = loader_of(config, self.tokenizer, accelerator.num_processes)
         self.step, self.seconds, self.tokens = 0, 0.0, 0
         self.steps: list[dict[str, Any]] = []
         self.loss_eval: list[float] = []
         self.wrapped, self.prepared, self.loader = accelerator.prepare(self.model, self.optimizer, loader)
-        self._resume()
         self.each = len(self.batches) // accelerator.num_processes
         self.total = self.each * config.num_epochs
 
@@ -86,12 +91,11 @@ class Run:
         out = self.wrapped(ids, labels, logits_to_keep=0)
         self.accelerator.backward(out["loss"])
         norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.gradient_clip)
+        figures = self._gathered(out) | {"gradient_norm": float(norm if norm is not None else math.nan)}
+        self._require_finite(figures)
         self.prepared.step()
         self.prepared.zero_grad()
-        figures = self._gathered(out) | {"gradient_norm": float(norm if norm is not None else math.nan)}
         self.step += 1
-        if not math.isfinite(figures["loss"]):
-            raise FloatingPointError(f"the loss of step {self.step} is {figures['loss']}; lower learning_rate")
         figures |= {"learning_rate": share * self.config.learning_rate}
         self.seconds += time.perf_counter() - started
         self.tokens += ids.numel() * self.accelerator.num_processes
@@ -100,6 +104,21 @@ class Run:
         if self.accelerator.is_main_process:
             record.write(json.dumps(self.steps[-1]) + "\n")
             record.flush()
+
+    def _require_finite(self, figures: dict[str, float]) -> None:
+        """Stop before a step that would spoil the weights; a scaler passes over infinite gradients by itself."""
+        loss, norm = figures["loss"], figures["gradient_norm"]
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss of step {self.step + 1} is {loss}; {self._advice()}")
+        if not math.isfinite(norm):
+            if self.accelerator.scaler is None:
+                raise FloatingPointError(f"the gradient of step {self.step + 1} has norm {norm}; {self._advice()}")
+            del figures["gradient_norm"]  # which no line of JSON can hold
+
+    def _advice(self) -> str:
+        left = checkpoint.checkpoints(self.out / "checkpoints")
+        kept = f"the newest checkpoint, {left[-1].name}, is from before it" if left else "there is no checkpoint yet"
+        return f"lower learning_rate; {kept}"
 
     def _gathered(self, out: dict[str, Tensor]) -> dict[str, float]:
         """Scalars of a step, as means over the processes."""
@@ -113,6 +132,8 @@ class Run:
         self.model.eval()
         if self.accelerator.is_main_process:
             loss = held_out_loss(self.model, self.config, self.tokenizer)
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"the held-out loss after step {self.step} is {loss}; {self._advice()}")
             self.loss_eval.append(loss)
             self.accelerator.log({"loss_eval": loss}, step=self.step)
         self.accelerator.wait_for_everyone()
@@ -121,6 +142,7 @@ class Run:
         if self.accelerator.is_main_process:
             state = {
                 "config": plain(self.config),
+                "identity": self.identity,
                 "model": self.model.config.model_dump(mode="json"),
                 "seconds": self.seconds,
                 "tokens": self.tokens,
@@ -134,17 +156,13 @@ class Run:
             checkpoint.prune(folder, self.config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
 
-    def _resume(self) -> None:
-        """Take over the newest checkpoint, if there is one."""
+    def resume(self) -> None:
+        """Take over the newest checkpoint, if there is one. Raises ValueError for that of another run."""
         found = checkpoint.checkpoints(self.out / "checkpoints")
         if found:
-            state = checkpoint.read_state(found[-1])
-            if keys := differences(state["config"], plain(self.config)):
-                raise ValueError(
-                    f"{self.out} holds a run of another configuration, different in {', '.join(keys)}: "
-                    "choose another `out`, or remove it"
-                )
-            self.model.load_state_dict(checkpoint.read_tensors(found[-1], checkpoint.MODEL))
+            state = checkpoint.read_state(found[-1], STATE_KEYS)
+            require_same(self.out, state, self.config, self.identity)
+            checkpoint.load_weights(self.model, found[-1])
             tensors = checkpoint.read_tensors(found[-1], checkpoint.OPTIMIZER)
             torch.set_rng_state(tensors.pop("random"))
             checkpoint.unflatten(self.optimizer, tensors)
@@ -169,6 +187,7 @@ class Run:
             "tokens_per_s": self.tokens / self.seconds if self.seconds else None,
             "finished": True,
             "config": plain(self.config),
+            "identity": self.identity,
             "model": self.model.config.model_dump(mode="json"),
             "steps": self.steps,
         }

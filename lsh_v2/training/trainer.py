@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import json
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration
 
-from lsh_v2.training.configuration import TrainingConfig, differences, plain
+from harness.run_folder import RunFolder
+from lsh_v2.files import alone, read_object
+from lsh_v2.training.checks import require_possible
+from lsh_v2.training.configuration import TrainingConfig, plain
+from lsh_v2.training.identity import require_same
 from lsh_v2.training.metrics import METRICS
 from lsh_v2.training.run import Run
 from lsh_v2.training.trackers import require_installed
@@ -21,11 +26,13 @@ PATIENCE = timedelta(hours=12)  # the others wait while the first process evalua
 class Trainer:
     """`Trainer(config).run()` trains to the end, going on from the newest checkpoint in `config.out` if there is one.
 
-    Raises ValueError for trackers that are not installed and for an `out` that holds another configuration's run,
-    CheckpointError for damaged and unwritable checkpoints, FloatingPointError for a loss that is not finite.
+    Raises ValueError for what cannot be (see `require_possible`), for an `out` that another process trains in or that
+    holds a run of another configuration, other data or other code, CheckpointError for damaged and unwritable
+    checkpoints, FloatingPointError for a loss that is not finite.
     """
 
     def __init__(self, config: TrainingConfig) -> None:
+        require_possible(config)
         self.config, self.out = config, Path(config.out)
         self._trackers: dict[str, dict[str, Any]] = {}
         self._project = config.project
@@ -44,16 +51,27 @@ class Trainer:
 
     def run(self) -> dict[str, Any]:
         """Train, evaluate, and return what `training_metrics.json` then holds."""
-        finished = self._finished()
-        if finished is not None:
-            return finished
-        run = Run(self.config, self.out, self._accelerator())
-        self._start_trackers(run)
+        RunFolder(self.out, {}).make()
+        accelerator = self._accelerator()
         try:
-            run.train()
-            return run.finish()
+            with alone(self.out, "training") if accelerator.is_main_process else nullcontext():
+                return self._run(accelerator)
         finally:
-            run.accelerator.end_training()
+            accelerator.end_training()
+            if accelerator.num_processes == 1:  # another run of this process may take another device or precision
+                AcceleratorState._reset_state(reset_partial_state=True)
+
+    def _run(self, accelerator: Accelerator) -> dict[str, Any]:
+        run = Run(self.config, self.out, accelerator)
+        finished = read_object(self.out / METRICS, ("config", "finished", "steps", "loss_train", "accuracy"))
+        if finished is not None:
+            require_same(self.out, finished, self.config, run.identity)
+            if finished["finished"]:
+                return finished
+        run.resume()
+        self._start_trackers(run)
+        run.train()
+        return run.finish()
 
     def _name(self, project: str) -> None:
         if self._project not in (project, self.config.project):
@@ -63,15 +81,6 @@ class Trainer:
     def _enable(self, name: str, settings: dict[str, Any]) -> None:
         require_installed([name])
         self._trackers[name] = settings
-
-    def _finished(self) -> dict[str, Any] | None:
-        """The metrics of a run of this configuration that came to its end."""
-        path = self.out / METRICS
-        if not path.exists():
-            return None
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        same = not differences(metrics["config"], plain(self.config))
-        return metrics if metrics["finished"] and same else None
 
     def _accelerator(self) -> Accelerator:
         return Accelerator(

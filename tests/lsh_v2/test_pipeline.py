@@ -12,8 +12,9 @@ import psutil
 import pytest
 
 from lsh_v2 import pipeline
+from lsh_v2.files import digest
 from lsh_v2.pipeline_phases import Layout, Phase, phases_of
-from lsh_v2.pipeline_run import PhaseFailed, PipelineError, digest, excerpt, run_phases, write_results
+from lsh_v2.pipeline_run import PhaseFailed, PipelineError, excerpt, run_phases, write_results
 from tests.lsh_v2.small import no_room
 
 

@@ -106,8 +106,10 @@ def test_what_a_disk_refuses_is_a_sentence_and_other_errors_are_not_hidden(
 
     assert end(errno.ENOSPC) == 1
     assert "steps.jsonl cannot be written: No space left on device; the checkpoints" in capsys.readouterr().err
-    with pytest.raises(OSError, match="Cannot allocate"):
-        end(errno.ENOMEM)
+    assert end(errno.ENOMEM) == 1
+    assert "not enough memory" in capsys.readouterr().err
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        end(errno.EBADF)
 
 
 def write_checkpoint(folder: Path, step: int) -> Path:
@@ -116,7 +118,7 @@ def write_checkpoint(folder: Path, step: int) -> Path:
     return save(folder, step, LSHv2Model(config).state_dict(), {"0.x": torch.ones(3)}, state)
 
 
-@pytest.mark.parametrize("harm", ["flip", "cut", "missing", "state"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "missing", "state", "list", "no model"])
 def test_damaged_checkpoint_is_named_with_the_one_that_is_left(harm: str, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 3)
     path = write_checkpoint(tmp_path, 5)
@@ -127,10 +129,14 @@ def test_damaged_checkpoint_is_named_with_the_one_that_is_left(harm: str, tmp_pa
         weights.write_bytes(raw)
     elif harm == "cut":
         weights.write_bytes(raw[: len(raw) // 2])
+    elif harm == "empty":
+        weights.write_bytes(b"")
     elif harm == "missing":
         weights.unlink()
     else:
-        (path / "state.json").write_text('{"step": 5, ')
+        whole = (path / "state.json").read_text()
+        torn = {"state": whole[: len(whole) // 2], "list": "[]", "no model": whole.replace('"model":', '"other":')}
+        (path / "state.json").write_text(torn[harm])
     with pytest.raises(CheckpointError, match=r"step-00000005 is damaged.*go on from step-00000003"):
         read_state(path)
     with pytest.raises(CheckpointError, match="damaged"):

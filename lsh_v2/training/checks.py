@@ -1,0 +1,69 @@
+"""What can be known of a training before its first step, so that nothing is found out hours later."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from harness.config_source import ConfigError
+from harness.run_folder import require_folder
+from lsh_v2.training.configuration import TrainingConfig
+from lsh_v2.training.data import made_task
+from lsh_v2.training.trackers import require_installed
+from tasks.encoding import encode, encode_prompt
+from tasks.example import Task
+from tasks.tokenizer import Tokenizer
+
+TRIED = 100  # examples whose length is looked at
+
+
+def require_possible(config: TrainingConfig) -> None:
+    """Raise ConfigError with a line for each of these that cannot be: precision, task, files, trackers and folder."""
+    if mistakes := mistakes_of_training(config):
+        raise ConfigError(mistakes, "the training configuration")
+
+
+def mistakes_of_training(config: TrainingConfig) -> list[str]:
+    """The lines of `require_possible`, none where all is well. Nothing is written."""
+    mistakes = []
+    if config.mixed_precision == "fp16" and not _has_gpu(config):
+        mistakes.append('mixed_precision: fp16 is not allowed on a CPU; it must be "no" or bf16 there')
+    for name in ("train_file", "eval_file"):
+        path = getattr(config, name)
+        if path is not None and not Path(path).is_file():
+            mistakes.append(f"{name}: there is no file {path}")
+    checks = (
+        lambda: made_task(config, evaluation=False),
+        lambda: require_installed(config.trackers),
+        lambda: require_folder(Path(config.out), "out"),
+    )
+    for check in checks:
+        try:
+            check()
+        except ValueError as error:
+            mistakes.append(str(error))
+    return mistakes
+
+
+def require_room(config: TrainingConfig, tokenizer: Tokenizer, training: Task, held_out: Task) -> None:
+    """Raise ValueError for the first examples that are longer than `seq_length`, with the answer if it is graded."""
+    limit = config.seq_length
+    for name, task, count in (
+        ("training", training, config.num_train_sequences),
+        ("held-out", held_out, config.num_eval_sequences),
+    ):
+        for index, example in enumerate(islice(task.stream(), min(count, TRIED))):
+            _require(name, index, len(encode(example, tokenizer, learn=config.learn).input_ids), limit)
+    for index, example in enumerate(islice(held_out.stream(), config.num_answers)):
+        _require("held-out", index, len(encode_prompt(example, tokenizer)) + 1, limit)
+
+
+def _has_gpu(config: TrainingConfig) -> bool:
+    return config.device != "cpu" and torch.accelerator.is_available()
+
+
+def _require(name: str, index: int, tokens: int, limit: int) -> None:
+    if tokens > limit:
+        raise ValueError(f"{name} example {index} has {tokens} tokens, more than seq_length={limit}")

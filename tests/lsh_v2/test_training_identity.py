@@ -1,0 +1,251 @@
+"""A run goes on with what it began as: configuration, files, tokens and source; and it is alone in its folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+
+from lsh_v2.checkpoint import checkpoints, read_state
+from lsh_v2.files import InUseError, alone, digest
+from lsh_v2.train import main
+from lsh_v2.training import Trainer, checks, identity
+from lsh_v2.training.configuration import INCIDENTAL, TrainingConfig
+from lsh_v2.training.run import Run
+from tasks.jsonl import write_examples
+from tests.lsh_v2.tiny_training import TINY, Echo, steps_of, tiny
+
+QUIET = {"num_answers": 0}
+
+
+def command(out: Path, **changes: Any) -> int:
+    """The command on the tiny training; returns its exit status."""
+    path = out.with_suffix(".yml")
+    path.write_text(yaml.safe_dump(TINY | QUIET | {"out": str(out)} | changes))
+    return main([str(path)])
+
+
+def unfinished(out: Path) -> None:
+    """Leave a run as if it had been killed after its sixth step."""
+    (out / "training_metrics.json").unlink()
+    for path in checkpoints(out / "checkpoints"):
+        if path.name > "step-00000006":
+            shutil.rmtree(path)
+
+
+def examples(path: Path, seed: int) -> Path:
+    write_examples(path, [Echo(seed=seed).example(i) for i in range(20)])
+    return path
+
+
+@pytest.mark.parametrize("key", ["train_file", "eval_file"])
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_content_of_a_file_is_another_run(
+    key: str, finished: bool, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path, out = examples(tmp_path / "examples.jsonl", 0), tmp_path / "run"
+    assert command(out, keep_checkpoints=9, **{key: str(path)}) == 0
+    if not finished:
+        unfinished(out)
+    curve = steps_of(out)
+    examples(path, 1)
+    capsys.readouterr()
+    assert command(out, **{key: str(path)}) == 2
+    assert f"different in the content of {key}, " in capsys.readouterr().err
+    assert steps_of(out) == curve
+
+
+def test_a_file_that_has_moved_is_the_same_run(tmp_path: Path) -> None:
+    path, out = examples(tmp_path / "examples.jsonl", 0), tmp_path / "run"
+    assert command(out, train_file=str(path), keep_checkpoints=9) == 0
+    unfinished(out)
+    assert command(out, train_file=str(path.rename(tmp_path / "moved.jsonl"))) == 0
+    assert len(steps_of(out)) == 10
+
+
+def test_other_code_is_another_run_unless_it_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "run"
+    assert command(out, keep_checkpoints=9) == 0
+    monkeypatch.setattr(identity, "source_hash", lambda *_: "edited")
+    for _ in range(2):  # when it has finished, and when it has not
+        capsys.readouterr()
+        assert command(out) == 2
+        assert "different in the source code: choose another `out`" in capsys.readouterr().err
+        if (out / "training_metrics.json").exists():
+            unfinished(out)
+    assert command(out, resume_other_code=True) == 0
+    assert len(steps_of(out)) == 10
+    assert read_state(checkpoints(out / "checkpoints")[-1])["identity"]["code"] == "edited"
+
+
+def test_code_is_that_of_the_loop_the_attention_and_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(identity, "source_hash", lambda *modules: seen.extend(modules) or "")
+    identity.code_of(tiny(tmp_path))
+    assert seen == ["lsh_v2.training.run", "attentions.flash", "tests.lsh_v2.tiny_training"]
+
+
+def test_other_tokens_are_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a tokenizer or a task that is known by no file."""
+    config = tiny(tmp_path, **QUIET)
+    Trainer(config).run()
+    example = Echo.example
+    monkeypatch.setattr(Echo, "example", lambda self, index: example(self, index + 1))
+    with pytest.raises(ValueError, match="different in the examples or their tokens"):
+        Trainer(config).run()
+
+
+def test_another_trained_tokenizer_is_another_run(tmp_path: Path) -> None:
+    config = tiny(tmp_path, **QUIET, tokenizer="trained", tokenizer_size=300, num_train_sequences=8)
+    Trainer(config).run()
+    file = tmp_path / "tokenizer" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": 7}))
+    with pytest.raises(ValueError, match="different in the tokenizer's files"):
+        Trainer(config).run()
+
+
+def test_every_key_decides_the_result_or_is_listed_as_incidental() -> None:
+    assert TrainingConfig.model_fields.keys() > INCIDENTAL
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    with alone(out, "training"):
+        before = sorted(out.rglob("*"))
+        assert command(out) == 2
+        assert "run is in use by another training" in capsys.readouterr().err
+        assert sorted(out.rglob("*")) == before
+        with pytest.raises(InUseError), alone(out, "training"):
+            pass
+    assert command(out) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"torn', "training_metrics.json cannot be read: Unterminated string"),
+        ("[]", "training_metrics.json holds no JSON object"),
+        ("{}", "training_metrics.json has no config, finished, "),
+        ("\x00\xff", "training_metrics.json cannot be read: "),
+    ],
+)
+def test_damaged_metrics_are_named_and_nothing_else_is_touched(
+    text: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "run"
+    assert command(out) == 0
+    curve = steps_of(out)
+    (out / "training_metrics.json").write_text(text, encoding="latin-1")
+    capsys.readouterr()
+    assert command(out) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.endswith("remove it, and the same command makes it again\n")
+    (out / "training_metrics.json").unlink()
+    assert command(out) == 0
+    assert steps_of(out) == curve
+
+
+def test_a_digest_of_a_folder_follows_names_and_contents(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    before = digest(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    renamed = digest(tmp_path)
+    (tmp_path / "b").write_text("y")
+    assert len({before, renamed, digest(tmp_path), digest(tmp_path / "none")}) == 4
+    assert digest(tmp_path / "none") == ""
+
+
+@pytest.mark.parametrize("attention", ["flash"])
+def test_bfloat16_trains(attention: str, tmp_path: Path) -> None:
+    model = TINY["model"] | {"attention": attention, "gradient_checkpoint": True}
+    whole, half = (
+        Trainer(tiny(tmp_path / precision, **QUIET, mixed_precision=precision, model=model)).run()
+        for precision in ("no", "bf16")
+    )
+    assert half["loss_train"][1] < half["loss_train"][0]
+    assert half["loss_train"] == pytest.approx(whole["loss_train"], rel=0.05)
+    assert half["loss_train"] != whole["loss_train"]
+
+
+def test_float16_is_refused_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert command(tmp_path / "run", mixed_precision="fp16") == 2
+    assert 'mixed_precision: fp16 is not allowed on a CPU; it must be "no" or bf16' in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def scaled(trainer: Trainer) -> Accelerator:
+    """An accelerator with the scaler of float16, which accelerate makes on GPUs alone."""
+    accelerator = Accelerator(cpu=True, log_with=list(trainer._trackers), project_dir=str(trainer.out))
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=3)  # type: ignore[assignment]
+    accelerator.native_amp = True
+    accelerator.state._mixed_precision = "fp16"
+    return accelerator
+
+
+def test_scaler_of_float16_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients overflow at first, so the scale falls and rises again, and its steps are passed over."""
+    monkeypatch.setattr(checks, "_has_gpu", lambda _: True)
+    monkeypatch.setattr(Trainer, "_accelerator", scaled)
+    changes = QUIET | {"mixed_precision": "fp16", "keep_checkpoints": 9, "checkpoint_every": 1}
+    Trainer(tiny(tmp_path / "whole", **changes)).run()
+    Trainer(tiny(tmp_path / "halved", **changes)).run()
+    unfinished(tmp_path / "halved")
+    Trainer(tiny(tmp_path / "halved", **changes)).run()
+    assert steps_of(tmp_path / "halved") == steps_of(tmp_path / "whole")
+    one, two = (
+        [read_state(path)["scaler"]["scale"] for path in checkpoints(tmp_path / name / "checkpoints")]
+        for name in ("whole", "halved")
+    )
+    assert one == two
+    assert len(set(one)) > 1
+    assert "gradient_norm" not in steps_of(tmp_path / "whole")[0]
+
+
+def test_a_loss_that_is_not_finite_spoils_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert command(tmp_path / "run", learning_rate=1e30, warmup_steps=0, checkpoint_every=1) == 1
+    said = capsys.readouterr().err
+    assert (
+        "the loss of step 2 is nan; lower learning_rate; the newest checkpoint, step-00000001, is from before" in said
+    )
+    assert len(steps_of(tmp_path / "run")) == 1
+
+
+def test_a_gradient_that_is_not_finite_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss may be finite all the same, and the next checkpoint would hold what it did to the weights."""
+    clip = Accelerator.clip_grad_norm_
+
+    def broken(self: Accelerator, parameters: Any, largest: float) -> Any:
+        return clip(self, parameters, largest) * torch.inf
+
+    out = tmp_path / "run"
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", broken)
+    with pytest.raises(FloatingPointError, match="the gradient of step 1 has norm inf; lower learning_rate; there is"):
+        Trainer(tiny(out, **QUIET, checkpoint_every=1)).run()
+    assert not checkpoints(out / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seq_length": 8}, "training example 0 has 10 tokens, more than seq_length=8"),
+        ({"seq_length": 10, "num_train_sequences": 1, "eval_file": "long.jsonl"}, "held-out example 1 has "),
+    ],
+)
+def test_examples_without_room_are_found_before_the_first_step(
+    changes: dict[str, Any], words: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_examples(Path("long.jsonl"), [Echo().example(0), Echo().example(0).__class__("say much more:", " 1")])
+    monkeypatch.setattr(Run, "train", lambda _: pytest.fail("a step was made"))
+    assert command(tmp_path / "run", **changes) == 2
+    assert words in capsys.readouterr().err
