@@ -166,4 +166,4 @@ def square_weights(
     sampled = order.gather(-1, drawn.expand(len(order), -1, -1))
     times = torch.zeros(k_codes.shape, dtype=torch.float64, device=order.device)
     times.scatter_add_(-1, sampled, torch.ones(sampled.shape, dtype=torch.float64, device=order.device))
-    return own + (1 - own) * times.unsqueeze(-2) * (keys / drawn.shape[-1])
+    return own + (1 - own) * times.unsqueeze(-2) * (keys / max(drawn.shape[-1], 1))

@@ -31,30 +31,34 @@ from hyper_attn.utils import Leaves, Level, attend, attend_backward, in_leaves, 
 
 
 class HyperAttention(Drawn):
-    """Attention on (B, H, N, D) with keys and values (B, G, M, D), G a divisor of H.
+    """Attention on (B, H, N, D) with keys and values (B, G, M, D), G a divisor of H, under the authors' signature.
 
-    `lsh_num_projs` signs a code; `block_size` keys a block; `sample_size` keys drawn for each head (and each
-    square of the causal recursion); below `min_seq_len` keys attention is exact. Draws are a function of `seed`,
-    which is part of the state. Raises ValueError for settings below one.
+    `input_dim` is D; `lsh_num_projs` signs a code; `block_size` keys a block; `sample_size` keys drawn for each head
+    (and each square of the causal recursion), none for 0; below `min_seq_len` keys attention is exact. `cuda` changes
+    nothing: kernels follow the tensors' device. Draws are a function of `seed`, which is part of the state. Raises
+    ValueError for settings below one, for samples below none, and for a `cuda` that is no bool.
     """
 
     added: ClassVar[tuple[str, ...]] = ("_extra_state",)
 
     def __init__(
         self,
-        input_dim: int,
+        input_dim: int = 64,
         lsh_num_projs: int = 7,
         block_size: int = 256,
         sample_size: int = 256,
         min_seq_len: int = 4096,
+        cuda: bool = False,
         *,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        settings = {"block_size": block_size, "sample_size": sample_size, "min_seq_len": min_seq_len}
-        for name, value in settings.items():
-            if value < 1:
-                raise ValueError(f"{name}={value!r} is not allowed: it must be an integer of at least 1")
+        sizes = {"input_dim": input_dim, "block_size": block_size, "min_seq_len": min_seq_len}
+        for name, value, least in (*((*size, 1) for size in sizes.items()), ("sample_size", sample_size, 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}={value!r} is not allowed: it must be an integer of at least {least}")
+        if not isinstance(cuda, bool):
+            raise ValueError(f"cuda={cuda!r} is not allowed: it must be True or False")
         self.lsh = AngularLSH(input_dim, lsh_num_projs, seed=seed)
         self.block_size, self.sample_size, self.min_seq_len, self.seed = block_size, sample_size, min_seq_len, seed
 
@@ -68,18 +72,19 @@ class HyperAttention(Drawn):
 
     def forward(
         self,
-        q: Float[Tensor, "B H N D"],
-        k: Float[Tensor, "B G M D"],
-        v: Float[Tensor, "B G M E"],
+        query: Float[Tensor, "B H N D"],
+        key: Float[Tensor, "B G M D"],
+        value: Float[Tensor, "B G M E"],
         scale: float | None = None,
         causal: bool = False,
         return_lse: bool = False,
-    ) -> Float[Tensor, "B H N E"] | tuple[Float[Tensor, "B H N E"], Float[Tensor, "B H N"]]:
+    ) -> Float[Tensor, "B H N E"] | tuple[Float[Tensor, "B H N E"], Float[Tensor, "B H N 1"]]:
         """Attention output, with `return_lse` also the log of the estimated normaliser (float32 at least).
 
         Causal queries are the last N of the M positions. Half precision is computed in float32. Raises
         ValueError for heads that are no multiple of the key heads and for more causal queries than keys.
         """
+        q, k, v = query, key, value
         if q.shape[1] % k.shape[1]:
             raise ValueError(f"heads={q.shape[1]} is not allowed: it must be a multiple of {k.shape[1]} key heads")
         if causal and q.shape[2] > k.shape[2]:
@@ -93,7 +98,7 @@ class HyperAttention(Drawn):
         )
         out, lse = _Attend.apply(*wide, scale, selection, leaves)  # type: ignore[misc]
         out = out[..., : v.shape[-1]].to(q.dtype)
-        return (out, lse) if return_lse else out
+        return (out, lse.unsqueeze(-1)) if return_lse else out
 
     def select(
         self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], causal: bool

@@ -82,7 +82,7 @@ def keys_of(
     own = order[..., rank[0]]
     weight = torch.zeros(real[0].shape, dtype=dtype, device=codes.device).masked_fill(~real[0], -torch.inf)
     weight = weight.expand(1, H, C, -1, -1)
-    if level.blocks == 1:  # every draw would fall into the own block
+    if level.blocks == 1 or not m:  # every draw would fall into the own block, or there is none
         return own, weight
     drawn = order.gather(3, draws.expand(B, -1, -1, -1)).unsqueeze(3).expand(-1, -1, -1, level.blocks, -1)
     block = torch.arange(level.blocks, device=codes.device).unsqueeze(-1)

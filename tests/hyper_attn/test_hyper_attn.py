@@ -5,6 +5,7 @@ That it equals the definition at all lengths, with padding and grouped heads, is
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from attentions import build
+from attentions.hyper import Hyper
 from hyper_attn.hyper_attn import HyperAttention
 from hyper_attn.utils import slots, squares
 
@@ -44,7 +47,7 @@ def test_blocks_or_leaves_of_the_whole_length_are_exact(
     out, lse = HyperAttention(8, sample_size=4, **settings)(q, k, v, causal=causal, return_lse=True)
     want, want_lse = exact(q, k, v, causal)
     torch.testing.assert_close(out, want, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(lse, want_lse, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(lse, want_lse.unsqueeze(-1), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(("causal", "heads"), [(False, 1), (True, 20)])
@@ -55,7 +58,7 @@ def test_estimated_normaliser_is_unbiased_over_2000_draws(causal: bool, heads: i
     found = []
     for seed in range(2000 // heads):
         attention.seed = seed
-        found.append(attention(q, k, v, causal=causal, return_lse=True)[1][0].exp())
+        found.append(attention(q, k, v, causal=causal, return_lse=True)[1][0, ..., 0].exp())
     estimates, want = torch.cat(found), exact(q, k, v, causal)[1][0, 0].exp()
     assert estimates.shape == (2000, 30)
     # 30 rows share their draws; some row would pass three standard errors by chance, their sum should not.
@@ -95,7 +98,7 @@ def test_weights_of_all_keys_and_draws_add_up_to_the_length(length: int, causal:
     estimates = []
     for seed in range(300):
         attention.seed = seed
-        estimates.append(attention(q * 0, k, v, causal=causal, return_lse=True)[1].exp())
+        estimates.append(attention(q * 0, k, v, causal=causal, return_lse=True)[1][..., 0].exp())
     want = torch.arange(1, length + 1) if causal else torch.full((length,), length)
     found = torch.stack(estimates).mean((0, 1, 2))
     torch.testing.assert_close(found, want.double(), rtol=0.05, atol=1e-9)
@@ -177,10 +180,51 @@ def test_tables_in_small_slabs_give_the_same(monkeypatch: pytest.MonkeyPatch) ->
     torch.testing.assert_close(attention(q, k, v, causal=True), want)
 
 
-@pytest.mark.parametrize("name", ["block_size", "sample_size", "min_seq_len"])
-def test_impossible_setting_is_refused_by_name(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name}=0 is not allowed: it must be an integer of at least 1"):
-        HyperAttention(8, **{name: 0})
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        *((name, value, "an integer of at least 1") for name in ("block_size", "min_seq_len") for value in (0, True)),
+        ("input_dim", 0, "an integer of at least 1"),
+        ("sample_size", -1, "an integer of at least 0"),
+    ],
+)
+def test_impossible_setting_is_refused_by_name(name: str, value: object, allowed: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}={value!r} is not allowed: it must be {allowed}"):
+        HyperAttention(**{name: value})  # type: ignore[arg-type]
+
+
+def test_signature_is_the_published_one() -> None:
+    """That of insuhan/hyper-attn at 68b91e9; ours has a seed besides."""
+    made, called = (inspect.signature(f).parameters.values() for f in (HyperAttention, HyperAttention.forward))
+    own = [(one.name, one.default) for one in made if one.kind is not one.KEYWORD_ONLY]
+    sizes = [("input_dim", 64), ("lsh_num_projs", 7), ("block_size", 256), ("sample_size", 256), ("min_seq_len", 4096)]
+    assert own == [*sizes, ("cuda", False)]
+    names = ["self", "query", "key", "value", "scale", "causal", "return_lse"]
+    assert [one.name for one in called] == names
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_published_call_works(cuda: bool) -> None:
+    """Keyword by keyword; `cuda` names no device and hides no method of the module."""
+    query, key, value = (torch.randn(2, 3, 300, 64) for _ in range(3))
+    attention = HyperAttention(input_dim=64, lsh_num_projs=7, block_size=32, sample_size=16, min_seq_len=64, cuda=cuda)
+    out, lse = attention(query=query, key=key, value=value, scale=None, causal=True, return_lse=True)
+    assert (out.shape, lse.shape) == ((2, 3, 300, 64), (2, 3, 300, 1))
+    torch.testing.assert_close(attention(query, key, value, causal=True), out)
+    assert callable(attention.cuda)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_without_samples_the_own_block_is_all(causal: bool) -> None:
+    q, k, v = sample(131, 131)
+    backend = build(
+        "hyper", heads=2, head_dim=8, causal=causal, block_size=16, sample_size=0, min_seq_len=20, lsh_num_projs=5
+    )
+    torch.testing.assert_close(backend(q, k, v), backend.naive(q, k, v), rtol=1e-10, atol=1e-12)
+    assert isinstance(backend, Hyper)
+    weights = backend.weights(q, k)
+    assert set(weights.unique().tolist()) == {0.0, 1.0}
+    assert backend.comparisons(q, k).tolist() == weights.sum((2, 3)).tolist()
 
 
 def test_impossible_shapes_are_refused() -> None:
