@@ -24,6 +24,7 @@ from attentions.bucket_attention import BucketAttention
 from attentions.buckets import Windows
 from attentions.window_attention import window_attention
 from benchmarks.side_by_side import forward_and_backward, gaussian, medians
+from harness.command_line import count
 from harness.memory import resident_peak, return_freed_memory
 
 HEADS, DIM = 4, 64
@@ -164,8 +165,8 @@ def _no_grad(attention: Attention, inputs: tuple[Tensor, ...]) -> Callable[[], o
 def main() -> None:
     """Print the tables that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=65_536, help="tokens")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--n", type=count(64, 2**24), default=65_536, help="tokens")
+    parser.add_argument("--rounds", type=count(), default=3)
     parser.add_argument("--accuracy", action="store_true", help="error and kept mass on text, at 16K")
     chosen = parser.parse_args()
     console = Console(width=110)

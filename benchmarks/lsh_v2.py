@@ -29,6 +29,7 @@ from torch import Tensor
 from attentions import build
 from attentions.lsh_v2 import LSHv2
 from benchmarks.side_by_side import gaussian, medians
+from harness.command_line import count
 from harness.inputs import CALIBRATION, make_inputs
 from harness.memory import resident_peak, return_freed_memory
 from harness.report.components import plain_slope
@@ -296,9 +297,11 @@ def _interval(values: list[float]) -> str:
 def main() -> None:
     """Print the tables that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, help="tokens; default 65,536 for speed and planted keys, 16,384 for quality")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--first-seed", type=int, default=0, help="of the five of --learning")
+    parser.add_argument(
+        "--n", type=count(64, 2**24), help="tokens; default 65,536 for speed and planted keys, 16,384 for quality"
+    )
+    parser.add_argument("--rounds", type=count(), default=3)
+    parser.add_argument("--first-seed", type=count(0), default=0, help="of the five of --learning")
     for name in ("scaling", "ablation", "learning", "residual", "planted", "decoding"):
         parser.add_argument(f"--{name}", action="store_true")
     chosen = parser.parse_args()

@@ -26,6 +26,7 @@ from attentions import Attention, build
 from attentions.mamba2_block import Mamba2Block
 from attentions.mamba_block import MambaBlock
 from benchmarks.side_by_side import gaussian, medians
+from harness.command_line import count
 from harness.memory import resident_peak, return_freed_memory
 
 WIDTH, HEADS, DIM = 256, 4, 64
@@ -142,8 +143,8 @@ def _ratio(table: Table, what: str, seconds: float, other: float | None, wanted:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=65_536, help="tokens; training takes a quarter of them")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--n", type=count(64, 2**24), default=65_536, help="tokens; training takes a quarter of them")
+    parser.add_argument("--rounds", type=count(), default=3)
     chosen = parser.parse_args()
     table = Table("what", "it", "other", "figure", "aim", title=f"{torch.get_num_threads()} threads, float32")
     blocks(chosen.n, chosen.rounds, table)

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from harness.command_line import count
 from lsh_bitnet import attend_with, load_model
 
 MODELS = ("tiny-bitnet", "written-induction")
@@ -50,8 +51,8 @@ def seconds(call: Callable[[], object]) -> float:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=2048, help="tokens")
-    parser.add_argument("--pairs", type=int, default=40)
+    parser.add_argument("--n", type=count(64, 2**24), default=2048, help="tokens")
+    parser.add_argument("--pairs", type=count(), default=40)
     given = parser.parse_args()
     table = Table("model", "own, ms", "swapped, ms", "more", "pairs, median", "quartiles", title=f"n = {given.n:,}")
     for name in MODELS:

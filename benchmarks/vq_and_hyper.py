@@ -23,6 +23,7 @@ from torch import Tensor
 from attentions import Attention, build
 from attentions.quantised import Quantised
 from benchmarks.side_by_side import gaussian, medians
+from harness.command_line import count
 from harness.memory import resident_peak, return_freed_memory
 from harness.scaling import fit_scaling
 
@@ -123,8 +124,8 @@ def seconds(attention: Attention, n: int) -> float:
 def main() -> None:
     """Print the tables that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=65_536, help="tokens")
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--n", type=count(64, 2**24), default=65_536, help="tokens")
+    parser.add_argument("--rounds", type=count(), default=1)
     parser.add_argument("--exponents", action="store_true", help="growth of time from 4K to 256K")
     chosen = parser.parse_args()
     console = Console(width=110)

@@ -22,6 +22,7 @@ from attentions import build
 from attentions.quantised import Quantised
 from benchmarks.side_by_side import gaussian, medians
 from benchmarks.vq_and_hyper import no_grad, without_codes
+from harness.command_line import count
 from transformer_vq.nn.attn_vq import VQAttentionQK
 from transformer_vq.nn.config_spec import TransformerConfig
 
@@ -91,9 +92,11 @@ def main() -> None:
     """Print the table that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", action="store_true", help="lengths instead of sizes of the codebook")
-    parser.add_argument("--n", type=int, help="tokens (default 16,384), or the longest length (default 65,536)")
-    parser.add_argument("--dim", type=int, help="width of the head; default 512, with --lengths 1024")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--n", type=count(64, 2**24), help="tokens (default 16,384), or the longest length (default 65,536)"
+    )
+    parser.add_argument("--dim", type=count(1, 2**16), help="width of the head; default 512, with --lengths 1024")
+    parser.add_argument("--rounds", type=count(), default=3)
     chosen = parser.parse_args()
     console = Console(width=110)
     if chosen.lengths:

@@ -17,6 +17,8 @@ from tasks.jsonl import read_examples, write_examples
 from tasks.odd_one_out import OddOneOut
 from tasks.set_data import SetData
 
+MOST = 2**31 - 1  # examples of one file
+
 
 def computational_reasoning(*, quick: bool = False, seed: int = 0) -> Mixed:
     """Set of data, odd one out and fuzzy regex in equal parts; `quick` is what minutes of training can learn.
@@ -42,6 +44,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="the easy settings that a few minutes of training learn")
     parser.add_argument("--check", action="store_true", help="read the file instead of writing it")
     given = parser.parse_args(arguments)
+    if not 1 <= given.count <= MOST:
+        parser.error(f"argument --count: {given.count} is not an integer from 1 to {MOST}")
     try:
         if not given.check:
             stream = computational_reasoning(quick=given.quick, seed=given.seed).stream()

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from statistics import mean
 
+from harness.command_line import count
 from harness.inputs.diagnostics import diagnose
 from harness.inputs.make import make_inputs
 from harness.rows import Case
@@ -30,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m harness.inputs", description="How uneven attention is on each kind of inputs"
     )
     parser.add_argument("--inputs", nargs="+", default=["gaussian", "planted", "text"], help="names as in conf.yml")
-    parser.add_argument("--lengths", nargs="+", type=int, default=[1024, 4096, 16384, 65536], help="in tokens")
+    parser.add_argument(
+        "--lengths", nargs="+", type=count(2, 2**24), default=[1024, 4096, 16384, 65536], help="in tokens"
+    )
     chosen = parser.parse_args(arguments)
     print(HEADER)
     try:
