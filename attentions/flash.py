@@ -52,10 +52,9 @@ class Flash(Attention):
     ) -> Float[Tensor, "B H N E"]:
         if first is not None:
             return by_row(self, q, k, v, first)
-        run = self._choose(q)
         width = max(q.shape[-1], v.shape[-1])  # the kernels want one width; zeros change no score
-        q, k, padded = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
-        return run(q, k, padded, self.scale, self.causal)[..., : v.shape[-1]]
+        q, k, padded = (widened(x, width) for x in (q, k, v))
+        return self._choose(q)(q, k, padded, self.scale, self.causal)[..., : v.shape[-1]]
 
     def why_not(self, problem: Problem) -> str:
         if reason := super().why_not(problem):
@@ -87,6 +86,11 @@ class Flash(Attention):
         return cuda_flash
 
 
+def widened(x: Float[Tensor, "*rows D"], width: int) -> Float[Tensor, "*rows width"]:
+    """x with zeros behind each row, and x itself where there is no need: padding by nothing is a copy."""
+    return x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1]))
+
+
 def by_row(
     attention: Attention,
     q: Float[Tensor, "B H N D"],
@@ -100,7 +104,7 @@ def by_row(
     for b, real in enumerate(first.tolist()):
         keys, start = slice(b, b + 1), max(real - before, 0)
         out = attention(q[keys, :, start:], k[keys, :, real:], v[keys, :, real:])
-        rows.append(F.pad(out, (0, 0, start, 0)))
+        rows.append(F.pad(out, (0, 0, start, 0)) if start else out)
     return torch.cat(rows)
 
 
@@ -119,11 +123,12 @@ def cuda_flash(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> T
     from torch.nn.attention.bias import causal_lower_right  # loads torch's compiler, two seconds
 
     bias = causal_lower_right(q.shape[2], k.shape[2]) if causal and 1 < q.shape[2] < k.shape[2] else None
-    if q.shape[1] != k.shape[1]:  # the bias takes equal heads only
+    grouped = q.shape[1] != k.shape[1]
+    if grouped and bias is not None:  # the bias takes equal heads only
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        square = causal and bias is None and q.shape[2] > 1
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, is_causal=square)
+        square, shares = causal and bias is None and q.shape[2] > 1, grouped and bias is None
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, is_causal=square, enable_gqa=shares)
 
 
 def package_flash(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Tensor:
@@ -147,7 +152,8 @@ class _PastAndPresent(torch.autograd.Function):
         out_past, lse_past = op(q, k[:, :, :past], v[:, :, :past], 0.0, False, scale=scale)
         out, lse = op(q, k[:, :, past:], v[:, :, past:], 0.0, True, scale=scale)
         both = torch.logaddexp(lse_past, lse)
-        out = out * (lse - both).exp().unsqueeze(-1) + out_past * (lse_past - both).exp().unsqueeze(-1)
+        out, out_past = out.to(lse.dtype), out_past.to(lse.dtype)
+        out.mul_((lse - both).exp().unsqueeze(-1)).addcmul_(out_past, (lse_past - both).exp().unsqueeze(-1))
         out = out.to(q.dtype)
         ctx.save_for_backward(q, k, v, out, both)
         ctx.scale = scale

@@ -224,7 +224,7 @@ class Reformer(Selector, SupportAttention):
         )
 
     def _every_head(self, v: Float[Tensor, "B G M E"]) -> Float[Tensor, "B H M E"]:
-        return v.repeat_interleave(self.heads // self.kv_heads, dim=1)
+        return v if self.heads == self.kv_heads else v.repeat_interleave(self.heads // self.kv_heads, dim=1)
 
 
 def unit(q: Float[Tensor, "B H N D"]) -> Float[Tensor, "B H N D"]:

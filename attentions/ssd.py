@@ -92,9 +92,10 @@ def _segment(
     chunk: int, state: Tensor, rate: Tensor, x: Tensor, step: Tensor, b: Tensor, c: Tensor
 ) -> tuple[Tensor, Tensor]:
     """A few chunks at once; what the last one lacks is filled with zeros, which neither decay nor add."""
-    size = x.shape[2]
+    size, fill = x.shape[2], -x.shape[2] % chunk
     pieces = (x, step * rate, step * b, c)  # a key that is NaN is masked with its scores, a value would not be
-    x, log, b, c = (F.pad(y, (0, 0, 0, -size % chunk)).unflatten(-2, (-1, chunk)) for y in pieces)
+    whole = (F.pad(y, (0, 0, 0, fill)) if fill else y for y in pieces)
+    x, log, b, c = (y.unflatten(-2, (-1, chunk)) for y in whole)
     log = log.squeeze(-1)
     decay = segment_sums(log).exp()
     from_start = log.cumsum(-1).exp()

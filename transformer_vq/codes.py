@@ -127,13 +127,14 @@ def _blocks(
     own = straight_through(k, codewords(codebook, codes).to(q.dtype))
     real = torch.ones_like(codes, dtype=torch.float64).unsqueeze(-1)
     q, own, v, real = (F.pad(x, (0, 0, 0, fill)) if fill else x for x in (q, own, v, real))
-    codes = F.pad(codes, (0, fill))
+    codes = F.pad(codes, (0, fill)) if fill else codes
     before, counts = _before(real, codes, block, state.counts.unsqueeze(-1))
     before, counts = before[..., 0], counts[..., 0]
     before_sums, sums = _before(v, codes, block, state.sums)
     keys, pull = codebook.to(q.dtype)[None, :, None].expand(B, -1, codes.shape[2] // block, -1, -1), state.pull
     if pull is not None:
-        before_pull, pull = _before(F.pad(k - k.detach(), (0, 0, 0, fill)), codes, block, pull)
+        nothing = k - k.detach()
+        before_pull, pull = _before(F.pad(nothing, (0, 0, 0, fill)) if fill else nothing, codes, block, pull)
         keys = keys + _means(before, before_pull).to(q.dtype)
     ours = (x.unflatten(2, (-1, block)) for x in (own, v))
     theirs = keys, _means(before, before_sums).to(v.dtype)
