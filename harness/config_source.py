@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 LARGEST_BYTES = 2**18  # of a file; no configuration is near it, and reading more would take seconds
-MOST_VALUES = 20_000  # of a file, those included that aliases repeat
+MOST_VALUES = 10_000  # of a file, those included that aliases repeat; a second's work
 DEEPEST = 32  # lists and mappings within each other
 MOST_MISTAKES = 20  # of those that a message lists
 LONGEST, LONGEST_PATH = 80, 300  # letters of a value or a key, and of a file's path, in a message
@@ -112,6 +112,7 @@ def parse(text: str, source: str) -> Any:
     """
     loader = None
     try:
+        text.encode()
         loader = _Loader(text)
         node = loader.get_single_node()
         mistakes = [] if node is None else _Judge().mistakes(node)
@@ -126,6 +127,8 @@ def parse(text: str, source: str) -> Any:
     except yaml.reader.ReaderError as error:
         letter = f"U+{error.character:04X}" if isinstance(error.character, int) else str(error.character)
         raise ConfigError([f"not YAML: the character {letter} is not allowed"], source) from error
+    except UnicodeEncodeError as error:
+        raise ConfigError([f"not YAML: half a character at {error.start}"], source) from error
     finally:
         if loader is not None:
             loader.dispose()

@@ -57,7 +57,9 @@ class RunFolder:
 
     def write_config(self, config: Config) -> None:
         """Write the configuration as resolved, so that it can be run again."""
-        _replace(self.config, dump(config.model_dump(mode="json")))
+        data = config.model_dump(mode="json")
+        data["also"] = [{key: value for key, value in grid.items() if value != data[key]} for grid in data["also"]]
+        _replace(self.config, dump(data))
 
 
 def new_run(wanted: str | None) -> RunFolder:

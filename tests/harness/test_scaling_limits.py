@@ -89,7 +89,7 @@ def test_thousands_of_sizes_are_fitted_by_some_of_them(monkeypatch: pytest.Monke
         scaling, "fit_power", lambda sizes, *rest, **options: fitted.append(len(sizes)) or real(sizes, *rest, **options)
     )
     fit = fit_scaling({n: [[1e-4 + 1e-7 * n]] for n in range(1, 4000)}, draws=50)
-    assert max(fitted) == scaling.MOST_SIZES
+    assert scaling.MOST_SIZES / 2 < max(fitted) <= scaling.MOST_SIZES
     assert (fit.sizes[0], fit.sizes[-1], len(fit.sizes)) == (1, 3999, 3999)
     assert fit.exponent == pytest.approx(1.0, abs=0.02)
     assert fit.interval[1] - fit.interval[0] < 0.1
