@@ -12,16 +12,27 @@ aligns the other way, to the top left.)
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from attentions.inputs import (
+    autocast_off,
+    check_first,
+    check_index,
+    check_inputs,
+    lasting,
+    one_dtype,
+    under_autocast,
+    without_padding,
+)
 from attentions.reference import causal_pairs, softmax_attention
 
 # Relative error (Frobenius norm of the difference over that of the naive output) that plain softmax
@@ -66,17 +77,62 @@ class Cost:
 
 
 class Stream(ABC):
-    """Decoding: attention over a sequence that arrives in pieces, with whatever state that needs."""
+    """Decoding: attention over a sequence that arrives in pieces, with whatever state that needs.
+
+    Subclasses write `advance`, `select` and `state_bytes`. What they keep is never an inference tensor, so that a
+    stream may be filled under `torch.inference_mode` and go on without, and the other way round.
+    """
+
+    def __init__(self, attention: Attention, batch: int) -> None:
+        self.batch = batch
+        self._checks, self._dtype = attention, None
+
+    _checks: Attention
+    _dtype: torch.dtype | None  # of the first piece
+
+    def extend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Append T >= 1 tokens, q (B, H, T, D), k (B, G, T, D), v (B, G, T, E), and return their rows (B, H, T, E).
+
+        Any split of a sequence gives `forward`'s rows. Raises ValueError for what does not fit the attention, for
+        another batch than the stream was made for and, but under autocast, for another dtype than the first piece's.
+        """
+        q, k, v = one_dtype(q, k, v, dtype=self._dtype)
+        check_call(self._checks, q, k, v)
+        if len(q) != self.batch:
+            raise ValueError(f"q has a batch of {len(q)}: the stream was made for {self.batch}")
+        if q.shape[2] != k.shape[2] or q.shape[2] == 0:
+            raise ValueError(
+                f"{q.shape[2]} queries and {k.shape[2]} keys: a piece has one of each a token, at least one"
+            )
+        if q.dtype != (self._dtype or q.dtype):
+            raise ValueError(f"q is {q.dtype}: the stream holds {self._dtype}")
+        self._dtype = q.dtype
+        if self.batch == 0:
+            return empty_output(self._checks, q, k, v)
+        with lasting():
+            q, k, v = (x.clone() if x.is_inference() else x for x in (q, k, v))
+            with autocast_off(q):
+                return self.advance(q, k, v)
+
+    def reorder(self, index: Int[Tensor, " B"]) -> None:
+        """Keep the sequences that `index` names, in its order (beam search).
+
+        Raises ValueError for an index that is no vector of integers from 0 to the batch's size - 1.
+        """
+        check_index("index", index, self.batch)
+        with lasting():
+            self.select(index.clone() if index.is_inference() else index)
+        self.batch = len(index)
 
     @abstractmethod
-    def extend(
+    def advance(
         self, q: Float[Tensor, "B H T D"], k: Float[Tensor, "B G T D"], v: Float[Tensor, "B G T E"]
     ) -> Float[Tensor, "B H T E"]:
-        """Append T >= 1 tokens and return their rows; any split of a sequence gives `forward`'s rows."""
+        """`extend` on what it has checked."""
 
     @abstractmethod
-    def reorder(self, index: Int[Tensor, " B"]) -> None:
-        """Keep the sequences that `index` names, in its order (beam search)."""
+    def select(self, index: Int[Tensor, " B"]) -> None:
+        """`reorder` by an index that it has checked."""
 
     @property
     @abstractmethod
@@ -84,8 +140,42 @@ class Stream(ABC):
         """Bytes that the state holds now."""
 
 
+def checked(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method on q, k and perhaps v with the checks of a call, padding hidden and autocast off."""
+
+    @functools.wraps(method)
+    def run(self: Attention, q: Tensor, k: Tensor, v: Tensor | None = None, **options: Any) -> Any:
+        first, rows = options.get("first"), options.get("rows")
+        given = one_dtype(*((q, k) if v is None else (q, k, v)))
+        check_call(self, *given, first=first)
+        if rows is not None:
+            check_index("rows", rows, q.shape[2])
+        count = q.shape[2] if rows is None else len(rows)
+        if len(q) * count == 0:
+            return _without_rows(method.__name__, self, given, count)
+        if first is not None:
+            given = without_padding(*given, first=first)
+        with autocast_off(q):
+            return method(self, *given, **options)
+
+    return run
+
+
+def _without_rows(name: str, attention: Attention, given: tuple[Tensor, ...], rows: int) -> Any:
+    """What such a method gives for no sequence or no row."""
+    q = given[0]
+    if name == "prepare":
+        raise ValueError(f"q has shape {tuple(q.shape)}: a calibration sample has a sequence and a position at least")
+    if name == "comparisons":
+        return torch.zeros(q.shape[:2], dtype=torch.int64, device=q.device)
+    return {} if name == "components" else empty_output(attention, *given, rows=rows).double()
+
+
 class Attention(nn.Module, ABC):
     """An attention of fixed settings. Subclasses are final and must write `forward` alone.
+
+    A call checks its inputs, hides what padding holds and then runs `forward` with autocast off: an attention
+    computes in the dtype of its inputs, or in autocast's where theirs differ.
 
     Class facts: `paper` a link; `approximates` what the output should be close to ("softmax",
     "shared-qk softmax", or None for a method judged by tasks only); `exact` whether it equals that up to
@@ -131,6 +221,30 @@ class Attention(nn.Module, ABC):
         self.max_len = max_len
         self.seed = seed
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Check the inputs of what a subclass writes beside `forward`."""
+        super().__init_subclass__(**options)
+        for name in ("naive", "prepare", "comparisons", "components"):
+            if name in vars(cls):
+                setattr(cls, name, checked(vars(cls)[name]))
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, first: Tensor | None = None) -> Any:
+        """`forward` on q (B, H, N, D), k (B, G, M, D), v (B, G, M, E) and `first` (B,), checked.
+
+        Raises ValueError for tensors that do not fit the attention or each other, for a `first` outside 0 to M, and
+        for what `why_not` gives a reason against. An output without rows needs no backend.
+        """
+        q, k, v = one_dtype(q, k, v)
+        check_call(self, q, k, v, first=first)
+        if q.shape[0] == 0 or q.shape[2] == 0:
+            return empty_output(self, q, k, v)
+        if first is not None:
+            q, k, v = without_padding(q, k, v, first=first)
+        if not under_autocast(q):
+            return super().__call__(q, k, v, first=first)
+        with torch.autocast(q.device.type, enabled=False):
+            return super().__call__(q, k, v, first=first)
+
     @abstractmethod
     def forward(
         self,
@@ -143,9 +257,11 @@ class Attention(nn.Module, ABC):
         """Attention output in q's dtype and on q's device; differentiable; inputs are left untouched.
 
         `first` holds the first real position of each left-padded row: earlier keys are never attended,
-        and earlier queries give zeros. In eval mode a call changes no state.
+        and earlier queries give zeros. In eval mode a call changes no state. Inputs are checked, hold a query and a
+        sequence at least, and zeros for padding.
         """
 
+    @checked
     def naive(
         self,
         q: Float[Tensor, "B H N D"],
@@ -171,6 +287,12 @@ class Attention(nn.Module, ABC):
         pairs = causal_pairs(q.shape[2], k.shape[2], causal=self.causal, first=first, rows=rows, device=q.device)
         return softmax_attention(q, k, v, pairs, self.scale, rows=rows)
 
+    @property
+    def learns(self) -> bool:
+        """Whether `prepare` takes anything from a calibration sample, with the settings at hand."""
+        return type(self).prepare is not Attention.prepare
+
+    @checked
     def prepare(self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], v: Float[Tensor, "B G M E"]) -> None:
         """Learn codebooks or hash functions from a calibration sample; never from what is attended.
 
@@ -178,6 +300,7 @@ class Attention(nn.Module, ABC):
         """
         del q, k, v
 
+    @checked
     def comparisons(self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"]) -> Int[Tensor, "B H"]:
         """Number of query-key scores that enter the output on this input, by sequence and head."""
         scores = attended_pairs(q.shape[2], k.shape[2], self.causal)
@@ -205,6 +328,7 @@ class Attention(nn.Module, ABC):
             state_bytes=values * problem.dtype.itemsize,
         )
 
+    @checked
     def components(
         self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], v: Float[Tensor, "B G M E"]
     ) -> Mapping[str, Callable[[], object]]:
@@ -236,13 +360,31 @@ def require(condition: bool, name: str, value: object, allowed: str) -> None:
         raise ValueError(f"{name}={value!r} is not allowed: it must be {allowed}")
 
 
+def check_call(
+    attention: Attention, q: Tensor, k: Tensor, v: Tensor | None = None, *, first: Tensor | None = None
+) -> None:
+    """Raise ValueError for inputs that do not fit the attention or each other, and for what `why_not` refuses."""
+    check_inputs(attention, q, k, v)
+    learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or (v is not None and v.requires_grad))
+    if reason := attention.why_not(problem_of(attention, q, k, backward=learns)):
+        raise ValueError(reason)
+    if first is not None:
+        check_first(first, q, k)
+
+
+def empty_output(attention: Attention, q: Tensor, k: Tensor, v: Tensor, *, rows: int | None = None) -> Tensor:
+    """The output for no query or no sequence, differentiable like any other."""
+    count = q.shape[2] if rows is None else rows
+    return q.new_zeros(*q.shape[:2], count, attention.value_dim) + 0 * (q.sum() + k.sum() + v.sum())
+
+
 def attended_pairs(queries: int, keys: int, causal: bool) -> int:
     """Query-key pairs of one head: all of them, or those at or before each query's own position."""
     return queries * keys - queries * (queries - 1) // 2 if causal else queries * keys
 
 
 def problem_of(
-    attention: Attention, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], *, backward: bool = False
+    attention: Attention, q: Shaped[Tensor, "B H N D"], k: Shaped[Tensor, "B G M D"], *, backward: bool = False
 ) -> Problem:
     """The problem that a call of `attention` on q and k poses."""
     return Problem(

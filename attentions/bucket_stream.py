@@ -19,13 +19,13 @@ class BucketStream(Stream):
     """The decoding state of a causal `BucketAttention`."""
 
     def __init__(self, attention: BucketAttention, batch: int) -> None:
-        a = self._attention = attention
-        self._rows = batch * a.kv_heads
-        self._rings = a.rings
+        super().__init__(attention, batch)
+        self._attention, self._rings = attention, attention.rings
+        self._rows = batch * attention.kv_heads
         self._length = 0
         self._keys: Tensor | None = None  # X, slots, D; made when dtype and device are known
 
-    def extend(
+    def advance(
         self, q: Float[Tensor, "B H T D"], k: Float[Tensor, "B G T D"], v: Float[Tensor, "B G T E"]
     ) -> Float[Tensor, "B H T E"]:
         B, T = q.shape[0], q.shape[2]
@@ -49,7 +49,7 @@ class BucketStream(Stream):
         self._length += T
         return out.unflatten(1, (-1, T)).unflatten(0, (B, -1)).flatten(1, 2)
 
-    def reorder(self, index: Int[Tensor, " B"]) -> None:
+    def select(self, index: Int[Tensor, " B"]) -> None:
         G = self._attention.kv_heads
         self._rows = len(index) * G
         if self._keys is not None:

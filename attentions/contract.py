@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import torch
 
+from attentions import contract_inputs
 from attentions.base import Attention, problem_of
 from attentions.candidate import EXACTLY, LENGTHS, B, Candidate, E, G, H, NotApplicable, agree
 from attentions.support import SupportAttention
@@ -272,6 +273,7 @@ CHECKS: tuple[Callable[[Candidate], None], ...] = (
     says_why_not,
     cost_is_positive,
     layer_agrees_with_its_naive,
+    *contract_inputs.CHECKS,
 )
 
 

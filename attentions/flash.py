@@ -73,7 +73,7 @@ class Flash(Attention):
         return ""
 
     def stream(self, batch: int) -> Stream | None:
-        return CachedStream(self) if self.causal else None
+        return CachedStream(self, batch) if self.causal else None
 
     def _choose(self, q: Float[Tensor, "B H N D"]) -> Callable[[Tensor, Tensor, Tensor, float, bool], Tensor]:
         if q.device.type == "cpu":

@@ -88,7 +88,8 @@ class Hyper(Attention):
             padded = torch.zeros(*q.shape[:3], M, dtype=torch.float64, device=q.device)
             for b, real in enumerate(first.tolist()):
                 one, start = slice(b, b + 1), max(real - (M - N), 0)
-                padded[one, :, start:, real:] = self.weights(q[one, :, start:], k[one, :, real:])
+                if real < M:
+                    padded[one, :, start:, real:] = self.weights(q[one, :, start:], k[one, :, real:])
             return padded if rows is None else padded[:, :, rows.to(q.device)]
         levels, leaves = self.hyper.divide(N, M, self.causal)
         at = query_positions(N, M, rows, q.device)

@@ -15,10 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from attentions.base import require
+from attentions.inputs import hide_padding
 from attentions.mixers import CONVOLUTION, LINEAR, SILU, check_mixer, copy_weights
 from attentions.recurrence import published_steps, softplus
 from attentions.recurrence_definition import naive_both_ways
-from attentions.recurrence_terms import Terms, at_least_float32, both_ways, hide_padding
+from attentions.recurrence_terms import Terms, at_least_float32, both_ways
 from attentions.selective_scan import selective_scan
 from attentions.short_convolution import short_convolution
 

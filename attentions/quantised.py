@@ -20,6 +20,7 @@ from attentions.flash import by_row
 from attentions.native import vq as native
 from transformer_vq.codes import State, attend_all, attend_past
 from transformer_vq.kmeans import kmeans, nearest
+from transformer_vq.precision import Selector
 from transformer_vq.quadratic import dense
 
 CALIBRATION_ROWS = 8_192  # vectors of a head that a codebook is learnt from, evenly spaced where there are more
@@ -27,7 +28,7 @@ LLOYD = 5  # iterations of k-means
 NATIVE_BLOCK = 24  # queries of a block in the native kernel
 
 
-class Quantised(Attention):
+class Quantised(Selector, Attention):
     """Attention with `codes` codewords a key head, in blocks of `block` where torch computes it.
 
     Codebooks are drawn from the seed, as Gaussian as keys after a layer norm, until `prepare` learns them by k-means.
@@ -163,7 +164,7 @@ class Quantised(Attention):
     def drawn(self, heads: int, which: int) -> Float[Tensor, "heads S D"]:
         """Gaussian codebooks of the seed."""
         generator = torch.Generator().manual_seed(self.seed * 2 + which)
-        return torch.randn(heads, self.codes, self.head_dim, generator=generator)
+        return torch.randn(heads, self.codes, self.head_dim, generator=generator, dtype=torch.float32)
 
     def learnt(self, x: Float[Tensor, "B H N D"], which: int) -> Float[Tensor, "H S D"]:
         """Codebooks of a calibration sample, by k-means."""
@@ -177,21 +178,22 @@ class QuantisedStream(Stream):
     """Decoding with counts and sums by code: the state is all there is, whatever the length."""
 
     def __init__(self, attention: Quantised, batch: int) -> None:
-        self._attention, self._batch = attention, batch
+        super().__init__(attention, batch)
+        self._attention = attention
         self._state: State | None = None  # made when the device is known
 
     @torch.no_grad()
-    def extend(
+    def advance(
         self, q: Float[Tensor, "B H T D"], k: Float[Tensor, "B G T D"], v: Float[Tensor, "B G T E"]
     ) -> Float[Tensor, "B H T E"]:
         a = self._attention
         if self._state is None:
-            self._state = State.empty(self._batch, a.kv_heads, a.codes, a.value_dim, v.device)
+            self._state = State.empty(self.batch, a.kv_heads, a.codes, a.value_dim, v.device)
         whole = torch.promote_types(q.dtype, torch.float32)
         out, self._state = a.run(q.to(whole), k.to(whole), v.to(whole), self._state)
         return out.to(q.dtype)
 
-    def reorder(self, index: Int[Tensor, " B"]) -> None:
+    def select(self, index: Int[Tensor, " B"]) -> None:
         if self._state is not None:
             self._state = self._state.select(index)
 

@@ -13,8 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attentions.base import Attention, Cost, Problem, Stream
+from attentions.inputs import hide_padding
 from attentions.recurrence_definition import naive_both_ways, unrolled
-from attentions.recurrence_terms import Terms, at_least_float32, both_ways, hide_padding
+from attentions.recurrence_terms import Terms, at_least_float32, both_ways
 
 SEGMENT = 8192  # positions worked on at once where nothing learns: their terms stay in the cache
 
@@ -121,7 +122,7 @@ class Recurrence(Attention):
         return torch.full(q.shape[:2], q.shape[2] * self.states, dtype=torch.int64, device=q.device)
 
     def stream(self, batch: int) -> Stream | None:
-        return RecurrentStream(self) if self.causal else None
+        return RecurrentStream(self, batch) if self.causal else None
 
     def recurrence_cost(self, problem: Problem, flops: int, past_flops: int) -> Cost:
         """FLOPs with the N·S scores of each query head and the G·E·S values of the state, in float32 at least."""
@@ -147,11 +148,12 @@ class Recurrence(Attention):
 class RecurrentStream(Stream):
     """Decoding with a recurrence: the state is all there is, whatever the length."""
 
-    def __init__(self, attention: Recurrence) -> None:
+    def __init__(self, attention: Recurrence, batch: int) -> None:
+        super().__init__(attention, batch)
         self._attention = attention
         self._state: Tensor | None = None  # B, G, E, S; made when dtype and device are known
 
-    def extend(
+    def advance(
         self, q: Float[Tensor, "B H T D"], k: Float[Tensor, "B G T D"], v: Float[Tensor, "B G T E"]
     ) -> Float[Tensor, "B H T E"]:
         dtype = at_least_float32(q.dtype)
@@ -159,7 +161,7 @@ class RecurrentStream(Stream):
         self._state = state.detach()
         return out.flatten(1, 2).to(q.dtype)
 
-    def reorder(self, index: Int[Tensor, " B"]) -> None:
+    def select(self, index: Int[Tensor, " B"]) -> None:
         if self._state is not None:
             self._state = self._state.index_select(0, index)
 

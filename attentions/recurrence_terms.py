@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -55,12 +55,3 @@ def both_ways(terms: Terms, scan: Callable[[Terms], Tensor], *, causal: bool) ->
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """The precision that states are kept in."""
     return torch.promote_types(dtype, torch.float32)
-
-
-def hide_padding(x: Tensor, first: Int[Tensor, " B"] | None, start: int = 0, dim: int = 2) -> Tensor:
-    """Zeros before each row's first real position; entry 0 of axis `dim` stands at position `start`."""
-    if first is None:
-        return x
-    at = torch.arange(start, start + x.shape[dim], device=x.device)
-    hidden = at < first[:, None]
-    return x.masked_fill(hidden.view(len(first), *[1] * (dim - 1), -1, *[1] * (x.ndim - dim - 1)), 0)

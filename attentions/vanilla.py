@@ -2,7 +2,7 @@
 
 Vaswani et al. 2017, "Attention Is All You Need", https://arxiv.org/abs/1706.03762, equation 1.
 Memory beyond inputs and output: the scores and their softmax, 2·B·H·N·M values, and a mask of N·M bytes.
-float16 is computed in float32.
+Half precision is computed in float32.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ class Vanilla(Attention):
         first: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B H N E"]:
         N, M = q.shape[2], k.shape[2]
-        if q.dtype == torch.float16:  # scores of large activations are beyond float16's 65,504
-            return self.forward(q.float(), k.float(), v.float(), first=first).half()
+        if q.dtype.itemsize < 4:  # large scores are beyond float16's range, and too coarse in bfloat16 for a softmax
+            return self.forward(q.float(), k.float(), v.float(), first=first).to(q.dtype)
         # A group of query heads shares its keys; unflattened, the product broadcasts them without a copy.
         grouped = (q * self.scale).unflatten(1, (self.kv_heads, -1)).flatten(2, 3)
         scores = (grouped @ k.transpose(2, 3)).unflatten(2, (-1, N))
         if self.causal or first is not None:
             pairs = causal_pairs(N, M, causal=self.causal, first=first, rows=None, device=q.device)
-            scores.masked_fill_(~pairs.unsqueeze(1), torch.finfo(q.dtype).min)
+            scores.masked_fill_(~pairs.unsqueeze(1), torch.finfo(scores.dtype).min)
         out = (torch.softmax(scores, dim=-1).flatten(2, 3) @ v).unflatten(2, (-1, N)).flatten(1, 2)
         return out if first is None else zero_padding(out, first, M)
 
     def stream(self, batch: int) -> Stream | None:
-        return CachedStream(self) if self.causal else None
+        return CachedStream(self, batch) if self.causal else None
 
 
 def zero_padding(out: Float[Tensor, "B H N E"], first: Int[Tensor, " B"], keys: int) -> Float[Tensor, "B H N E"]:

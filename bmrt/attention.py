@@ -90,7 +90,7 @@ class BoundedAttention(Attention):
         return Cost(flops=2 * pairs * width, comparisons=pairs, state_bytes=values * width * problem.dtype.itemsize)
 
     def stream(self, batch: int) -> BoundedStream:
-        return BoundedStream(self)
+        return BoundedStream(self, batch)
 
     def _visible(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Bool[Tensor, "B G R M"]:
         """What each named row may look at, as the same choices in the given precision have it."""
@@ -109,11 +109,12 @@ class BoundedAttention(Attention):
 class BoundedStream(Stream):
     """A layer of a bounded cache, and attention over what it shows."""
 
-    def __init__(self, attention: BoundedAttention) -> None:
+    def __init__(self, attention: BoundedAttention, batch: int) -> None:
+        super().__init__(attention, batch)
         self.layer = BoundedLayer(0, attention.plan, attention.strategy)
         self._scale = attention.scale
 
-    def extend(
+    def advance(
         self, q: Float[Tensor, "B H T D"], k: Float[Tensor, "B G T D"], v: Float[Tensor, "B G T E"]
     ) -> Float[Tensor, "B H T E"]:
         keys, values = self.layer.update(k, v)
@@ -124,7 +125,7 @@ class BoundedStream(Stream):
         self.layer.settle(q, self._scale)
         return out
 
-    def reorder(self, index: Int[Tensor, " B"]) -> None:
+    def select(self, index: Int[Tensor, " B"]) -> None:
         self.layer.batch_select_indices(index)
 
     @property

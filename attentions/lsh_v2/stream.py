@@ -27,11 +27,12 @@ class LSHv2Stream(Stream):
     """The decoding state of a causal `LSHv2`."""
 
     def __init__(self, attention: LSHv2, batch: int) -> None:
+        super().__init__(attention, batch)
         self._attention = attention
         self._context = None if attention.context is None else attention.context.scan.stream(batch)
         self._levels = [LevelStream(attention, level) for level in attention.levels]
 
-    def extend(
+    def advance(
         self, q: Float[Tensor, "B H T D"], k: Float[Tensor, "B G T D"], v: Float[Tensor, "B G T E"]
     ) -> Float[Tensor, "B H T E"]:
         wide = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k, v)]
@@ -40,7 +41,7 @@ class LSHv2Stream(Stream):
             out = out + self._attention.context.gated(self._context.extend(*wide))
         return out.to(q.dtype)
 
-    def reorder(self, index: Int[Tensor, " B"]) -> None:
+    def select(self, index: Int[Tensor, " B"]) -> None:
         for level in self._levels:
             level.reorder(index)
         if self._context is not None:

@@ -8,31 +8,25 @@
 // Register blocking: 24 accumulators of 64 bytes with AVX-512, 12 of 32 bytes otherwise.
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <thread>
 #include <vector>
+
+#include "vectors.hpp"
 
 namespace {
 
 #ifdef __AVX512F__
-constexpr int kVectorBytes = 64, kAccumulators = 24;
+constexpr int kAccumulators = 24;
 #else
-constexpr int kVectorBytes = 32, kAccumulators = 12;
+constexpr int kAccumulators = 12;
 #endif
 constexpr int kBlock = 32;   // sorted queries a block, and lanes of a row of scores
 constexpr int kTile = 192;   // keys a tile: a window of 128 and a block fit, and the scores fit the L1 cache
 constexpr int kGroup = 4;    // queries that share one pass over the values
 constexpr int kChunk = 64;   // blocks that one thread takes at a time
-
-template <typename T>
-struct Vector {
-  typedef T type __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
-  static constexpr int lanes = kVectorBytes / static_cast<int>(sizeof(T));
-};
 
 // As `Windows` and its `Members` in attentions/buckets.py; `before`, `skip` and the members may be null.
 struct Table {
@@ -58,22 +52,6 @@ struct Problem {
 
   int64_t blocks() const { return (queries + kBlock - 1) / kBlock; }
 };
-
-// Runs work(item, scratch) for every item on a few threads, chunk by chunk; each thread makes its own scratch.
-template <typename Scratch, typename Work>
-void parallel(int threads, int64_t items, int64_t chunk, const Scratch &make, const Work &work) {
-  std::atomic<int64_t> next{0};
-  auto run = [&] {
-    auto scratch = make();
-    for (int64_t begin; (begin = next.fetch_add(chunk)) < items;)
-      for (int64_t item = begin; item < std::min(begin + chunk, items); ++item) work(item, scratch);
-  };
-  std::vector<std::thread> pool;
-  const int64_t useful = std::min<int64_t>(threads, (items + chunk - 1) / chunk);
-  for (int64_t i = 1; i < useful; ++i) pool.emplace_back(run);
-  run();
-  for (auto &thread : pool) thread.join();
-}
 
 // exp for x <= 0 or so: 2^n · p(r) with Cephes' polynomial, relative error 2e-7; zero below the smallest normal.
 inline float exponential(float x) {
@@ -118,8 +96,10 @@ struct Block {
     ranks.clear();
     for (int i = 0; i < kBlock; ++i) {
       query[i] = t.query_order[row * p.queries + first + std::min(i, count - 1)];
+      require(0 <= query[i] && query[i] < p.queries, "query_order holds a query that is not there");
       const int64_t at = row * p.queries + query[i];
       const int32_t size = i < count ? t.end[at] - t.start[at] : 0;  // lanes past the end meet no key
+      require(size <= 0 || (0 <= t.start[at] && t.end[at] <= t.places), "a window reaches beyond the sorted keys");
       // Both ends are monotone, so a window that is not empty ends where the union so far does.
       if (size > 0) append(ranks, t.start[at], t.end[at]);
       end[i] = static_cast<int32_t>(ranks.size()), start[i] = end[i] - size;
@@ -136,6 +116,15 @@ struct Block {
         earlier[e].oldest[i] = other.oldest[at], earlier[e].newest[i] = other.newest[at];
       }
     }
+  }
+
+  // What a table's key_order says of this row at a place of `ranks`: a key, or where that stands if it is by rank.
+  template <typename T>
+  int32_t key(const Problem<T> &p, size_t table, int32_t place) const {
+    const Table &t = p.tables[table];
+    const int32_t found = t.key_order[row * t.places + ranks[place]];
+    require(t.by_rank || (0 <= found && found < p.keys), "key_order holds a key that is not there");
+    return found;
   }
 
   // Which lanes the key at this place of `ranks`, its code at `at`, counts for: 1 or 0 each.
@@ -280,12 +269,11 @@ struct Forward {
       std::copy(result + at * p.value_dim, result + (at + 1) * p.value_dim, out[i]);
     }
     pack(block, p.q, p.queries, p.dim, p.scale, packed.data());
-    const int32_t *order = p.tables[table].key_order + block.row * p.tables[table].places;
     const int32_t places = static_cast<int32_t>(block.ranks.size());
     for (int32_t begin = 0; begin < places; begin += kTile) {
       const int count = std::min<int32_t>(kTile, places - begin);
       for (int j = 0; j < count; ++j) {
-        which[j] = order[block.ranks[begin + j]], at_row[j] = p.tables[table].at(block.ranks[begin + j], which[j]);
+        which[j] = block.key(p, table, begin + j), at_row[j] = p.tables[table].at(block.ranks[begin + j], which[j]);
         keys.set(j, p.k + (block.row * p.keys + at_row[j]) * p.dim);
         values.set(j, p.v + (block.row * p.keys + at_row[j]) * p.value_dim);
       }
@@ -384,12 +372,11 @@ struct Backward {
     std::fill(dq.begin(), dq.end(), T(0));
     pack(block, p.q, p.queries, p.dim, p.scale, packed_q.data());
     pack(block, grad, p.queries, p.value_dim, T(1), packed_g.data());
-    const int32_t *order = p.tables[table].key_order + block.row * p.tables[table].places;
     const int32_t places = static_cast<int32_t>(block.ranks.size());
     for (int32_t begin = 0; begin < places; begin += kTile) {
       const int count = std::min<int32_t>(kTile, places - begin);
       for (int j = 0; j < count; ++j) {
-        which[j] = order[block.ranks[begin + j]], at_row[j] = p.tables[table].at(block.ranks[begin + j], which[j]);
+        which[j] = block.key(p, table, begin + j), at_row[j] = p.tables[table].at(block.ranks[begin + j], which[j]);
         keys.set(j, p.k + (block.row * p.keys + at_row[j]) * p.dim);
         values.set(j, p.v + (block.row * p.keys + at_row[j]) * p.value_dim);
       }
@@ -411,7 +398,9 @@ struct Backward {
         int64_t to[kGroup];
         const int left = std::min(kGroup, count - j);
         for (int g = 0; g < left; ++g) {
-          while (into.ranks[place] != block.ranks[begin + j + g]) ++place;
+          const auto last = into.ranks.end();
+          place = std::find(into.ranks.begin() + place, last, block.ranks[begin + j + g]) - into.ranks.begin();
+          require(into.ranks.begin() + place != last, "windows do not ascend with query_order");
           to[g] = place;
         }
         spread(into.dk.data(), to, left, &flow[j * kBlock], queries);
@@ -481,9 +470,8 @@ void count(const Problem<T> &p, int64_t *found) {
     parallel(p.threads, p.rows * p.blocks(), kChunk, [] { return Block(); }, [&](int64_t item, Block &b) {
       b.load(p, t, item);
       alignas(64) int32_t keep[kBlock], sum[kBlock] = {};
-      const int32_t *order = p.tables[t].key_order + b.row * p.tables[t].places;
       for (size_t place = 0; place < b.ranks.size(); ++place) {
-        const int32_t key = order[b.ranks[place]];
+        const int32_t key = b.key(p, t, static_cast<int32_t>(place));
         b.mask(static_cast<int32_t>(place), key, p.tables[t].at(b.ranks[place], key), keep);
         for (int i = 0; i < kBlock; ++i) sum[i] += keep[i];
       }
@@ -494,7 +482,7 @@ void count(const Problem<T> &p, int64_t *found) {
 // What sorting one row of one table reads and writes: see bucket_windows in attentions/buckets.py. Queries of a group
 // of heads lie one head after the other, each in the order of positions; `real` is the first key that is no padding.
 struct Sort {
-  const int32_t *query_codes, *key_codes;
+  int32_t *query_codes, *key_codes;
   int64_t queries, keys, heads, codes, window, real;
   bool causal;
   const int32_t *limit;  // of each query position how many keys are not after it, or null: those up to its own
@@ -556,6 +544,22 @@ void order_queries(const Sort &s, int64_t places) {
                 [&](int32_t rank, int64_t i) { s.query_order[rank] = static_cast<int32_t>(query(i)); });
 }
 
+// Codes that count, as 32 bits; those of padding are not looked at.
+template <typename Code>
+void take_codes(const Sort &s, const Code *of_queries, const Code *of_keys) {
+  const int64_t each = s.queries / s.heads, past = s.keys - each;
+  const auto in_range = [&](Code code) { return 0 <= code && code < s.codes; };
+  for (int64_t j = 0; j < s.keys; ++j) {
+    require(j < s.real || in_range(of_keys[j]), "a key's code is not from 0 to codes - 1");
+    s.key_codes[j] = static_cast<int32_t>(of_keys[j]);
+  }
+  for (int64_t i = 0; i < s.queries; ++i) {
+    const bool padding = !s.limit && i % each < s.real - past;
+    require(padding || in_range(of_queries[i]), "a query's code is not from 0 to codes - 1");
+    s.query_codes[i] = static_cast<int32_t>(of_queries[i]);
+  }
+}
+
 void sort_row(const Sort &s) {
   clear(s);
   bucket_ranges(s, 0, s.key_order, [&](int64_t query, int32_t first, int32_t reached, int32_t last) {
@@ -596,37 +600,55 @@ Problem<T> problem(const T *q, const T *k, const T *v, const int32_t *const *ind
 }  // namespace
 
 #define EXPORT(T, NAME)                                                                                               \
-  extern "C" void window_forward_##NAME(const T *q, const T *k, const T *v, const int32_t *const *index,              \
-                                        const int64_t *sizes, double scale, T *out, T *lse) {                         \
-    forward(problem(q, k, v, index, sizes, scale), out, lse);                                                         \
+  extern "C" const char *window_forward_##NAME(const T *q, const T *k, const T *v, const int32_t *const *index,       \
+                                               const int64_t *sizes, double scale, T *out, T *lse) {                  \
+    return guarded([&] { forward(problem(q, k, v, index, sizes, scale), out, lse); });                                \
   }                                                                                                                   \
-  extern "C" void window_backward_##NAME(const T *q, const T *k, const T *v, const int32_t *const *index,             \
-                                         const int64_t *sizes, double scale, const T *grad, const T *out,             \
-                                         const T *lse, T *dq, T *dk, T *dv) {                                         \
-    backward(problem(q, k, v, index, sizes, scale), grad, out, lse, dq, dk, dv);                                      \
+  extern "C" const char *window_backward_##NAME(const T *q, const T *k, const T *v, const int32_t *const *index,      \
+                                                const int64_t *sizes, double scale, const T *grad, const T *out,      \
+                                                const T *lse, T *dq, T *dk, T *dv) {                                  \
+    return guarded([&] { backward(problem(q, k, v, index, sizes, scale), grad, out, lse, dq, dk, dv); });             \
   }
 
 EXPORT(float, float32)
 EXPORT(double, float64)
 
-extern "C" void window_count(const int32_t *const *index, const int64_t *sizes, int64_t *found) {
-  count(problem<float>(nullptr, nullptr, nullptr, index, sizes, 1.0), found);
+extern "C" const char *window_count(const int32_t *const *index, const int64_t *sizes, int64_t *found) {
+  return guarded([&] { count(problem<float>(nullptr, nullptr, nullptr, index, sizes, 1.0), found); });
 }
 
 // `sizes` rows, queries, keys, heads of a group, codes, window, causal, threads, and for a forest bits (0 for plain
 // windows, whose `shift` is left alone) and fewest candidates; `real` a number a row; `limit` as in Sort, or null.
-extern "C" void window_sort(const int32_t *query_codes, const int32_t *key_codes, const int64_t *real,
-                            const int32_t *limit, const int64_t *sizes, int32_t *key_order, int32_t *query_order,
-                            int32_t *start, int32_t *end, int32_t *oldest, int32_t *newest, int32_t *shift) {
+// `query_code` and `key_code` receive the codes in 32 bits.
+template <typename Code>
+void sort_rows(const Code *query_codes, const Code *key_codes, const int64_t *real, const int32_t *limit,
+               const int64_t *sizes, int32_t *query_code, int32_t *key_code, int32_t *key_order, int32_t *query_order,
+               int32_t *start, int32_t *end, int32_t *oldest, int32_t *newest, int32_t *shift) {
   const int64_t queries = sizes[1], keys = sizes[2], bits = sizes[8];
-  parallel(static_cast<int>(sizes[7]), sizes[0], 1, [] { return 0; }, [&](int64_t row, int) {
+  parallel(sizes[7], sizes[0], [&](int64_t row) {
     const int64_t q = row * queries, k = row * keys;
-    const Sort s{query_codes + q, key_codes + k, queries, keys, sizes[3], sizes[4], sizes[5], real[row], sizes[6] != 0,
+    require(0 <= real[row] && real[row] <= keys, "a row's first real key is not from 0 to the number of keys");
+    const Sort s{query_code + q, key_code + k, queries, keys, sizes[3], sizes[4], sizes[5], real[row], sizes[6] != 0,
                  limit ? limit + row * (queries / sizes[3]) : nullptr,
                  key_order + k * (bits + 1), query_order + q, start + q, end + q, oldest + q, newest + q};
+    take_codes(s, query_codes + q, key_codes + k);
     if (bits)
       forest_row(s, static_cast<int>(bits), sizes[9], shift + q);
     else
       sort_row(s);
   });
 }
+
+#define EXPORT_SORT(CODE, NAME)                                                                                       \
+  extern "C" const char *window_sort_##NAME(                                                                          \
+      const CODE *query_codes, const CODE *key_codes, const int64_t *real, const int32_t *limit,                      \
+      const int64_t *sizes, int32_t *query_code, int32_t *key_code, int32_t *key_order, int32_t *query_order,         \
+      int32_t *start, int32_t *end, int32_t *oldest, int32_t *newest, int32_t *shift) {                               \
+    return guarded([&] {                                                                                              \
+      sort_rows(query_codes, key_codes, real, limit, sizes, query_code, key_code, key_order, query_order, start, end, \
+                oldest, newest, shift);                                                                               \
+    });                                                                                                               \
+  }
+
+EXPORT_SORT(int32_t, int32)
+EXPORT_SORT(int64_t, int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -10,8 +10,7 @@ from torch import Tensor
 
 from attentions.buckets import Members, Windows
 from attentions.native import library
-
-NAMES = {torch.float32: "float32", torch.float64: "float64"}
+from attentions.native.calls import MOST, NAMES, Memory, call, plain
 
 
 def available(device: torch.device) -> bool:
@@ -33,10 +32,10 @@ def forward(
 
     With `onto`, those of the keys here and of the keys that gave `onto`, written over it.
     """
-    q, k, v = (_contiguous(x) for x in (q, k, v))
-    out, lse = onto if onto else (q.new_empty(*q.shape[:2], v.shape[2]), q.new_empty(q.shape[:2]))
-    index, sizes = _index(tables), _sizes(q.shape, k.shape, v.shape[2], tables, once, resume=onto is not None)
-    _call(f"window_forward_{NAMES[q.dtype]}", q, k, v, index, sizes, scale, out, lse)
+    inputs, (X, Q, E), dtype = _inputs(q, k, v, tables, scale, once, resume=onto is not None)
+    out, lse = onto if onto else (q.new_empty(X, Q, E, dtype=dtype), q.new_empty(X, Q, dtype=dtype))
+    outputs = {"out": Memory(out, (X, Q, E), dtype), "lse": Memory(lse, (X, Q), dtype)}
+    call("bucket_window", f"window_forward_{NAMES[dtype]}", **inputs, **outputs)
     return out, lse
 
 
@@ -53,12 +52,18 @@ def backward(
     once: bool,
 ) -> tuple[Float[Tensor, "X Q D"], Float[Tensor, "X M D"], Float[Tensor, "X M E"]]:
     """Gradients of q, k and v, from the scores computed anew."""
-    dtypes = [x.dtype for x in (q, k, v)]
-    q, k, v, grad = (_contiguous(x) for x in (q, k, v, grad))
-    grads = [torch.zeros_like(x) for x in (q, k, v)]
-    index, sizes = _index(tables), _sizes(q.shape, k.shape, v.shape[2], tables, once)
-    _call(f"window_backward_{NAMES[q.dtype]}", q, k, v, index, sizes, scale, grad, out, lse, *grads)
-    dq, dk, dv = (x.to(dtype) for x, dtype in zip(grads, dtypes, strict=True))
+    inputs, (X, Q, E), dtype = _inputs(q, k, v, tables, scale, once)
+    grads = [torch.zeros(x.shape, dtype=dtype) for x in (q, k, v)]
+    call(
+        "bucket_window",
+        f"window_backward_{NAMES[dtype]}",
+        **inputs,
+        grad=Memory(plain(grad, dtype), (X, Q, E), dtype),
+        out=Memory(out.contiguous(), (X, Q, E), dtype),
+        lse=Memory(lse.contiguous(), (X, Q), dtype),
+        **{f"d{name}": Memory(x, tuple(x.shape), dtype) for name, x in zip("qkv", grads, strict=True)},
+    )
+    dq, dk, dv = (x.to(own.dtype) for x, own in zip(grads, (q, k, v), strict=True))
     return dq, dk, dv
 
 
@@ -79,67 +84,85 @@ def windows(
     `limit` says for each position how many keys are not after it, in place of its own rank among the keys; it
     ascends. `forest` is the bits and the fewest candidates of an LSH forest's tree, or zeros.
     """
-    rows, queries = query_codes.shape
-    keys, (bits, fewest) = key_codes.shape[1], forest
-    places = keys * (bits + 1)
-    key_order, *rest = (torch.empty(rows, n, dtype=torch.int32) for n in (places, *[queries] * 5))
-    shift = torch.zeros(rows, queries, dtype=torch.int32)
-    threads = torch.get_num_threads()
-    sizes = torch.tensor([rows, queries, keys, heads, codes, window, causal, threads, bits, fewest])
-    real = torch.zeros(rows, dtype=torch.int64) if real is None else real.to(torch.int64).contiguous()
-    query_codes, key_codes = (x.int().contiguous() for x in (query_codes, key_codes))
+    (X, Q), M, (bits, fewest) = query_codes.shape, key_codes.shape[1], forest
+    places = M * (bits + 1)
+    if max(places, Q, codes) > MOST:
+        raise ValueError(f"{places} sorted keys, {Q} queries and {codes} codes: a row has at most {MOST} of each")
+    if heads < 1 or Q % heads or (limit is None and Q // heads > M):
+        raise ValueError(f"{Q} queries of {heads} heads and {M} keys: each head has as many queries, no more than keys")
+    dtype = query_codes.dtype if query_codes.dtype == key_codes.dtype == torch.int32 else torch.int64
+    key_order = torch.empty(X, places, dtype=torch.int32)
+    key_code = torch.empty(X, M, dtype=torch.int32)
+    query_code, query_order, start, end, oldest, newest = torch.empty(6, X, Q, dtype=torch.int32)
+    shift = torch.zeros(X, Q, dtype=torch.int32)
+    real = torch.zeros(X, dtype=torch.int64) if real is None else real.to(torch.int64).contiguous()
     limit = None if limit is None else limit.int().contiguous()
-    _call("window_sort", query_codes, key_codes, real, limit, sizes, key_order, *rest, shift)
-    query_order, start, end, oldest, newest = rest
-    return Windows(key_order, query_order, start, end, Members(key_codes, query_codes, shift, oldest, newest))
+    written = {
+        "query_order": query_order, "start": start, "end": end, "oldest": oldest, "newest": newest, "shift": shift,
+    }  # fmt: skip
+    call(
+        "bucket_window",
+        f"window_sort_{NAMES[dtype]}",
+        query_codes=Memory(query_codes.to(dtype).contiguous(), (X, Q), dtype),
+        key_codes=Memory(key_codes.to(dtype).contiguous(), (X, M), dtype),
+        real=Memory(real, (X,), torch.int64),
+        limit=Memory(limit, (X, Q // heads), torch.int32),
+        sizes=[X, Q, M, heads, codes, window, int(causal), torch.get_num_threads(), bits, fewest],
+        query_code=Memory(query_code, (X, Q), torch.int32),
+        key_code=Memory(key_code, (X, M), torch.int32),
+        key_order=Memory(key_order, (X, places), torch.int32),
+        **{name: Memory(x, (X, Q), torch.int32) for name, x in written.items()},
+    )
+    return Windows(key_order, query_order, start, end, Members(key_code, query_code, shift, oldest, newest))
 
 
 def count(tables: list[Windows], *, once: bool) -> Int[Tensor, "X Q"]:
     """Keys that enter each query's output, over all tables."""
-    rows, queries = tables[0].start.shape
-    found = torch.empty(rows, queries, dtype=torch.int64)
-    keys = tables[0].key_order.shape[1] if tables[0].members is None else tables[0].members.key_code.shape[1]
-    _call("window_count", _index(tables), _sizes((rows, queries, 0), (rows, keys), 0, tables, once), found)
+    X, Q = tables[0].start.shape
+    found = torch.empty(X, Q, dtype=torch.int64)
+    M = tables[0].key_order.shape[1] if tables[0].members is None else tables[0].members.key_code.shape[1]
+    index, sizes = _index(tables, X, Q, M, once), _sizes((X, Q, M, 0, 0), tables, once)
+    call("bucket_window", "window_count", index=index, sizes=sizes, found=Memory(found, (X, Q), torch.int64))
     return found
 
 
-def _contiguous(x: Tensor) -> Tensor:
-    return x.detach().to(x.dtype if x.dtype in NAMES else torch.float32).contiguous()
+def _inputs(
+    q: Tensor, k: Tensor, v: Tensor, tables: list[Windows], scale: float, once: bool, *, resume: bool = False
+) -> tuple[dict[str, Any], tuple[int, int, int], torch.dtype]:
+    """What both passes begin with, rows, queries and width of the output, and the precision it is computed in."""
+    q = plain(q)
+    (X, Q, D), M, E = q.shape, k.shape[1], v.shape[2]
+    inputs = {
+        "q": Memory(q, (X, Q, D), q.dtype),
+        "k": Memory(plain(k, q.dtype), (X, M, D), q.dtype),
+        "v": Memory(plain(v, q.dtype), (X, M, E), q.dtype),
+        "index": _index(tables, X, Q, M, once),
+        "sizes": _sizes((X, Q, M, D, E), tables, once, resume=resume),
+        "scale": float(scale),
+    }
+    return inputs, (X, Q, E), q.dtype
 
 
-def _index(tables: list[Windows]) -> list[Tensor | None]:
-    found: list[Tensor | None] = []
+def _index(tables: list[Windows], X: int, Q: int, M: int, once: bool) -> list[Memory]:
+    """Eleven pointers a table."""
+    found = []
     for table in tables:
-        m = table.members
+        m, P = table.members, table.key_order.shape[1]
+        if P > MOST or (table.by_rank and P != M):
+            raise ValueError(f"{P} sorted keys of {M}: there are at most {MOST}, and by rank as many as keys")
         members = (None,) * 5 if m is None else (m.key_code, m.query_code, m.shift, m.oldest, m.newest)
-        parts = (table.key_order, table.query_order, table.start, table.end, table.before, table.skip, *members)
-        found += [None if x is None else x.contiguous() for x in parts]
+        by_query = (table.query_order, table.start, table.end, table.before, table.skip)
+        shapes = [(X, P), *[(X, Q)] * 5, (X, M), *[(X, Q)] * 4]
+        parts = zip((table.key_order, *by_query, *members), shapes, strict=True)
+        found += [Memory(None if x is None else x.contiguous(), shape, torch.int32) for x, shape in parts]
+    if once and not all(table.members for table in tables[:-1]):
+        raise ValueError("a union needs to know its windows' members")
     return found
 
 
 def _sizes(
-    q: tuple[int, ...], k: tuple[int, ...], value_dim: int, tables: list[Windows], once: bool, *, resume: bool = False
-) -> Tensor:
-    assert not once or all(table.members for table in tables[:-1]), "a union needs to know its windows' members"
-    places = [x for table in tables for x in (table.key_order.shape[1], table.by_rank)]
-    threads = torch.get_num_threads()
-    return torch.tensor([q[0], q[1], k[1], q[2], value_dim, len(tables), once, threads, resume, *places])
-
-
-def _call(name: str, *arguments: Tensor | list[Tensor | None] | float | None) -> None:
-    """Call a function of the library; tensors go as pointers, a list of them as an array of pointers."""
-    kernel = library("bucket_window")
-    assert kernel is not None, "ask available() first"
-    function = getattr(kernel, name)
-    function.restype = None
-    function(*(_pointer(x) for x in arguments))
-
-
-def _pointer(x: Tensor | list[Tensor | None] | float | None) -> object:
-    if x is None:
-        return ctypes.c_void_p(None)
-    if isinstance(x, float | int):
-        return ctypes.c_double(x)
-    if isinstance(x, Tensor):
-        return ctypes.c_void_p(x.data_ptr())
-    return (ctypes.c_void_p * len(x))(*[None if y is None else y.data_ptr() for y in x])
+    shape: tuple[int, int, int, int, int], tables: list[Windows], once: bool, *, resume: bool = False
+) -> list[int]:
+    X, Q, M, D, E = shape
+    places = [int(x) for table in tables for x in (table.key_order.shape[1], table.by_rank)]
+    return [X, Q, M, D, E, len(tables), int(once), torch.get_num_threads(), int(resume), *places]

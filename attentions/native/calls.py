@@ -1,8 +1,10 @@
-"""Tensors handed to the C++ kernels: pointers to their memory, and channels in whole vectors."""
+"""The one way into the C++ kernels: what they are to read and write is checked, then handed over as pointers."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,18 +12,45 @@ from torch import Tensor
 
 from attentions.native import library
 
-NAMES = {torch.float32: "float32", torch.float64: "float64"}  # what the kernels' functions end in
+NAMES = {torch.float32: "float32", torch.float64: "float64", torch.int32: "int32", torch.int64: "int64"}
 VECTOR_BYTES = 64  # the widest vector that the kernels use
 ALONE = 1 << 14  # numbers that one thread has done with by the time a second would have started
+MOST = 2**31 - 2  # ranks and codes are kept in 32 bits
 
 
-def call(kernel: str, function: str, *arguments: Tensor | int | None) -> int:
-    """Run a function of a built kernel on pointers to the tensors; what it returns, if it is an integer."""
+class Memory(NamedTuple):
+    """A tensor, or none, with what the kernel takes it for: contiguous unless it has strides of its own."""
+
+    tensor: Tensor | None
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    strides: tuple[int, ...] | None = None
+
+
+def call(kernel: str, function: str, **arguments: Memory | Sequence[Memory] | list[int] | int | float) -> None:
+    """Run a function of a built kernel on its arguments, in the order of its parameters.
+
+    A list of integers goes as an array of int64, a sequence of memory as an array of pointers. Raises ValueError for
+    memory that is not what it is taken for and for an index that leads out of it, MemoryError where there is none.
+    """
+    found = library(kernel)
+    assert found is not None, f"ask whether {kernel} is available first"
+    run = getattr(found, function)
+    run.restype = ctypes.c_char_p
+    failure = run(*(_passed(f"{function}: {name}", x) for name, x in arguments.items()))
+    if failure == b"out of memory":
+        raise MemoryError(f"{function} of the native kernel {kernel} ran out of memory")
+    if failure:
+        raise ValueError(f"{function}: {failure.decode()}")
+
+
+def constant(kernel: str, function: str) -> int:
+    """What a function without parameters returns."""
     found = library(kernel)
     assert found is not None, f"ask whether {kernel} is available first"
     run = getattr(found, function)
     run.restype = ctypes.c_int64
-    return run(*(_pointer(x) for x in arguments))
+    return run()
 
 
 def whole_vectors(size: int, dtype: torch.dtype) -> int:
@@ -40,7 +69,33 @@ def filled(x: Tensor, wide: int) -> Tensor:
     return (F.pad(x, (0, wide - x.shape[-1])) if wide > x.shape[-1] else x).contiguous()  # a pad of nothing copies
 
 
-def _pointer(x: Tensor | int | None) -> object:
+def plain(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """x without its graph, contiguous, in a precision that the kernels have: `dtype`, its own, or else float32."""
+    own = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+    return x.detach().to(dtype or own).contiguous()
+
+
+def _passed(name: str, x: Memory | Sequence[Memory] | list[int] | int | float) -> object:
+    if isinstance(x, Memory):
+        return ctypes.c_void_p(_address(name, x))
     if isinstance(x, int):
         return ctypes.c_int64(x)
-    return ctypes.c_void_p(None if x is None else x.data_ptr())
+    if isinstance(x, float):
+        return ctypes.c_double(x)
+    if x and isinstance(x[0], Memory):
+        return (ctypes.c_void_p * len(x))(*(_address(name, y) for y in x))  # type: ignore[arg-type]
+    return (ctypes.c_int64 * len(x))(*x)  # type: ignore[arg-type]
+
+
+def _address(name: str, memory: Memory) -> int | None:
+    """Where a tensor's numbers lie; raises ValueError unless they are what the kernel takes them for."""
+    x = memory.tensor
+    if x is None:
+        return None
+    laid_out = x.is_contiguous() if memory.strides is None else x.stride() == memory.strides
+    if x.shape == memory.shape and x.dtype == memory.dtype and x.device.type == "cpu" and laid_out:
+        return x.data_ptr()
+    raise ValueError(
+        f"{name} is {x.dtype} of shape {tuple(x.shape)} and strides {x.stride()} on {x.device}: the kernel takes "
+        f"{memory.dtype} of shape {memory.shape}, {memory.strides or 'contiguous'}, on the CPU"
+    )

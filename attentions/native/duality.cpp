@@ -315,14 +315,16 @@ Duality<T> duality(const T *x, const T *log, const T *b, const T *c, const int64
 
 }  // namespace
 
-#define EXPORT(T, NAME)                                                                                                \
-  extern "C" void duality_forward_##NAME(const T *x, const T *log, const T *b, const T *c, const int64_t *sizes, T *y, \
-                                         T *state, T *before) {                                                        \
-    forward(duality(x, log, b, c, sizes), y, state, before);                                                           \
-  }                                                                                                                    \
-  extern "C" void duality_backward_##NAME(const T *x, const T *log, const T *b, const T *c, const int64_t *sizes,      \
-                                          const T *dy, const T *before, T *dx, T *dlog, T *db, T *dc, T *dstate) {     \
-    backward(duality(x, log, b, c, sizes), Gradients<T>{dy, before, dx, dlog, db, dc, dstate});                        \
+#define EXPORT(T, NAME)                                                                                               \
+  extern "C" const char *duality_forward_##NAME(const T *x, const T *log, const T *b, const T *c,                     \
+                                                const int64_t *sizes, T *y, T *state, T *before) {                    \
+    return guarded([&] { forward(duality(x, log, b, c, sizes), y, state, before); });                                 \
+  }                                                                                                                   \
+  extern "C" const char *duality_backward_##NAME(const T *x, const T *log, const T *b, const T *c,                    \
+                                                 const int64_t *sizes, const T *dy, const T *before, T *dx, T *dlog,  \
+                                                 T *db, T *dc, T *dstate) {                                           \
+    const Gradients<T> gradients{dy, before, dx, dlog, db, dc, dstate};                                               \
+    return guarded([&] { backward(duality(x, log, b, c, sizes), gradients); });                                       \
   }
 
 EXPORT(float, float32)

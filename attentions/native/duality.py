@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attentions.native import library
-from attentions.native.calls import NAMES, call, filled, useful_threads, whole_vectors
+from attentions.native.calls import NAMES, Memory, call, filled, useful_threads, whole_vectors
 
 
 def available(device: torch.device) -> bool:
@@ -29,12 +29,18 @@ def forward(
 
     K is G, or 1: one b and c for all, whose scores are then computed once.
     """
-    inputs, sizes = _filled(x, log, b, c, chunk)
-    E, S, wide, states = x.shape[-1], b.shape[-1], inputs[0].shape[-1], inputs[2].shape[-1]
-    y, last = x.new_empty(*x.shape[:2], *c.shape[2:4], wide), _turned(state, wide, states).clone()
-    chunks = -(-x.shape[2] // chunk)
-    before = x.new_empty(*x.shape[:2], chunks, states, wide) if checkpoints else None
-    call("duality", f"duality_forward_{NAMES[x.dtype]}", *inputs, sizes, y, last, before)
+    inputs, (wide, states, _, _), dtype = *_inputs(x, log, b, c, chunk), x.dtype
+    (B, G, T, E), R, S, chunks = x.shape, c.shape[2], b.shape[-1], -(-x.shape[2] // chunk)
+    y, last = x.new_empty(B, G, R, T, wide), _turned(state, wide, states).clone()
+    before = x.new_empty(B, G, chunks, states, wide) if checkpoints else None
+    call(
+        "duality",
+        f"duality_forward_{NAMES[dtype]}",
+        **inputs,
+        y=Memory(y, (B, G, R, T, wide), dtype),
+        last=Memory(last, (B, G, states, wide), dtype),
+        before=Memory(before, (B, G, chunks, states, wide), dtype),
+    )
     return y[..., :E], last[..., :S, :E].transpose(-1, -2), before
 
 
@@ -49,25 +55,46 @@ def backward(
     chunk: int,
 ) -> tuple[Tensor, ...]:
     """Gradients of x, log, b, c and the state to start from."""
-    inputs, sizes = _filled(x, log, b, c, chunk)
-    E, S, (wide, states, parts) = x.shape[-1], b.shape[-1], (int(sizes[i]) for i in (5, 4, 7))
-    dx, dstate = torch.empty_like(inputs[0]), _turned(grad_state, wide, states).clone()
-    shared = int(sizes[1]) > 1  # then the parts are of rows
-    dlog, db, dc = (y.new_empty(1 if y is inputs[1] and shared else parts, *y.shape) for y in inputs[1:])
-    outputs = (dx, dlog, db, dc, dstate)
-    call("duality", f"duality_backward_{NAMES[x.dtype]}", *inputs, sizes, filled(grad, wide), before, *outputs)
+    inputs, (wide, states, parts, sharing), dtype = *_inputs(x, log, b, c, chunk), x.dtype
+    (B, G, T, E), (K, R, S), chunks = x.shape, (*c.shape[1:3], b.shape[-1]), -(-x.shape[2] // chunk)
+    dx, dstate = x.new_empty(B, G, T, wide), _turned(grad_state, wide, states).clone()
+    dlog = x.new_empty(1 if sharing > 1 else parts, B, G, T)  # where b and c are shared the parts are of rows
+    db, dc = x.new_empty(parts, B, K, T, states), x.new_empty(parts, B, K, R, T, states)
+    call(
+        "duality",
+        f"duality_backward_{NAMES[dtype]}",
+        **inputs,
+        dy=Memory(filled(grad, wide), (B, G, R, T, wide), dtype),
+        before=Memory(before, (B, G, chunks, states, wide), dtype),
+        dx=Memory(dx, (B, G, T, wide), dtype),
+        dlog=Memory(dlog, tuple(dlog.shape), dtype),
+        db=Memory(db, tuple(db.shape), dtype),
+        dc=Memory(dc, tuple(dc.shape), dtype),
+        dstate=Memory(dstate, (B, G, states, wide), dtype),
+    )
     dlog, db, dc = (y[0] if len(y) == 1 else y.sum(0) for y in (dlog, db, dc))
     return dx[..., :E], dlog, db[..., :S], dc[..., :S], dstate[..., :S, :E].transpose(-1, -2)
 
 
-def _filled(x: Tensor, log: Tensor, b: Tensor, c: Tensor, chunk: int) -> tuple[list[Tensor], Tensor]:
-    B, G, T, E = x.shape
-    wide, states = whole_vectors(E, x.dtype), whole_vectors(b.shape[3], x.dtype)
-    threads, sharing = useful_threads(x.numel() * states), G // b.shape[1]
-    divisible = sharing if sharing > 1 else wide // whole_vectors(1, x.dtype)
-    parts = min(divisible, -(-threads * sharing // (B * G)))  # idle threads take a share of the rows or channels
-    sizes = torch.tensor([B * G, sharing, c.shape[2], T, states, wide, chunk, parts, threads])
-    return [filled(x, wide), log.contiguous(), filled(b, states), filled(c, states)], sizes
+def _inputs(
+    x: Tensor, log: Tensor, b: Tensor, c: Tensor, chunk: int
+) -> tuple[dict[str, Memory | list[int]], tuple[int, int, int, int]]:
+    """What both functions of the kernel begin with; channels and states in whole vectors, parts and rows that share."""
+    (B, G, T, E), (K, R), dtype = x.shape, c.shape[1:3], x.dtype
+    if chunk < 1 or K < 1 or G % K:
+        raise ValueError(f"chunk={chunk} and {K} keys for {G} rows: a chunk has a position, and rows share evenly")
+    wide, states = whole_vectors(E, dtype), whole_vectors(b.shape[3], dtype)
+    threads, sharing = useful_threads(x.numel() * states), G // K
+    divisible = sharing if sharing > 1 else wide // whole_vectors(1, dtype)
+    parts = min(divisible, -(-threads * sharing // max(B * G, 1)))  # idle threads take a share of rows or channels
+    inputs: dict[str, Memory | list[int]] = {
+        "x": Memory(filled(x, wide), (B, G, T, wide), dtype),
+        "log": Memory(log.contiguous(), (B, G, T), dtype),
+        "b": Memory(filled(b, states), (B, K, T, states), dtype),
+        "c": Memory(filled(c, states), (B, K, R, T, states), dtype),
+        "sizes": [B * G, sharing, R, T, states, wide, chunk, parts, threads],
+    }
+    return inputs, (wide, states, parts, sharing)
 
 
 def _turned(state: Tensor, wide: int, states: int) -> Tensor:

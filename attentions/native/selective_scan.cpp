@@ -197,15 +197,16 @@ Scan<T> scan(const T *u, const T *delta, const T *a, const T *b, const T *c, con
 
 }  // namespace
 
-#define EXPORT(T, NAME)                                                                                              \
-  extern "C" void scan_forward_##NAME(const T *u, const T *delta, const T *a, const T *b, const T *c,                \
-                                      const int64_t *sizes, T *y, T *last, T *states) {                              \
-    forward(scan(u, delta, a, b, c, sizes), y, last, states);                                                        \
-  }                                                                                                                  \
-  extern "C" void scan_backward_##NAME(const T *u, const T *delta, const T *a, const T *b, const T *c,               \
-                                       const int64_t *sizes, const T *dy, const T *states, T *du, T *ddelta, T *da,  \
-                                       T *db, T *dc, int64_t parts) {                                                \
-    backward(scan(u, delta, a, b, c, sizes), Gradients<T>{dy, states, du, ddelta, da, db, dc, parts});               \
+#define EXPORT(T, NAME)                                                                                               \
+  extern "C" const char *scan_forward_##NAME(const T *u, const T *delta, const T *a, const T *b, const T *c,          \
+                                      const int64_t *sizes, T *y, T *last, T *states) {                               \
+    return guarded([&] { forward(scan(u, delta, a, b, c, sizes), y, last, states); });                                \
+  }                                                                                                                   \
+  extern "C" const char *scan_backward_##NAME(const T *u, const T *delta, const T *a, const T *b, const T *c,         \
+                                       const int64_t *sizes, const T *dy, const T *states, T *du, T *ddelta, T *da,   \
+                                       T *db, T *dc, int64_t parts) {                                                 \
+    const Gradients<T> gradients{dy, states, du, ddelta, da, db, dc, parts};                                          \
+    return guarded([&] { backward(scan(u, delta, a, b, c, sizes), gradients); });                                     \
   }
 
 EXPORT(float, float32)

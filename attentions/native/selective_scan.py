@@ -11,7 +11,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attentions.native import library
-from attentions.native.calls import NAMES, VECTOR_BYTES, call, filled, useful_threads, whole_vectors
+from attentions.native.calls import (
+    NAMES,
+    VECTOR_BYTES,
+    Memory,
+    call,
+    constant,
+    filled,
+    useful_threads,
+    whole_vectors,
+)
 
 STATES = 16
 
@@ -32,15 +41,20 @@ def forward(
     checkpoints: bool,
 ) -> tuple[Float[Tensor, "B G R N E"], Float[Tensor, "B G E S"], Tensor | None]:
     """Output, last state and, if asked for, the states that `backward` starts its chunks from."""
-    assert a.shape[2] == STATES, "bring the states into groups of 16 first"
-    inputs, sizes = _filled(u, delta, a, b, c)
-    wide = inputs[0].shape[-1]
+    inputs, wide, dtype = _inputs(u, delta, a, b, c), whole_vectors(u.shape[-1], u.dtype), u.dtype
+    B, G, M, E = u.shape
     last = filled(state.transpose(-1, -2), wide).clone()
     y = u.new_empty(*c.shape[:-1], wide)
-    chunks = -(-u.shape[2] // call("selective_scan", "scan_chunk"))
-    states = u.new_empty(u.shape[0], u.shape[1], chunks, STATES, wide) if checkpoints else None
-    call("selective_scan", f"scan_forward_{NAMES[u.dtype]}", *inputs, sizes, y, last, states)
-    E = u.shape[-1]
+    chunks = -(-M // constant("selective_scan", "scan_chunk"))
+    states = u.new_empty(B, G, chunks, STATES, wide) if checkpoints else None
+    call(
+        "selective_scan",
+        f"scan_forward_{NAMES[dtype]}",
+        **inputs,
+        y=Memory(y, (*c.shape[:-1], wide), dtype),
+        last=Memory(last, (B, G, STATES, wide), dtype),
+        states=Memory(states, (B, G, chunks, STATES, wide), dtype),
+    )
     return y[..., :E], last[..., :E].transpose(-1, -2), states
 
 
@@ -54,16 +68,27 @@ def backward(
     states: Tensor,
 ) -> tuple[Tensor, ...]:
     """Gradients of u, delta, a, b and c, from the states computed anew."""
-    inputs, sizes = _filled(u, delta, a, b, c)
-    E, wide, rows = u.shape[-1], inputs[0].shape[-1], u.shape[0] * u.shape[1]
+    inputs, wide, dtype = _inputs(u, delta, a, b, c), whole_vectors(u.shape[-1], u.dtype), u.dtype
+    (B, G, M, E), shape = u.shape, (*u.shape[:3], wide)
     vectors = -(-wide * u.itemsize // VECTOR_BYTES)
-    parts = min(vectors, -(-2 * torch.get_num_threads() // rows))  # enough for every thread, however few the rows
-    du, ddelta = (torch.empty_like(inputs[0]) for _ in range(2))
-    da = u.new_zeros(*u.shape[:2], STATES, wide)
-    db, dc = (x.new_empty(parts, *x.shape) for x in inputs[3:])
-    outputs = (du, ddelta, da, db, dc)
+    threads = -(-2 * torch.get_num_threads() // max(B * G, 1))
+    parts = min(vectors, threads)  # enough for every thread, however few the rows
+    du, ddelta = u.new_empty(shape), u.new_empty(shape)
+    da = u.new_zeros(B, G, STATES, wide)
+    db, dc = (x.new_empty(parts, *x.shape) for x in (b, c))
+    chunks = -(-M // constant("selective_scan", "scan_chunk"))
     call(
-        "selective_scan", f"scan_backward_{NAMES[u.dtype]}", *inputs, sizes, filled(grad, wide), states, *outputs, parts
+        "selective_scan",
+        f"scan_backward_{NAMES[dtype]}",
+        **inputs,
+        dy=Memory(filled(grad, wide), (*c.shape[:-1], wide), dtype),
+        states=Memory(states, (B, G, chunks, STATES, wide), dtype),
+        du=Memory(du, shape, dtype),
+        ddelta=Memory(ddelta, shape, dtype),
+        da=Memory(da, (B, G, STATES, wide), dtype),
+        db=Memory(db, (parts, *b.shape), dtype),
+        dc=Memory(dc, (parts, *c.shape), dtype),
+        parts=parts,
     )
     return (
         du[..., :E],
@@ -73,9 +98,18 @@ def backward(
     )
 
 
-def _filled(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> tuple[list[Tensor], Tensor]:
-    B, G, M, E = u.shape
-    wide = whole_vectors(E, u.dtype)
-    inputs = [*(filled(x, wide) for x in (u, delta, a.transpose(-1, -2))), b.contiguous(), c.contiguous()]
-    sizes = torch.tensor([B * G, G, c.shape[2], M, c.shape[3], wide, useful_threads(u.numel() * STATES)])
-    return inputs, sizes
+def _inputs(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> dict[str, Memory | list[int]]:
+    """What both functions of the kernel begin with."""
+    (B, G, M, E), (R, N), dtype = u.shape, c.shape[2:4], u.dtype
+    if N > M:
+        raise ValueError(f"c has {N} queries: they stand last among the {M} positions of u")
+    wide = whole_vectors(E, dtype)
+    threads = useful_threads(u.numel() * STATES)
+    return {
+        "u": Memory(filled(u, wide), (B, G, M, wide), dtype),
+        "delta": Memory(filled(delta, wide), (B, G, M, wide), dtype),
+        "a": Memory(filled(a.transpose(-1, -2), wide), (G, STATES, wide), dtype),
+        "b": Memory(b.contiguous(), (B, G, M, STATES), dtype),
+        "c": Memory(c.contiguous(), (B, G, R, N, STATES), dtype),
+        "sizes": [B * G, G, R, M, N, wide, threads],
+    }

@@ -100,15 +100,15 @@ Convolution<T> convolution(const T *x, const T *weight, const T *bias, const int
 
 }  // namespace
 
-#define EXPORT(T, NAME)                                                                                           \
-  extern "C" void short_convolution_forward_##NAME(const T *x, const T *weight, const T *bias,                    \
-                                                   const int64_t *sizes, T *y) {                                  \
-    forward(convolution(x, weight, bias, sizes), y);                                                              \
-  }                                                                                                               \
-  extern "C" void short_convolution_backward_##NAME(const T *x, const T *weight, const T *bias,                   \
-                                                    const int64_t *sizes, const T *dy, T *dx, T *dweight,         \
-                                                    T *dbias) {                                                   \
-    backward(convolution(x, weight, bias, sizes), dy, dx, dweight, dbias);                                        \
+#define EXPORT(T, NAME)                                                                                               \
+  extern "C" const char *short_convolution_forward_##NAME(const T *x, const T *weight, const T *bias,                 \
+                                                   const int64_t *sizes, T *y) {                                      \
+    return guarded([&] { forward(convolution(x, weight, bias, sizes), y); });                                         \
+  }                                                                                                                   \
+  extern "C" const char *short_convolution_backward_##NAME(const T *x, const T *weight, const T *bias,                \
+                                                    const int64_t *sizes, const T *dy, T *dx, T *dweight,             \
+                                                    T *dbias) {                                                       \
+    return guarded([&] { backward(convolution(x, weight, bias, sizes), dy, dx, dweight, dbias); });                   \
   }
 
 EXPORT(float, float32)

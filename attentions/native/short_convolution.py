@@ -7,21 +7,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attentions.native import library
-from attentions.native.calls import NAMES, call, useful_threads
+from attentions.native.calls import NAMES, Memory, call, constant, useful_threads
 
 
 def available(x: Tensor) -> bool:
     """Whether the kernel runs for this tensor: on the CPU, in a precision it has; builds it when first asked."""
-    return x.device.type == "cpu" and x.dtype in NAMES and library("short_convolution") is not None
+    has = x.dtype in (torch.float32, torch.float64)
+    return has and x.device.type == "cpu" and library("short_convolution") is not None
 
 
 def forward(
     x: Float[Tensor, "B N C"], weight: Float[Tensor, "W C"], bias: Float[Tensor, " C"]
 ) -> Float[Tensor, "B N C"]:
     """The convolution and SiLU; x may be a slice of wider rows."""
-    x, sizes = _rows(x, weight)
+    inputs, dtype = _inputs(x, weight, bias), x.dtype
     y = x.new_empty(x.shape)
-    call("short_convolution", f"short_convolution_forward_{NAMES[x.dtype]}", x, weight, bias, sizes, y)
+    call("short_convolution", f"short_convolution_forward_{NAMES[dtype]}", **inputs, y=Memory(y, x.shape, dtype))
     return y
 
 
@@ -32,14 +33,27 @@ def backward(
     bias: Float[Tensor, " C"],
 ) -> tuple[Float[Tensor, "B N C"], Float[Tensor, "W C"], Float[Tensor, " C"]]:
     """Gradients of x, weight and bias."""
-    x, sizes = _rows(x, weight)
-    items = x.shape[0] * -(-x.shape[1] // call("short_convolution", "short_convolution_block"))
+    inputs, dtype = _inputs(x, weight, bias), x.dtype
+    items = x.shape[0] * -(-x.shape[1] // constant("short_convolution", "short_convolution_block"))
     dx, dweight, dbias = x.new_empty(x.shape), x.new_empty(items, *weight.shape), x.new_empty(items, *bias.shape)
-    name = f"short_convolution_backward_{NAMES[x.dtype]}"
-    call("short_convolution", name, x, weight, bias, sizes, grad.contiguous(), dx, dweight, dbias)
+    call(
+        "short_convolution",
+        f"short_convolution_backward_{NAMES[dtype]}",
+        **inputs,
+        dy=Memory(grad.contiguous(), x.shape, dtype),
+        dx=Memory(dx, x.shape, dtype),
+        dweight=Memory(dweight, (items, *weight.shape), dtype),
+        dbias=Memory(dbias, (items, *bias.shape), dtype),
+    )
     return dx, dweight.sum(0), dbias.sum(0)
 
 
-def _rows(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _inputs(x: Tensor, weight: Tensor, bias: Tensor) -> dict[str, Memory | list[int]]:
     x = x if x.stride(2) == 1 else x.contiguous()
-    return x, torch.tensor([*x.shape, len(weight), x.stride(0), x.stride(1), useful_threads(x.numel())])
+    (B, N, C), W = x.shape, len(weight)
+    return {
+        "x": Memory(x, (B, N, C), x.dtype, (x.stride(0), x.stride(1), 1)),
+        "weight": Memory(weight, (W, C), x.dtype),
+        "bias": Memory(bias, (C,), x.dtype),
+        "sizes": [B, N, C, W, x.stride(0), x.stride(1), useful_threads(x.numel())],
+    }

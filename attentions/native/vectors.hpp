@@ -1,4 +1,4 @@
-// What the kernels share: vectors of lanes, an exponential on them, and threads.
+// What the kernels share: vectors of lanes, an exponential on them, threads, and how a function says what went wrong.
 
 #pragma once
 
@@ -6,6 +6,10 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <exception>
+#include <mutex>
+#include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -75,18 +79,63 @@ inline Vec<T> exponential(Vec<T> x) {
   return (Vec<T>)((Bits)p + ((Bits)shifted << N::mantissa));
 }
 
-// Runs work(item, scratch) for every item on a few threads, one by one; each thread makes its own scratch.
+// What a kernel throws at an index that leads out of its memory.
+struct Outside {
+  const char *what;
+};
+
+inline void require(bool inside, const char *what) {
+  if (!inside) throw Outside{what};
+}
+
+// What a function returns: null, or why it did not do its work. No exception leaves the library.
+template <typename Work>
+const char *guarded(const Work &work) {
+  try {
+    work();
+    return nullptr;
+  } catch (const Outside &wrong) {
+    return wrong.what;
+  } catch (const std::bad_alloc &) {
+    return "out of memory";
+  } catch (const std::exception &) {
+    return "an error of the C++ library";
+  }
+}
+
+// Runs work(item, scratch) for every item on a few threads, chunk by chunk; each thread makes its own scratch. What a
+// thread throws is thrown again when all have stopped. Where no thread can be started, those that run do the work.
 template <typename Make, typename Work>
-void parallel(int64_t threads, int64_t items, const Make &make, const Work &work) {
+void parallel(int64_t threads, int64_t items, int64_t chunk, const Make &make, const Work &work) {
   std::atomic<int64_t> next{0};
+  std::exception_ptr failure;
+  std::mutex lock;
   auto run = [&] {
-    auto scratch = make();
-    for (int64_t item; (item = next.fetch_add(1)) < items;) work(item, scratch);
+    try {
+      auto scratch = make();
+      for (int64_t begin; (begin = next.fetch_add(chunk)) < items;)
+        for (int64_t item = begin; item < std::min(begin + chunk, items); ++item) work(item, scratch);
+    } catch (...) {
+      next = items;
+      const std::lock_guard<std::mutex> held(lock);
+      failure = std::current_exception();
+    }
   };
+  const int64_t useful = std::min(threads, (items + chunk - 1) / chunk);
   std::vector<std::thread> pool;
-  for (int64_t i = 1; i < std::min<int64_t>(threads, items); ++i) pool.emplace_back(run);
+  pool.reserve(std::max<int64_t>(useful, 1));
+  try {
+    for (int64_t i = 1; i < useful; ++i) pool.emplace_back(run);
+  } catch (const std::system_error &) {
+  }
   run();
   for (auto &thread : pool) thread.join();
+  if (failure) std::rethrow_exception(failure);
+}
+
+template <typename Make, typename Work>
+void parallel(int64_t threads, int64_t items, const Make &make, const Work &work) {
+  parallel(threads, items, 1, make, work);
 }
 
 template <typename Work>

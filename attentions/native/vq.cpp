@@ -200,8 +200,11 @@ void scores(const Problem<T> &p, int64_t x, int64_t r, int64_t begin, int64_t ro
     return;
   }
   const T *table = p.table + (x % p.G * p.R + r) * p.A * p.S;
-  for (int64_t i = 0; i < rows; ++i)
-    std::memcpy(&s.weights[i * wide], table + p.q_codes[at + i] * p.S, p.S * sizeof(T));
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t code = p.q_codes[at + i];
+    require(0 <= code && code < p.A, "a query's code is not from 0 to codes - 1");
+    std::memcpy(&s.weights[i * wide], table + code * p.S, p.S * sizeof(T));
+  }
 }
 
 // Scores to weights in place. The largest score that query i sees, of earlier keys and of the block's up to its own,
@@ -278,9 +281,10 @@ void causal_chunk(const Problem<T> &p, int64_t x, int64_t begin, int64_t end, Sc
 
 // Adds the keys of chunk `item` of v (X, M, E) to counts (S) and sums (S, E).
 template <typename T>
-void tally_chunk(const T *v, const int64_t *codes, int64_t first, int64_t rows, int64_t E, double *counts,
+void tally_chunk(const T *v, const int64_t *codes, int64_t first, int64_t rows, int64_t S, int64_t E, double *counts,
                  double *sums) {
   for (int64_t j = first; j < first + rows; ++j) {
+    require(0 <= codes[j] && codes[j] < S, "a key's code is not from 0 to codes - 1");
     counts[codes[j]] += 1;
     double *__restrict__ sum = sums + codes[j] * E;
     for (int64_t e = 0; e < E; ++e) sum[e] += v[j * E + e];
@@ -299,12 +303,12 @@ struct Tally {
       : counts(X * ((M + chunk - 1) / chunk) * S), sums(counts.size() * E), chunks((M + chunk - 1) / chunk) {
     parallel(threads, X * chunks, [&](int64_t item) {
       const int64_t begin = item % chunks * chunk;
-      tally_chunk(v, codes, item / chunks * M + begin, std::min(chunk, M - begin), E, &counts[item * S],
-                  &sums[item * S * E]);
+      tally_chunk(v, codes, item / chunks * M + begin, std::min(chunk, M - begin), S, E, counts.data() + item * S,
+                  sums.data() + item * S * E);
     });
     parallel(threads, X, [&](int64_t x) {
-      run(&counts[x * chunks * S], all_counts + x * S, S);
-      run(&sums[x * chunks * S * E], all_sums + x * S * E, S * E);
+      run(counts.data() + x * chunks * S, all_counts + x * S, S);
+      run(sums.data() + x * chunks * S * E, all_sums + x * S * E, S * E);
     });
   }
 
@@ -364,28 +368,30 @@ void look_up(const T *table, const int64_t *codes, const int64_t *sizes, T *out)
   const int64_t slices = (N + kChunk - 1) / kChunk;
   parallel(threads, X * slices, [&](int64_t item) {
     const int64_t x = item / slices, begin = item % slices * kChunk;
-    for (int64_t i = x * N + begin; i < x * N + std::min(begin + kChunk, N); ++i)
+    for (int64_t i = x * N + begin; i < x * N + std::min(begin + kChunk, N); ++i) {
+      require(0 <= codes[i] && codes[i] < A, "a code is not from 0 to codes - 1");
       std::memcpy(out + i * E, table + (x * A + codes[i]) * E, E * sizeof(T));
+    }
   });
 }
 
 }  // namespace
 
-#define DEFINE(T, NAME)                                                                                             \
-  extern "C" void vq_nearest_##NAME(const T *x, const T *codebook, const int64_t *sizes, int64_t *codes) {          \
-    nearest_codes(x, codebook, sizes, codes);                                                                       \
-  }                                                                                                                 \
-  extern "C" void vq_tally_##NAME(const T *v, const int64_t *codes, const int64_t *sizes, double *counts,           \
-                                  double *sums) {                                                                   \
-    tally(v, codes, sizes, counts, sums);                                                                           \
-  }                                                                                                                 \
-  extern "C" void vq_attend_##NAME(const T *q, const int64_t *q_codes, const T *table, const T *codebook,           \
-                                   const int64_t *k_codes, const T *v, const int64_t *sizes, double scale,          \
-                                   double *counts, double *sums, T *out) {                                          \
-    attend(q, q_codes, table, codebook, k_codes, v, sizes, scale, counts, sums, out);                               \
-  }                                                                                                                 \
-  extern "C" void vq_look_up_##NAME(const T *table, const int64_t *codes, const int64_t *sizes, T *out) {           \
-    look_up(table, codes, sizes, out);                                                                              \
+#define DEFINE(T, NAME)                                                                                               \
+  extern "C" const char *vq_nearest_##NAME(const T *x, const T *codebook, const int64_t *sizes, int64_t *codes) {     \
+    return guarded([&] { nearest_codes(x, codebook, sizes, codes); });                                                \
+  }                                                                                                                   \
+  extern "C" const char *vq_tally_##NAME(const T *v, const int64_t *codes, const int64_t *sizes, double *counts,      \
+                                  double *sums) {                                                                     \
+    return guarded([&] { tally(v, codes, sizes, counts, sums); });                                                    \
+  }                                                                                                                   \
+  extern "C" const char *vq_attend_##NAME(const T *q, const int64_t *q_codes, const T *table, const T *codebook,      \
+                                   const int64_t *k_codes, const T *v, const int64_t *sizes, double scale,            \
+                                   double *counts, double *sums, T *out) {                                            \
+    return guarded([&] { attend(q, q_codes, table, codebook, k_codes, v, sizes, scale, counts, sums, out); });        \
+  }                                                                                                                   \
+  extern "C" const char *vq_look_up_##NAME(const T *table, const int64_t *codes, const int64_t *sizes, T *out) {      \
+    return guarded([&] { look_up(table, codes, sizes, out); });                                                       \
   }
 
 DEFINE(float, float32)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from attentions.native import library
-
-NAMES = {torch.float32: "float32", torch.float64: "float64"}
+from attentions.native.calls import NAMES, Memory, call, plain
 
 
 def available(device: torch.device) -> bool:
@@ -20,10 +17,16 @@ def available(device: torch.device) -> bool:
 
 def nearest(x: Float[Tensor, "B H N D"], codebook: Float[Tensor, "H S D"]) -> Int[Tensor, "B H N"]:
     """The code of each row's nearest codeword, the first of several."""
-    x = _plain(x)
-    codes = torch.empty(x.shape[:3], dtype=torch.int64)
-    B, H, N, D = x.shape
-    _call("nearest", x.dtype, x, _plain(codebook, x.dtype), [B * H, H, N, D, codebook.shape[1]], codes)
+    x, (B, H, N, D), S = plain(x), x.shape, codebook.shape[1]
+    codes = torch.empty(B, H, N, dtype=torch.int64)
+    call(
+        "vq",
+        f"vq_nearest_{NAMES[x.dtype]}",
+        x=Memory(x, (B, H, N, D), x.dtype),
+        codebook=Memory(plain(codebook, x.dtype), (H, S, D), x.dtype),
+        sizes=[B * H, H, N, D, S, torch.get_num_threads()],
+        codes=Memory(codes, (B, H, N), torch.int64),
+    )
     return codes
 
 
@@ -34,8 +37,16 @@ def tally(
     sums: Float[Tensor, "B G S E"],
 ) -> None:
     """Add keys' values to the counts and sums of their codes, float64 and contiguous, in place."""
-    v, (B, G, M, E) = _plain(v), v.shape
-    _call("tally", v.dtype, v, codes.contiguous(), [B * G, M, E, counts.shape[2]], counts, sums)
+    v, (B, G, M, E), S = plain(v), v.shape, counts.shape[2]
+    call(
+        "vq",
+        f"vq_tally_{NAMES[v.dtype]}",
+        v=Memory(v, (B, G, M, E), v.dtype),
+        codes=Memory(codes.contiguous(), (B, G, M), torch.int64),
+        sizes=[B * G, M, E, S, torch.get_num_threads()],
+        counts=Memory(counts, (B, G, S), torch.float64),
+        sums=Memory(sums, (B, G, S, E), torch.float64),
+    )
 
 
 def attend(
@@ -52,14 +63,9 @@ def attend(
     With `codes` and `v` of as many keys as queries it is causal: each query also sees these keys up to its own, and
     `counts` and `sums` end with all of them.
     """
-    q, (B, H, N, D) = _plain(q), q.shape
-    (G, S, _), E = codebook.shape, sums.shape[3]
-    out = q.new_empty(B, H, N, E)
-    sizes = [B * G, H // G, G, N, D, E, S, 0]
-    book = _plain(codebook, q.dtype)
-    causal = None if codes is None else codes.contiguous(), None if v is None else _plain(v, q.dtype)
-    _call("attend", q.dtype, q, None, None, book, *causal, sizes, scale, counts, sums, out)
-    return out
+    q, (B, H, N, D), (G, S, _) = plain(q), q.shape, codebook.shape
+    book = Memory(plain(codebook, q.dtype), (G, S, D), q.dtype)
+    return _attend(q.dtype, (B, H, N), D, 0, (Memory(q, (B, H, N, D), q.dtype), book), codes, v, counts, sums, scale)
 
 
 def attend_by_code(
@@ -71,43 +77,55 @@ def attend_by_code(
     sums: Float[Tensor, "B G S E"],
 ) -> Float[Tensor, "B H N E"]:
     """The same for queries that are codewords: `table` has the score of each of their codes with each key code."""
-    (B, H, N), (_, A, S) = q_codes.shape, table.shape
-    G, E = counts.shape[1], sums.shape[3]
-    table = _plain(table)
-    out = table.new_empty(B, H, N, E)
-    sizes = [B * G, H // G, G, N, 0, E, S, A]
-    causal = None if codes is None else codes.contiguous(), None if v is None else _plain(v, table.dtype)
-    _call("attend", table.dtype, None, q_codes.contiguous(), table, None, *causal, sizes, 1.0, counts, sums, out)
-    return out
+    table, (B, H, N), (_, A, S) = plain(table), q_codes.shape, table.shape
+    given = Memory(q_codes.contiguous(), (B, H, N), torch.int64), Memory(table, (H, A, S), table.dtype)
+    return _attend(table.dtype, (B, H, N), 0, A, given, codes, v, counts, sums, 1.0)
 
 
 def look_up(table: Float[Tensor, "B H A E"], codes: Int[Tensor, "B H N"]) -> Float[Tensor, "B H N E"]:
     """Row `codes[b, h, i]` of each head's table."""
-    table, (B, H, A, E) = _plain(table), table.shape
-    out = table.new_empty(*codes.shape, E)
-    _call("look_up", table.dtype, table, codes.contiguous(), [B * H, A, codes.shape[2], E], out)
+    table, (B, H, A, E), N = plain(table), table.shape, codes.shape[2]
+    out = table.new_empty(B, H, N, E)
+    call(
+        "vq",
+        f"vq_look_up_{NAMES[table.dtype]}",
+        table=Memory(table, (B, H, A, E), table.dtype),
+        codes=Memory(codes.contiguous(), (B, H, N), torch.int64),
+        sizes=[B * H, A, N, E, torch.get_num_threads()],
+        out=Memory(out, (B, H, N, E), table.dtype),
+    )
     return out
 
 
-def _plain(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Contiguous, in a precision that the kernels have."""
-    dtype = dtype or (x.dtype if x.dtype in NAMES else torch.float32)
-    return x.detach().to(dtype).contiguous()
-
-
-def _call(name: str, dtype: torch.dtype, *arguments: Tensor | list[int] | float | None) -> None:
-    """Call a function of the library. A list becomes an array of int64, with the number of threads behind it."""
-    kernel = library("vq")
-    assert kernel is not None, "ask available() first"
-    function = getattr(kernel, f"vq_{name}_{NAMES[dtype]}")
-    function.restype = None
-    causal = name == "attend" and arguments[4] is not None
-    tail = [torch.get_num_threads(), *([causal] if name == "attend" else [])]
-    kept = [torch.tensor([*x, *tail]) if isinstance(x, list) else x for x in arguments]  # alive during the call
-    function(*(_pointer(x) for x in kept))
-
-
-def _pointer(x: Tensor | float | None) -> object:
-    if isinstance(x, float | int):
-        return ctypes.c_double(x)
-    return ctypes.c_void_p(None if x is None else x.data_ptr())
+def _attend(
+    dtype: torch.dtype,
+    queries: tuple[int, int, int],
+    dim: int,
+    query_codes: int,
+    scored: tuple[Memory, Memory],
+    codes: Tensor | None,
+    v: Tensor | None,
+    counts: Tensor,
+    sums: Tensor,
+    scale: float,
+) -> Tensor:
+    """`scored` is queries and codebook, or the queries' codes and their table where there are `query_codes` of them."""
+    (B, H, N), (_, G, S, E) = queries, sums.shape
+    out, nothing = torch.empty(B, H, N, E, dtype=dtype), Memory(None, (), dtype)
+    by_code = query_codes > 0
+    call(
+        "vq",
+        f"vq_attend_{NAMES[dtype]}",
+        q=nothing if by_code else scored[0],
+        q_codes=scored[0] if by_code else nothing,
+        table=scored[1] if by_code else nothing,
+        codebook=nothing if by_code else scored[1],
+        codes=Memory(None if codes is None else codes.contiguous(), (B, G, N), torch.int64),
+        v=Memory(None if v is None else plain(v, dtype), (B, G, N, E), dtype),
+        sizes=[B * G, H // G, G, N, dim, E, S, query_codes, torch.get_num_threads(), int(codes is not None)],
+        scale=float(scale),
+        counts=Memory(counts, (B, G, S), torch.float64),
+        sums=Memory(sums, (B, G, S, E), torch.float64),
+        out=Memory(out, (B, H, N, E), dtype),
+    )
+    return out

@@ -24,7 +24,7 @@ class Exact(Attention):
         return Attention.naive(self, q, k, v, first=first).to(q.dtype)
 
     def stream(self, batch: int) -> Stream | None:
-        return CachedStream(self) if self.causal else None
+        return CachedStream(self, batch) if self.causal else None
 
 
 class Offset(Exact):
@@ -126,10 +126,10 @@ class Forgets(Exact):
         attention = self
 
         class Amnesia(CachedStream):
-            def extend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            def advance(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
                 return attention(q, k, v)
 
-        return Amnesia(self)
+        return Amnesia(self, batch)
 
 
 class Mute(Exact):
@@ -163,6 +163,52 @@ class Clipped(Exact):
         return F.pad(out[:, :, :400], (0, 0, 0, max(0, out.shape[2] - 400)))
 
 
+class Trusting(Exact):
+    """Takes its inputs as they come, unchecked."""
+
+    __call__ = nn.Module.__call__
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, first: Tensor | None = None) -> Tensor:
+        return self.target(q, k, v, first=first).to(q.dtype)
+
+
+class Shortcut(Trusting):
+    """Gives its queries back where there is nothing to attend to."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, first: Tensor | None = None) -> Tensor:
+        return super().forward(q, k, v, first=first) if q.numel() else q
+
+
+class Autocast(Trusting):
+    """Lets autocast round its scores."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, first: Tensor | None = None) -> Tensor:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        scores = (
+            (q @ k.mT * self.scale)
+            .double()
+            .masked_fill(
+                ~torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2] - q.shape[2]), -torch.inf
+            )
+        )
+        return (scores.softmax(-1) @ v.double()).to(q.dtype)
+
+
+class Frozen(Exact):
+    """Its stream counts in a tensor that it makes in whatever mode it is called."""
+
+    def stream(self, batch: int) -> Stream | None:
+        class Counting(CachedStream):
+            pieces: Tensor | None = None
+
+            def extend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                self.pieces = q.new_zeros(1) if self.pieces is None else self.pieces
+                self.pieces += 1
+                return super().extend(q, k, v)
+
+        return Counting(self, batch)
+
+
 CASES: dict[type[Attention], set[str]] = {
     Offset: {"agrees_with_naive", "padding_changes_nothing", "same_dtype_shape_and_device"},
     Upcast: {"same_dtype_shape_and_device"},
@@ -170,7 +216,7 @@ CASES: dict[type[Attention], set[str]] = {
     Dice: {"inputs_and_state_are_untouched", "seed_decides"},
     Ungrouped: {"agrees_with_naive"},
     Pairs: {"ungrouped_heads_agree"},
-    Attends: {"padding_changes_nothing"},
+    Attends: {"padding_changes_nothing", "padding_alone_gives_zeros"},
     Detached: {"gradients_agree_with_naive"},
     Leaky: {"prefix_is_unchanged", "future_changes_nothing", "no_gradient_from_the_future"},
     Fragile: {"extreme_inputs_stay_finite"},
@@ -181,4 +227,8 @@ CASES: dict[type[Attention], set[str]] = {
     Free: {"cost_is_positive"},
     Sums: {"layer_agrees_with_its_naive"},
     Clipped: {"agrees_with_naive"},
+    Trusting: {"refuses_what_disagrees", "padding_may_hold_anything"},
+    Shortcut: {"empty_gives_empty"},
+    Autocast: {"autocast_changes_nothing"},
+    Frozen: {"inference_mode_ends_nowhere"},
 }

@@ -122,16 +122,17 @@ class TooFast(Right):
 class Growing(Stream):
     """Keeps everything. `drift` is added to each row that it gives."""
 
-    def __init__(self, attention: Attention, drift: float) -> None:
+    def __init__(self, attention: Attention, batch: int, drift: float) -> None:
+        super().__init__(attention, batch)
         self.attention, self.drift = attention, drift
         self.k, self.v = torch.empty(0), torch.empty(0)
 
-    def extend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def advance(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.k = torch.cat([self.k, k], 2) if self.k.numel() else k
         self.v = torch.cat([self.v, v], 2) if self.v.numel() else v
         return softmax(q, self.k, self.v, self.attention.scale, causal=True) + self.drift
 
-    def reorder(self, index: Tensor) -> None:
+    def select(self, index: Tensor) -> None:
         self.k, self.v = self.k[index], self.v[index]
 
     @property
@@ -141,12 +142,12 @@ class Growing(Stream):
 
 class Streaming(Right):
     def stream(self, batch: int) -> Stream | None:
-        return Growing(self, 0.0)
+        return Growing(self, batch, 0.0)
 
 
 class StreamingWrong(Right):
     def stream(self, batch: int) -> Stream | None:
-        return Growing(self, 1e-2)
+        return Growing(self, batch, 1e-2)
 
 
 class Faulty(Right):

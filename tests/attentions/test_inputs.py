@@ -1,0 +1,148 @@
+"""What a call, a definition and a stream say of inputs that do not fit, and what they leave to others."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch import Tensor
+
+from attentions import Attention, Problem, build
+from attentions.vanilla import Vanilla
+
+
+def sample(*, batch: int = 2, length: int = 13) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.randn(batch, 4, length, 8), torch.randn(batch, 2, length, 8), torch.randn(batch, 2, length, 5)
+
+
+@pytest.fixture
+def attention() -> Attention:
+    return build("vanilla", heads=4, head_dim=8, kv_heads=2, value_dim=5).eval()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda q, k, v: (q, k, v[:, :, 1:]), r"v has shape \(2, 2, 12, 5\).* k of length 13 .* \(2, 2, 13, 5\)"),
+        (lambda q, k, v: (q[:, 1:], k, v), r"q has shape \(2, 3, 13, 8\).* \(2, 4, 13, 8\), for heads=4, kv_heads=2"),
+        (lambda q, k, v: (q, k[:1], v), r"k has shape \(1, 2, 13, 8\): beside q of batch 2"),
+        (lambda q, k, v: (q[0], k, v), r"q has shape \(4, 13, 8\): it must have four axes, \(B, H, N, D\)"),
+        (
+            lambda q, k, v: (q, k, v.double()),
+            r"v is torch\.float64 and q is torch\.float32: q, k and v must have one",
+        ),
+        (lambda q, k, v: (q, k.to("meta"), v), "k is on meta and q on cpu"),
+        (lambda q, k, v: (q.long(), k.long(), v.long()), "dtype int64 is not among float64, float32"),
+        (lambda q, k, v: (q, k[:, :, 9:], v[:, :, 9:]), "queries are the last of the keys' positions, so 13 queries"),
+    ],
+)
+def test_refusal_names_the_tensor_and_what_is_allowed(attention: Attention, change, says: str) -> None:
+    for call in (attention, attention.naive):
+        with pytest.raises(ValueError, match=says):
+            call(*change(*sample()))
+
+
+@pytest.mark.parametrize(
+    ("first", "says"),
+    [
+        ([0, 14], "first holds 14: it must be from 0 to the number of keys, 13"),
+        ([-1, 0], "first holds -1"),
+        ([1], r"first is torch.int64 of shape \(1,\): it must hold one integer a sequence, shape \(2,\)"),
+        ([0.0, 1.0], "first is torch.float32"),
+    ],
+)
+def test_refusal_of_padding_says_where_it_may_end(attention: Attention, first: list, says: str) -> None:
+    for call in (attention, attention.naive):
+        with pytest.raises(ValueError, match=says):
+            call(*sample(), first=torch.tensor(first))
+
+
+def test_rows_outside_the_queries_are_refused(attention: Attention) -> None:
+    for rows in ([13], [-1]):
+        with pytest.raises(ValueError, match=rf"rows holds {rows[0]}: it must be from 0 to 12"):
+            attention.naive(*sample(), rows=torch.tensor(rows))
+
+
+def test_counts_and_calibration_are_checked_too() -> None:
+    attention = build("simhash", heads=4, head_dim=8, kv_heads=2, value_dim=5, bits=3, balanced=True)
+    q, k, v = sample()
+    with pytest.raises(ValueError, match="k has shape"):
+        attention.comparisons(q, k[:, :1])
+    with pytest.raises(ValueError, match="v has shape"):
+        attention.prepare(q, k, v[..., 1:])
+    with pytest.raises(ValueError, match="a calibration sample has a sequence and a position at least"):
+        attention.prepare(q[:0], k[:0], v[:0])
+
+
+def test_what_why_not_refuses_is_not_run() -> None:
+    class Sundays(Vanilla):
+        def why_not(self, problem: Problem) -> str:
+            return "it only runs on Sundays"
+
+        def forward(self, q: Tensor, k: Tensor, v: Tensor, *, first: Tensor | None = None) -> Tensor:
+            raise AssertionError("it ran")
+
+    with pytest.raises(ValueError, match="it only runs on Sundays"):
+        Sundays(4, 8, kv_heads=2, value_dim=5)(*sample())
+
+
+def test_stream_refuses_what_it_was_not_made_for(attention: Attention) -> None:
+    stream = attention.stream(2)
+    assert stream is not None
+    with pytest.raises(ValueError, match="q has a batch of 3: the stream was made for 2"):
+        stream.extend(*sample(batch=3))
+    stream.extend(*sample())
+    with pytest.raises(ValueError, match=r"q is torch.float64: the stream holds torch.float32"):
+        stream.extend(*(x.double() for x in sample()))
+    with pytest.raises(ValueError, match="index holds 2: it must be from 0 to 1"):
+        stream.reorder(torch.tensor([0, 2]))
+    stream.reorder(torch.tensor([1, 0, 1]))
+    assert stream.batch == 3
+    assert stream.extend(*sample(batch=3)).shape == (3, 4, 13, 5)
+
+
+def test_stream_keeps_the_dtype_of_its_first_piece_under_autocast(attention: Attention) -> None:
+    stream = attention.stream(2)
+    assert stream is not None
+    whole = [x.bfloat16() for x in sample(length=20)]
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        first = stream.extend(*(x[:, :, :12].bfloat16() for x in whole))
+        second = stream.extend(*(x[:, :, 12:].float() for x in whole))
+    assert first.dtype == second.dtype == torch.bfloat16
+    torch.testing.assert_close(torch.cat((first, second), dim=2), attention(*whole), rtol=2e-2, atol=2e-2)
+
+
+def test_autocast_takes_the_dtype_of_the_inputs_or_its_own_where_they_differ(attention: Attention) -> None:
+    q, k, v = sample()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert attention(q, k, v).dtype == torch.float32
+        assert attention(q, k, v.bfloat16()).dtype == torch.bfloat16
+        assert attention(q.half(), k, v.bfloat16()).dtype == torch.bfloat16
+        with pytest.raises(ValueError, match=r"k is torch\.float64"):  # autocast leaves float64 alone
+            attention(q, k.double(), v)
+    with pytest.raises(ValueError, match=r"v is torch\.bfloat16"):
+        attention(q, k, v.bfloat16())
+
+
+def test_calls_can_be_traced() -> None:
+    """`torch.compile`, export, meta tensors and `vmap`, in a process without the hook that types are checked by."""
+    script = textwrap.dedent("""
+        import torch
+        from attentions import build
+        a = build("vanilla", heads=4, head_dim=8, kv_heads=2).eval()
+        q, k, v = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9, 8)
+        first = torch.tensor([0, 3])
+        compiled = torch.compile(a, backend="eager", fullgraph=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(compiled(q, k, v), a(q, k, v))
+        assert torch.equal(compiled(q, k, v, first=first), a(q, k, v, first=first))
+        assert torch.equal(torch.export.export(a, (q, k, v)).module()(q, k, v), a(q, k, v))
+        assert a(*(x.to("meta") for x in (q, k, v)), first=first.to("meta")).shape == q.shape
+        one = lambda q, k, v: a(q[None], k[None], v[None])[0]
+        assert torch.allclose(torch.func.vmap(one)(q, k, v), a(q, k, v), atol=1e-6)
+    """)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
