@@ -140,7 +140,7 @@ def values(action: argparse.Action) -> Iterator[tuple[str, bool]]:
     elif action.type is not None and action.type is not Path:
         for value in ("no-such-value", "", "1.5", "-1", "0", "nan", "inf", "1e400", "9" * 30):
             yield value, not _takes(action, value)
-    elif action.dest == "set":
+    elif "--set" in action.option_strings:
         yield from (("nonsense", True), ("=1", True), ("seed=[1", True), ("no.such.key=1", True), ("", True))
     elif action.dest == "device":
         yield from (("no-such-device", True), ("cuda:99", True), ("", False))
