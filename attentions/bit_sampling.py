@@ -40,6 +40,10 @@ class BitSampling(BucketAttention):
         self.hash = BitSamplingHash(self.kv_heads, head_dim, bits=self.bits, tables=self.tables, seed=self.seed)
         self.codes_count = 2**self.bits
 
+    @property
+    def learns(self) -> bool:
+        return self.balanced
+
     def prepare(self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], v: Float[Tensor, "B G M E"]) -> None:
         if self.balanced:
             self.hash.balance(k)

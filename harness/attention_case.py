@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import time
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from attentions import Attention, Problem, build
 from attentions.layer import AttentionLayer
 from harness import memory
-from harness.references import CALIBRATION, Store
+from harness.references import CALIBRATION, NoSampleError, Store, UnwritableError
 from harness.rows import Case
 from harness.subjects import Unsupported
 
@@ -75,11 +76,6 @@ class _Warnings(logging.Handler):
         self.messages.append(record.getMessage())
 
 
-def needs_calibration(backend: type[Attention]) -> bool:
-    """Whether a class learns from a calibration sample."""
-    return backend.prepare is not Attention.prepare
-
-
 def module_of(attention: Attention, case: Case) -> nn.Module:
     """What a case calls: the attention itself, or the layer around it."""
     if case.level == "kernel":
@@ -91,6 +87,7 @@ def calibrate(attention: Attention, module: nn.Module, case: Case, store: Store)
     """Show an attention its calibration sample, once a run; returns the seconds that took then.
 
     What it learnt is its `state_dict`; one whose `state_dict` stays as it was keeps it elsewhere, and learns each time.
+    Raises Unsupported where there is no sample.
     """
     if known := store.prepared(case):
         state, prepare_s = known
@@ -99,7 +96,8 @@ def calibrate(attention: Attention, module: nn.Module, case: Case, store: Store)
     before = copy.deepcopy(attention.state_dict())
     prepare_s = _prepare(attention, module, case, store)
     if _can_be_loaded(attention.state_dict(), before):
-        store.keep_prepared(case, attention.state_dict(), prepare_s)
+        with contextlib.suppress(UnwritableError):  # then it learns each time
+            store.keep_prepared(case, attention.state_dict(), prepare_s)
     return prepare_s
 
 
@@ -110,7 +108,10 @@ def _can_be_loaded(state: dict[str, Tensor], before: dict[str, Tensor]) -> bool:
 
 
 def _prepare(attention: Attention, module: nn.Module, case: Case, store: Store) -> float:
-    sample = tuple(tensor.to(case.device) for tensor in store.inputs(case, CALIBRATION))
+    try:
+        sample = tuple(tensor.to(case.device) for tensor in store.inputs(case, CALIBRATION))
+    except NoSampleError as error:
+        raise Unsupported(f"it learns from a calibration sample, and there is none: {error}") from error
     with torch.no_grad(), memory.unmeasured():
         if isinstance(module, AttentionLayer):
             sample = module.project(*sample)

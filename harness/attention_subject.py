@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from attentions import Attention, Problem
 from attentions.support import SupportAttention
 from harness import gate
-from harness.attention_case import build_attention, calibrate, module_of, needs_calibration, problem_of_case
+from harness.attention_case import build_attention, calibrate, module_of, problem_of_case
 from harness.operations import Decode, Expected, Forward, Operation, Train
 from harness.references import Store, sampled_rows
 from harness.rows import Case
@@ -39,7 +39,7 @@ class AttentionSubject:
         if case.level == "layer" and case.mode == "decode":
             raise Unsupported("decoding is measured at kernel level; a layer has no stream of its own")
         module = module_of(attention, case)
-        prepare_s = calibrate(attention, module, case, store) if needs_calibration(type(attention)) else None
+        prepare_s = calibrate(attention, module, case, store) if attention.learns else None
         trial = AttentionTrial(attention, module, problem, case, store, key)
         trial.timed, trial.prepare_s = self.timed, prepare_s
         return trial

@@ -22,6 +22,7 @@ WARM_S = 0.3  # most time spent on becoming steady
 STEADY = 0.05  # steady: a sample that gains less than this on the fastest one so far
 TIMED_S = 0.5  # aim at so much timed work
 FEWEST, MOST = 3, 15  # samples
+MOST_SETTLING = 1000  # samples until it is steady, whatever the clock says
 
 
 class Timed(Protocol):
@@ -37,7 +38,10 @@ class Timed(Protocol):
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call, one number a sample, and the last answer with the variant that gave it."""
+    """Seconds a call, one number a sample, and the last answer with the variant that gave it.
+
+    A sample during which the clock did not advance, or went back, is none; there may be none at all then.
+    """
 
     samples_s: list[float]
     answer: Any
@@ -52,9 +56,9 @@ def time_calls(timed: Timed, device: torch.device, first_s: float) -> Timing:
         if first_s < WARM_S:
             _settle(stopwatch, calls)
         guess = stopwatch.sample(calls)
-        count = min(MOST, max(FEWEST, math.ceil(TIMED_S / (guess * calls))))
+        count = min(MOST, max(FEWEST, math.ceil(TIMED_S / (guess * calls)))) if guess > 0 else MOST
         samples = [guess, *(stopwatch.sample(calls) for _ in range(count - 1))]
-    return Timing(samples, stopwatch.answer, stopwatch.variant)
+    return Timing([sample for sample in samples if sample > 0], stopwatch.answer, stopwatch.variant)
 
 
 def time_once(call: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
@@ -123,7 +127,9 @@ def _settle(stopwatch: Stopwatch, calls: int) -> None:
     """Take samples until two in a row are hardly faster than the best before them, or time is up."""
     until = time.perf_counter() + WARM_S
     fastest, steady = stopwatch.sample(calls), 0
-    while steady < 2 and time.perf_counter() < until:
+    for _ in range(MOST_SETTLING):
+        if steady == 2 or time.perf_counter() >= until:
+            break
         sample = stopwatch.sample(calls)
         steady = steady + 1 if sample > (1 - STEADY) * fastest else 0
         fastest = min(fastest, sample)

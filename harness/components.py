@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attentions import Attention, resolve
-from harness.attention_case import build_attention, calibrate, needs_calibration, problem_of_case
+from harness.attention_case import build_attention, calibrate, problem_of_case
 from harness.plan import Planned
 from harness.references import Store
 from harness.rows import Case
@@ -61,7 +61,7 @@ class ComponentSubject:
         attention = build_attention(whole)
         if reason := attention.why_not(problem_of_case(whole)):
             raise Unsupported(reason)
-        prepare_s = calibrate(attention, attention, whole, store) if needs_calibration(type(attention)) else None
+        prepare_s = calibrate(attention, attention, whole, store) if attention.learns else None
         del prepare_s  # the whole attention's row has it
         inputs = [[t.to(case.device) for t in store.inputs(whole, variant)] for variant in (0, 1)]
         found = [attention.components(*tensors) for tensors in inputs]

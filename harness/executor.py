@@ -3,30 +3,37 @@
 A fork server has torch imported and no thread started; each child is a copy of it, so that a case begins
 within some hundredths of a second and finds nothing that an earlier case left behind. A child has a time
 limit and a memory limit, answers with one JSON object, and is killed with everything it started. The parent
-sleeps until there is something to read; it never unpickles what a child sends.
+sleeps until there is something to read.
 """
 
 from __future__ import annotations
 
+import errno
 import json
-import multiprocessing
 import os
 import signal
+import socket
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from multiprocessing import connection, forkserver
-from multiprocessing.context import ForkServerProcess
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
-from harness import worker
+from pydantic import TypeAdapter
 
-ANSWER_BYTES = 64 * 2**20  # more than that is no answer
+from harness.fork_server import ServerError
+from harness.interruption import Interruption
+from harness.worker import Job
+
 LOG_BYTES = 256 * 2**20  # a child that prints for ever shall not fill the disk
 TAIL_CHARACTERS = 300
+START_S = 600.0  # most time until the fork server has imported torch
+REPLY_S = 30.0  # most time until the fork server has started a child, or ended one
 
 # Read when libraries load, hence set before the fork server starts; torch's own threads are set by each case.
 ENVIRONMENT = {
@@ -48,111 +55,216 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a child ended. `answer` stands only with status "ok"; every other status has its reason in words."""
+    """How a child ended. `answer` stands only with status "ok"; every other status has its reason in words.
+
+    `wall_s` is the time from request to end, `cpu_s` what the child and all that it waited for have computed.
+    """
 
     status: Literal["ok", "oom", "timeout", "crash"]
     reason: str
     answer: dict[str, Any]
     wall_s: float
+    cpu_s: float = 0.0
 
 
 class Executor:
-    """Runs functions in fresh children, one at a time. `scratch` is an existing folder for their output."""
+    """Runs functions in fresh children, one at a time. `scratch` is an existing folder for their output.
 
-    def __init__(self, scratch: Path) -> None:
-        self._scratch = scratch
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["torch", "harness.worker", "harness.measure"])
-        with _environment(ENVIRONMENT), _interrupts_blocked():
-            forkserver.ensure_running()
+    With an `interruption`, a signal ends the child at hand, and KeyboardInterrupt is raised from there.
+    """
+
+    def __init__(self, scratch: Path, interruption: Interruption | None = None) -> None:
+        self.scratch = scratch
+        self._interruption = interruption
+        self._server: _Server | None = None
+
+    def __enter__(self) -> Executor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Have the fork server started, if it is not, while the caller does something else."""
+        self._server = self._server or _Server(self._interruption)
+
+    def close(self) -> None:
+        """End the fork server; the next run would start another."""
+        if self._server is not None:
+            self._server.end()
+            self._server = None
 
     def run(self, function: str, arguments: dict[str, Any], limits: Limits) -> Outcome:
         """Call `package.module:function` with JSON-able keyword arguments; its answer is a JSON object.
 
-        Nothing that the child does raises here; an interrupt kills the child and is raised on. Raises OSError
-        where the scratch folder cannot be written.
+        Nothing that the child does raises here; an interrupt ends the child and is raised on. Raises OSError where the
+        scratch folder cannot be written, ServerError where no child can be started.
         """
-        with tempfile.NamedTemporaryFile(dir=self._scratch, prefix="child-", suffix=".log") as log:
-            started = time.monotonic()
-            ended = self._supervise(worker.Job(function, arguments, log.name, **vars(limits)), limits.time_s)
-            return _judge(ended, limits.time_s, time.monotonic() - started, Path(log.name))
-
-    def _supervise(self, job: worker.Job, time_s: float) -> _Ended:
-        reader, writer = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=worker.main, args=(writer, job))
-        kills = _kernel_kills()
-        with reader:
-            process.start()
+        with tempfile.NamedTemporaryFile(dir=self.scratch, prefix="child-", suffix=".log") as log:
+            job = Job(function, arguments, _path(), str(Path.cwd()), log.name, **vars(limits))
             try:
-                writer.close()
-                said = _listen(reader, process.sentinel, time.monotonic() + time_s)
-            finally:
-                _kill(process)
-        exitcode = process.exitcode
-        process.close()
-        if said is None or exitcode is None:
-            return _Ended(None, b"", by_kernel=False)
-        return _Ended(exitcode, said, by_kernel=exitcode == -signal.SIGKILL and _kernel_kills() > kills)
+                server = self._server = self._server or _Server(self._interruption)
+                server.await_ready()
+                started, kills = time.monotonic(), _kernel_kills()
+                ended = server.follow(job)
+            except BaseException:
+                self.close()  # and the child with it
+                raise
+            if not server.alive:
+                self.close()
+            wall_s = time.monotonic() - started
+            by_kernel = ended.exitcode == -signal.SIGKILL and _kernel_kills() > kills
+            outcome = _judge(ended, limits.time_s, wall_s, Path(log.name), by_kernel=by_kernel)
+        if outcome.status == "crash":
+            self._require_room()
+        return outcome
+
+    def _require_room(self) -> None:
+        """A child may fail because it finds no room for what it prints, which says nothing of a case."""
+        try:
+            with tempfile.NamedTemporaryFile(dir=self.scratch) as trial:
+                trial.write(bytes(2**16))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
 
 
 @dataclass(frozen=True)
 class _Ended:
-    """How a process ended: exit code, None if it ran out of time; all it wrote; whether the kernel killed it."""
+    """How a process ended: its exit code, what it wrote, and the processor time that it took.
 
-    exitcode: int | None
-    said: bytes
-    by_kernel: bool
-
-
-def _listen(reader: connection.Connection, sentinel: int, deadline: float) -> bytes | None:
-    """What comes through the pipe until the process ends; None if it does not end in time.
-
-    The bytes are read as they are, without length headers, since a garbled header could block for ever.
+    `late` where it ran out of time, `lost` where the fork server ended before it.
     """
-    said = bytearray()
-    sources: list[Any] = [reader, sentinel]
-    while True:
-        ready = connection.wait(sources, max(0.0, deadline - time.monotonic()))
-        if reader in ready:
-            chunk = os.read(reader.fileno(), 2**16)
-            said += chunk[: ANSWER_BYTES - len(said)]
-            if not chunk:
-                sources.remove(reader)
-        elif ready:
-            return bytes(said)
-        else:
-            return None
+
+    exitcode: int
+    said: bytes
+    cpu_s: float
+    late: bool = False
+    lost: bool = False
 
 
-def _kill(process: ForkServerProcess) -> None:
-    """End the child and whatever it started; harmless if all have ended."""
-    pid = process.pid
-    assert pid is not None, "the process was started"
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:  # nothing is left of its group, or it does not lead one yet
-        if process.exitcode is None:
-            process.kill()
-    process.join()
+class _Server:
+    """The parent's end of a fork server. It is not `alive` any more once it has ended or does not reply."""
+
+    def __init__(self, interruption: Interruption | None) -> None:
+        self._sources: list[Any] = [] if interruption is None else [interruption]
+        self._interruption = interruption
+        self._words = tempfile.TemporaryFile()  # noqa: SIM115, closed by `end`
+        self._socket, theirs = socket.socketpair()
+        self._sources.append(self._socket)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "harness.fork_server", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=self._words,
+                stderr=self._words,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # signals from a terminal are for the parent alone
+                env=_environment(),
+            )
+        self._received = bytearray()
+        self._ready, self.alive = False, True
+
+    def await_ready(self) -> None:
+        """Wait until children can be started. Raises ServerError if that fails."""
+        self._ready = self._ready or self._message(START_S) is not None
+        if not self._ready:
+            self._words.seek(0)
+            words = " ".join(self._words.read().decode(errors="replace").split())[-TAIL_CHARACTERS:]
+            raise ServerError(f"the process that starts cases cannot be started: {words or 'it does not reply'}")
+
+    def follow(self, job: Job) -> _Ended:
+        """Have a job done and wait for its end, which comes when its time is up at the latest."""
+        self._send(json.dumps(asdict(job)).encode())
+        started = self._message(REPLY_S)
+        ended = self._message(job.time_s) if started else None
+        late = ended is None and self.alive
+        if late:
+            self._send(b"kill")
+            ended = self._message(REPLY_S)
+        if ended is None:
+            self.alive = False
+            if started is not None:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(started["pid"], signal.SIGKILL)
+            return _Ended(0, b"", 0.0, late=late, lost=not late)
+        return _Ended(ended["exitcode"], self._take(ended["size"]), ended["cpu_s"], late=late)
+
+    def end(self) -> None:
+        """End the server and its child; returns once both have ended."""
+        self._socket.close()
+        if not (self._ready and self.alive):
+            self._process.kill()  # it does not hear that the socket closes
+        try:
+            self._process.wait(REPLY_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._words.close()
+
+    def _send(self, line: bytes) -> None:
+        try:
+            self._socket.sendall(line + b"\n")
+        except (BrokenPipeError, ConnectionResetError):
+            self.alive = False
+
+    def _message(self, time_s: float) -> dict[str, Any] | None:
+        """The server's next line; None where none comes in time, or ever."""
+        deadline = time.monotonic() + time_s
+        while b"\n" not in self._received:
+            if not self.alive or not self._receive(max(0.0, deadline - time.monotonic())):
+                return None
+        line, _, rest = self._received.partition(b"\n")
+        self._received = rest
+        return json.loads(line)
+
+    def _take(self, size: int) -> bytes:
+        """So many bytes that follow a message, or fewer where the server has ended."""
+        while len(self._received) < size and self.alive:
+            self._receive(REPLY_S)
+        taken = bytes(self._received[:size])
+        del self._received[:size]
+        return taken
+
+    def _receive(self, time_s: float) -> bool:
+        """Wait for more from the server; whether anything has come. Raises KeyboardInterrupt if a signal comes."""
+        ready = wait(self._sources, time_s)
+        if self._interruption is not None:
+            self._interruption.check()
+        if self._socket not in ready:
+            return False
+        try:
+            chunk = self._socket.recv(2**16)
+        except ConnectionResetError:
+            chunk = b""
+        self._received += chunk
+        self.alive = bool(chunk)
+        return self.alive
 
 
-def _judge(ended: _Ended, time_s: float, wall_s: float, log: Path) -> Outcome:
-    if ended.exitcode is None:
-        return Outcome("timeout", f"no answer within {time_s:g} s{_last_words(log)}", {}, wall_s)
-    if ended.by_kernel:
-        return Outcome("oom", "killed by the kernel, which had run out of memory", {}, wall_s)
+def _judge(ended: _Ended, time_s: float, wall_s: float, log: Path, *, by_kernel: bool) -> Outcome:
+    def outcome(status: Literal["oom", "timeout", "crash"], reason: str) -> Outcome:
+        return Outcome(status, reason, {}, wall_s, ended.cpu_s)
+
+    if ended.late:
+        return outcome("timeout", f"no answer within {time_s:g} s{_last_words(log)}")
+    if ended.lost:
+        return outcome("crash", f"the process that started it was ended{_last_words(log)}")
+    if by_kernel:
+        return outcome("oom", "killed by the kernel, which had run out of memory")
     if ended.exitcode < 0:
-        return Outcome("crash", f"killed by {_signal_name(-ended.exitcode)}{_last_words(log)}", {}, wall_s)
+        return outcome("crash", f"killed by {_signal_name(-ended.exitcode)}{_last_words(log)}")
     if ended.exitcode > 0:
-        return Outcome("crash", f"exited with code {ended.exitcode}{_last_words(log)}", {}, wall_s)
+        return outcome("crash", f"exited with code {ended.exitcode}{_last_words(log)}")
     if not ended.said:
-        return Outcome("crash", f"exited with code 0 without an answer{_last_words(log)}", {}, wall_s)
+        return outcome("crash", f"exited with code 0 without an answer{_last_words(log)}")
     try:
-        said = json.loads(ended.said)
-        return Outcome(said["status"], said["reason"], said["answer"], wall_s)
-    except (ValueError, KeyError, TypeError):
+        return TypeAdapter(Outcome).validate_python({**json.loads(ended.said), "wall_s": wall_s, "cpu_s": ended.cpu_s})
+    except (ValueError, TypeError):
         start = ended.said[:60]
-        return Outcome("crash", f"exited with code 0 and an answer that is not understood: {start!r}", {}, wall_s)
+        return outcome("crash", f"exited with code 0 and an answer that is not understood: {start!r}")
 
 
 def _signal_name(number: int) -> str:
@@ -180,29 +292,13 @@ def _kernel_kills() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
-@contextmanager
-def _environment(extra: dict[str, str]) -> Iterator[None]:
-    """Variables that a program started within this block inherits. What the user has set stays."""
+def _path() -> list[str]:
+    """Where a child finds modules: where this process does, from whatever folder."""
+    return [str(Path(entry or ".").resolve()) for entry in sys.path]
+
+
+def _environment() -> dict[str, str]:
+    """What the fork server inherits. What the user has set stays."""
     root = str(Path(__file__).parents[1])
     path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
-    added = {name: value for name, value in extra.items() if name not in os.environ} | {"PYTHONPATH": path}
-    before = {name: os.environ.get(name) for name in added}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """A program started within this block never sees Ctrl-C; the sweep does, and ends it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return {**ENVIRONMENT, **os.environ, "PYTHONPATH": path}

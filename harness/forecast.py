@@ -2,7 +2,9 @@
 
 A series is everything that shares an identity but for n, seed and inputs, on which cost hardly depends. Time and
 memory are continued from the longest length measured, with the exponent over the three longest; nothing is predicted
-from one length. What has no time of its own is judged by the whole case, as if that grew no faster than n.
+from one length. What has no time of its own is judged by the processor time of the whole case, as if that grew by as
+much for each further token as between the two longest lengths: what a case takes to start counts for nothing then. A
+length that hardly takes any time says nothing of one that would take too much: that would be its noise, continued.
 """
 
 from __future__ import annotations
@@ -17,16 +19,19 @@ CALLS = 3  # memory pass, timed call, and as much again for the checks
 START_S = 0.5  # a child, its inputs and its checks on short sequences
 BASIS = 3  # lengths that a prediction rests on: two alone are noisy
 STEEPEST = 2.5  # no exponent above this is believed
+LEAST_SHARE = 1e-3  # of the time allowed: a call that is shorter predicts none that is too long
+LEAST_GROWTH, LEAST_GROWTH_S = 0.1, 0.5  # share of the time allowed, and seconds, by which whole cases must differ
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What one case took in its first round: seconds a call, seconds in all, peak bytes; None where not measured."""
+    """What one case took in its first round: seconds a call, peak bytes, and seconds that all of it kept its threads
+    busy; None where not measured."""
 
     status: Status
     time_s: float | None
     peak_bytes: float | None
-    wall_s: float | None
+    busy_s: float | None
 
 
 class Forecast:
@@ -37,14 +42,14 @@ class Forecast:
         self._series: dict[str, dict[int, Cell]] = {}
         self._later_s: dict[str, float] = {}
 
-    def learn(self, row: Row, wall_s: float | None = None) -> None:
-        """Take note of a row; `wall_s` is what its child took from start to end, if known."""
+    def learn(self, row: Row, wall_s: float | None = None, busy_s: float | None = None) -> None:
+        """Take note of a row; `wall_s` is what its child took from start to end, `busy_s` its threads' computing."""
         if row.round > 0:
             if wall_s is not None:
                 self._later_s[row.case.digest()] = wall_s
             return
         peaks = [peak for peak in (row.peak_bytes, row.allocator_bytes) if peak is not None]
-        cell = Cell(row.status, min(row.samples_s) if row.samples_s else row.time_s, max(peaks, default=None), wall_s)
+        cell = Cell(row.status, min(row.samples_s) if row.samples_s else row.time_s, max(peaks, default=None), busy_s)
         self._series.setdefault(series_key(row.case), {})[row.n] = cell
 
     def call_s(self, case: Case) -> float | None:
@@ -79,20 +84,29 @@ class Forecast:
     def _too_long(self, case: Case, known: dict[int, Cell]) -> str:
         times_s = {n: cell.time_s for n, cell in known.items()}
         call_s = _continued(times_s, case.n)
-        if call_s is not None and CALLS * call_s > self._case_s:
+        longest_s = max((time_s for n, time_s in times_s.items() if time_s and n <= case.n), default=0.0)
+        if call_s is not None and CALLS * call_s > self._case_s and longest_s > LEAST_SHARE * self._case_s:
             return (
                 f"not tried: {_basis(times_s, case.n)} a call is predicted to take {call_s:.3g} s, and {CALLS} calls "
                 f"would take more than budget.case_s, {self._case_s:g} s"
             )
-        walls_s = {n: cell.wall_s for n, cell in known.items() if cell.time_s is None}
-        longest = max((n for n, wall_s in walls_s.items() if wall_s is not None and n < case.n), default=None)
-        whole_s = (walls_s[longest] or 0.0) * case.n / longest if longest else 0.0
+        busy_s = {n: cell.busy_s for n, cell in known.items() if cell.time_s is None}
+        whole_s = self._linear(_below(busy_s, case.n)[-2:], case.n)
         if whole_s > self._case_s:
             return (
-                f"not tried: from {longest} tokens it is predicted to take at least {whole_s:.3g} s, more than "
+                f"not tried: {_basis(busy_s, case.n, 2)} it is predicted to take at least {whole_s:.3g} s, more than "
                 f"budget.case_s, {self._case_s:g} s"
             )
         return ""
+
+    def _linear(self, known: list[tuple[int, float]], n: int) -> float:
+        """The value at n on the line through two lengths; 0 where there are fewer, or they differ by noise alone."""
+        if len(known) < 2:
+            return 0.0
+        (m1, first), (m2, last) = known
+        if last - first < max(LEAST_GROWTH_S, LEAST_GROWTH * self._case_s):
+            return 0.0
+        return last + (last - first) / (m2 - m1) * (n - m2)
 
     def _too_large(self, case: Case, known: dict[int, Cell]) -> str:
         peaks = {n: cell.peak_bytes for n, cell in known.items()}
@@ -122,9 +136,9 @@ def _continued(values: dict[int, float | None], n: int) -> float | None:
     return last * (n / m2) ** min(max(exponent, 0.0), STEEPEST)
 
 
-def _basis(values: dict[int, float | None], n: int) -> str:
+def _basis(values: dict[int, float | None], n: int, count: int = BASIS) -> str:
     """Which lengths a prediction rests on."""
-    return f"from {', '.join(str(m) for m, _ in _below(values, n))} tokens"
+    return f"from {', '.join(str(m) for m, _ in _below(values, n)[-count:])} tokens"
 
 
 def _below(values: dict[int, float | None], n: int) -> list[tuple[int, float]]:

@@ -20,7 +20,7 @@ import torch
 from harness import clock, gate, memory
 from harness.ceilings import measure_ceilings
 from harness.load import Load, cores
-from harness.references import Store
+from harness.references import Store, UnwritableError
 from harness.rows import Case
 from harness.subjects import Facts, Finding, Trial, Unsupported, subject_of
 
@@ -80,7 +80,10 @@ class _Run:
         # The callee has the only reference to the answer, and frees it before it takes times.
         result = self._gated(self._weighed(expected_s) if self.trial.timed else self._called(), thorough=True)
         if result["status"] == "ok":
-            self.trial.keep()
+            try:
+                self.trial.keep()
+            except UnwritableError as error:  # says nothing of the method
+                result["unwritable"] = str(error)
         return result
 
     def later(self) -> dict[str, Any]:
@@ -112,6 +115,7 @@ class _Run:
                 timing = clock.time_calls(self.trial, self.trial.device, samples_s[0])
             wrong = self._check(timing.variant, timing.answer)
             samples_s = timing.samples_s
+            wrong = wrong or ("" if samples_s else "no time was taken: the clock of this machine stands still")
         with memory.unmeasured():
             facts = self.trial.facts(thorough=thorough)
         if self.trial.timed and not wrong:
@@ -153,7 +157,8 @@ class _Run:
         moved_bytes = known.pop("moved_bytes")
         result = {"status": "wrong" if wrong else "ok", "reason": wrong, "metrics": self.metrics}
         result["measured_s"] = self.measured_s
-        result["others_share"] = max(0.0, self.others_s) / (self.measured_s * len(cores()))
+        there_s = self.measured_s * len(cores())
+        result["others_share"] = max(0.0, self.others_s) / there_s if there_s > 0 else 0.0
         result |= asdict(self.peaks) | known
         if samples_s and not wrong:
             time_s = statistics.median(samples_s)

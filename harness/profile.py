@@ -10,62 +10,72 @@ backend's authors claim. Exit status as for `harness.sweep`.
 
 from __future__ import annotations
 
-import argparse
-import shlex
 import sys
-import time
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-UNUSABLE, INTERRUPTED = 2, 130
+from harness.interruption import Interruption, hold
+
+# All else is imported later: what comes before `hold` must be light, lest a signal falls into it.
+if TYPE_CHECKING:
+    import argparse
+    from pathlib import Path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments, by default the process's own; returns the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    parsed = _parse(given)
+    import shlex
+    from pathlib import Path
+
+    from harness.conduct import guarded
+
+    command = shlex.join(["python", "-m", "harness.profile", *given])
+    return guarded(lambda: profile(Path(parsed.conf), parsed.overrides, parsed.out, command))
+
+
+def _parse(given: Sequence[str]) -> argparse.Namespace:
+    import argparse
+
     parser = argparse.ArgumentParser("python -m harness.profile", description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("conf", help="configuration; its grid's kernel-level forward cases are profiled")
     parser.add_argument("--out", metavar="DIR", help="folder of rows and report (default: a new one in reports/runs)")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="replace a value")
-    parsed = parser.parse_args(given)
-    from harness.config_source import ConfigError
-    from harness.disk import unwritable
-    from harness.journal import JournalError
-    from harness.run_folder import FolderError
-
-    command = shlex.join(["python", "-m", "harness.profile", *given])
-    try:
-        return profile(Path(parsed.conf), parsed.overrides, parsed.out, command)
-    except (ConfigError, FolderError, JournalError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return UNUSABLE
-    except OSError as error:
-        print(f"error: {unwritable(error, 'the run folder')}", file=sys.stderr)
-        return UNUSABLE
+    return parser.parse_args(given)
 
 
 def profile(conf: Path, overrides: Sequence[str], out: str | None, command: str) -> int:
-    """Measure, report, say where the report lies; returns the exit status."""
+    """Measure, report, say where the report lies; returns the exit status.
+
+    Raises ValueError, with one message, for what cannot be used, and KeyboardInterrupt where a signal comes before
+    there is a folder.
+    """
+    import tempfile
+    import time
+    from pathlib import Path
+
     started_s = time.monotonic()
     from harness.campaign import measure
-    from harness.components import component_cases
-    from harness.config import load_config
-    from harness.plan import expand
-    from harness.report import write_report
+    from harness.conduct import DONE, INTERRUPTED, report
+    from harness.config import ConfigError, load_config
+    from harness.executor import Executor
+    from harness.outsiders import make_plan
     from harness.run_folder import new_run
 
-    config = load_config(conf, overrides)
-    planned = component_cases(expand(config))
-    if not planned:
-        print("error: no backend of this configuration names its stages", file=sys.stderr)
-        return UNUSABLE
-    folder = new_run(out or config.out)
-    folder.make()
-    complete = measure(config, planned, folder, command, started_s)
-    html, _ = write_report(folder.path)
-    print(f"report: {html}")
-    return 0 if complete else INTERRUPTED
+    with Interruption() as interruption, Executor(Path(tempfile.gettempdir()), interruption) as executor:
+        config = load_config(conf, overrides)
+        interruption.check()
+        plan = make_plan(config, executor, stages=True)
+        if not plan.planned:
+            raise ConfigError(["no backend of this configuration names its stages"], str(conf))
+        folder = new_run(config.out if out is None else out)
+        folder.make()
+        complete = measure(config, plan, folder, command, started_s, executor, interruption)
+        report(folder.path)
+        return DONE if complete and not interruption.asked else INTERRUPTED
 
 
 if __name__ == "__main__":
+    hold()
     sys.exit(main())

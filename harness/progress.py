@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from harness.rows import Case, Row
+from harness.say import say
 
 
 class Reporter(Protocol):
@@ -57,7 +58,7 @@ class PlainLog:
         self.note(f"round {self._round} [{self._done}/{self._cases}] {summary(row)}")
 
     def note(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        say(text, sys.stderr)
 
     def close(self) -> None:
         pass

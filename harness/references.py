@@ -31,6 +31,10 @@ class UnwritableError(OSError):
     """A file of the run could not be written: the disk is full, as a rule."""
 
 
+class NoSampleError(ValueError):
+    """There is no calibration sample of a case's inputs; the message says why."""
+
+
 class Store:
     """The files of one run. Reading maps them: pages are shared by all cases, and writing changes a copy."""
 
@@ -38,8 +42,11 @@ class Store:
         self._folder = folder
 
     def missing(self, case: Case, variants: Iterable[int]) -> list[int]:
-        """Variants of a case's inputs that are not there yet."""
-        return [variant for variant in variants if not self._inputs(case, variant).exists()]
+        """Variants of a case's inputs that are not there yet, and of which nobody has said that there are none."""
+        there = [variant for variant in variants if self._inputs(case, variant).exists()]
+        if self._without_sample(case).exists():
+            there.append(CALIBRATION)
+        return [variant for variant in variants if variant not in there]
 
     def name(self, case: Case) -> str:
         """What all cases with the same inputs have in common."""
@@ -51,7 +58,12 @@ class Store:
         return sum(file.stat().st_size for file in files if file.exists())
 
     def inputs(self, case: Case, variant: int) -> tuple[Tensor, ...]:
-        """(q, k, v) at kernel level, (x,) at layer level; on the CPU, each call a fresh mapping."""
+        """(q, k, v) at kernel level, (x,) at layer level; on the CPU, each call a fresh mapping.
+
+        Raises NoSampleError for a calibration sample that the source of these inputs cannot give.
+        """
+        if variant == CALIBRATION and (reason := self._without_sample(case)).exists():
+            raise NoSampleError(reason.read_text(encoding="utf-8"))
         names = ("q", "k", "v") if case.level == "kernel" else ("x",)
         with safe_open(self._inputs(case, variant), framework="pt") as file:
             return tuple(file.get_tensor(name) for name in names)
@@ -62,16 +74,24 @@ class Store:
             return file.get_tensor("exact") if "exact" in file.keys() else None  # noqa: SIM118
 
     def make(self, case: Case, variants: Iterable[int]) -> None:
-        """Write the inputs of a case and their exact rows.
+        """Write the inputs of a case and their exact rows, and why there is no calibration sample, if there is none.
 
-        Raises ValueError where the source cannot give them, UnwritableError where there is no room for them.
+        Raises ValueError where the source cannot give the others, UnwritableError where there is no room for them.
         """
         for variant in variants:
-            if case.level == "layer":
-                tensors = {"x": make_hidden(_anonymous(case), variant).contiguous()}
-            else:
-                tensors = _kernel_inputs(_anonymous(case), variant)
-            _save(tensors, self._inputs(case, variant))
+            try:
+                self._make(case, variant)
+            except ValueError as error:
+                if variant != CALIBRATION:
+                    raise
+                _write(str(error), self._without_sample(case))
+
+    def _make(self, case: Case, variant: int) -> None:
+        if case.level == "layer":
+            tensors = {"x": make_hidden(_anonymous(case), variant).contiguous()}
+        else:
+            tensors = _kernel_inputs(_anonymous(case), variant)
+        _save(tensors, self._inputs(case, variant))
 
     def fingerprint(self, key: str) -> dict[int, Tensor]:
         """Variant -> sampled rows that this case gave in its first round; empty if there was none."""
@@ -101,6 +121,9 @@ class Store:
 
     def _inputs(self, case: Case, variant: int) -> Path:
         return self._folder / f"inputs-{self.name(case)}-{variant}.safetensors"
+
+    def _without_sample(self, case: Case) -> Path:
+        return self._inputs(case, CALIBRATION).with_suffix(".txt")
 
     def _fingerprint(self, key: str) -> Path:
         return self._folder / f"rows-{key}.safetensors"
@@ -144,6 +167,13 @@ def _anonymous(case: Case) -> Case:
     mode = "decode" if case.mode == "decode" else "forward"
     nobody = {"subject": "", "backend": "", "label": "", "settings": {}, "control": False, "mode": mode}
     return case.model_copy(update={**nobody, "device": "cpu", "threads": 1})
+
+
+def _write(text: str, path: Path) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UnwritableError(str(error)) from error
 
 
 def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:

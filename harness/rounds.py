@@ -9,19 +9,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from attentions import resolve
-from harness.attention_case import needs_calibration
+from harness.attention_case import PRIME_TOKENS
 from harness.config import Budget
 from harness.executor import Executor, Limits, Outcome
 from harness.forecast import Forecast
+from harness.inputs import identity
 from harness.journal import Journal
-from harness.plan import Planned, round_order
+from harness.names import is_path
+from harness.outsiders import Plan
+from harness.plan import round_order
 from harness.progress import Reporter
 from harness.references import CALIBRATION, Store
 from harness.rows import Case, Row
@@ -31,6 +33,7 @@ from harness.source import source_hash
 from harness.subjects import SUBJECTS
 
 INPUTS_S = 600.0  # making the inputs of one length is no case, and is charged to none
+BUILD_S = 600.0  # the project's own kernels may have to be compiled, which is charged to none either
 REPORT_SHARE, REPORT_MOST_S = 0.1, 20.0  # of the whole budget, kept for fits and report
 
 
@@ -57,7 +60,7 @@ class Rounds:
 
     def __init__(
         self,
-        planned: Sequence[Planned],
+        plan: Plan,
         circumstances: Circumstances,
         journal: Journal,
         executor: Executor,
@@ -65,16 +68,17 @@ class Rounds:
         reporter: Reporter,
         earlier: Iterable[Row] = (),
     ) -> None:
-        self._planned, self._all = planned, circumstances
+        self._plan, self._planned, self._all = plan, plan.planned, circumstances
         self._journal, self._executor, self._reporter = journal, executor, reporter
         self._cache, self._store = cache, Store(cache)
         self._forecast = Forecast(circumstances.budget.case_s, circumstances.memory_bytes)
         self._done: set[tuple[str, int]] = set()
         self._repeatable: set[str] = set()
+        self._unprimed: dict[str, Outcome] = {}
         self._without_inputs: dict[str, Outcome] = {}
-        self._sources: dict[tuple[str, str], str] = {}
+        self._identities: dict[tuple[str, ...], str] = {}
         for row in earlier:
-            self._note(row, None)
+            self._note(row)
 
     def run(self, check: Callable[[], None] = lambda: None) -> None:
         """Measure everything that is not there yet. `check` is called before each case, and may end all by raising."""
@@ -93,6 +97,30 @@ class Rounds:
             if chosen:
                 self._later_round(number, chosen, check)
 
+    def prime(self) -> None:
+        """Run each backend once on a few tokens, so that what is compiled on first use is there before the first case.
+
+        A backend from outside that does not return from that has had the time of its shortest case. What else goes
+        wrong here goes wrong in the cases too, which say so; why something could not be compiled is said here.
+        """
+        first: dict[str, Case] = {}
+        for one in sorted(self._planned, key=lambda one: one.case.n):
+            if one.case.subject in SUBJECTS and self._plan.fault(one.case) is None:
+                first.setdefault(one.case.backend, one.case)
+        warned: dict[str, None] = {}
+        for case in first.values():
+            if (key := self._key(case), 0) in self._done and key not in self._repeatable:
+                continue  # it has failed before
+            outsider = is_path(case.backend)
+            limits = Limits(self._all.budget.case_s, self._all.memory_bytes) if outsider else Limits(BUILD_S)
+            outcome = self._executor.run("harness.attention_case:prime", {"case": case.model_dump()}, limits)
+            warned |= dict.fromkeys(outcome.answer.get("warnings", ()))
+            if outsider and outcome.status == "timeout":
+                reason = f"on {PRIME_TOKENS} tokens, before the first case: {outcome.reason}"
+                self._unprimed[case.digest()] = replace(outcome, reason=reason)
+        for warning in warned:
+            self._reporter.note(warning)
+
     def _later_round(self, number: int, chosen: Sequence[Case], check: Callable[[], None]) -> None:
         self._reporter.round(number + 1, len(chosen))
         for position, case in enumerate(chosen):
@@ -106,20 +134,30 @@ class Rounds:
         return key in self._repeatable and (key, number) not in self._done
 
     def _one(self, case: Case, number: int) -> None:
-        outcome = self._refused(case) if number == 0 else None
+        outcome = self._known_to_fail(case) if number == 0 else None
         outcome = outcome or self._lacking_inputs(case) or self._measured(case, number)
+        if unwritable := outcome.answer.pop("unwritable", ""):
+            self._reporter.note(
+                f"{self._cache} cannot be written, so later rounds check this case in full: {unwritable}"
+            )
         row = self._row(case, number, outcome)
         self._journal.append(row)
-        self._note(row, outcome.wall_s)
+        self._note(row, outcome)
         self._reporter.ended(row)
 
-    def _note(self, row: Row, wall_s: float | None) -> None:
+    def _note(self, row: Row, outcome: Outcome | None = None) -> None:
         self._done.add((row.key, row.round))
         if row.round == 0 and row.status == "ok" and row.time_s is not None:
             self._repeatable.add(row.key)
-        self._forecast.learn(row, wall_s)
+        if outcome is None:
+            self._forecast.learn(row)
+        else:
+            self._forecast.learn(row, outcome.wall_s, outcome.cpu_s / row.threads)
 
-    def _refused(self, case: Case) -> Outcome | None:
+    def _known_to_fail(self, case: Case) -> Outcome | None:
+        """The outcome of a case that need not be tried, or has had its time."""
+        if known := self._plan.fault(case) or self._unprimed.get(case.digest()):
+            return known
         reason = self._forecast.refusal(case)
         return Outcome("ok", "", {"status": "skipped", "reason": reason}, 0.0) if reason else None
 
@@ -127,14 +165,14 @@ class Rounds:
         """Make the inputs that a case needs and are not there; the outcome of trying, if it fails."""
         if case.subject not in SUBJECTS:
             return None
-        variants = (0, 1, CALIBRATION) if needs_calibration(resolve(case.backend)) else (0, 1)
+        variants = (0, 1, CALIBRATION) if self._plan.classes[case.backend].learns else (0, 1)
         missing = self._store.missing(case, variants)
         if not missing:
             return None
         known = self._without_inputs.get(name := str(missing) + self._store.name(case))
         if known is None:
             arguments = {"folder": str(self._cache), "case": case.model_dump(), "variants": missing}
-            limits = Limits(INPUTS_S, file_bytes=None)
+            limits = Limits(self._all.budget.case_s if is_path(case.inputs) else INPUTS_S, file_bytes=None)
             made = self._executor.run("harness.references:make_references", arguments, limits)
             if made.status == "ok":
                 self._stop_without_room(made.answer["unwritable"])
@@ -175,11 +213,17 @@ class Rounds:
             return Row(**identity, status="crash", reason=f"its answer is not understood: {words}")
 
     def _key(self, case: Case) -> str:
-        if (names := (case.backend, case.subject)) not in self._sources:
-            modules = [name.partition(":")[0] for name in names if ":" in name]
-            modules.append(resolve(case.backend).__module__)
-            self._sources[names] = source_hash(*modules)
-        return case.digest(self._all.environment, self._sources[names])
+        """Hash of all that decides a row: the case, where and with what code it runs, and what its inputs hold."""
+        names = (case.backend, case.subject, case.inputs)
+        if names not in self._identities:
+            self._identities[names] = " ".join(
+                (
+                    source_hash(*dict.fromkeys([*_module(case.backend), self._plan.classes[case.backend].module])),
+                    source_hash("harness.measure", *_module(SUBJECTS.get(case.subject, case.subject))),
+                    identity(case.inputs),
+                )
+            )
+        return case.digest(self._all.environment, self._identities[names])
 
     def _left_s(self) -> float:
         """Seconds until the budget for measuring is spent."""
@@ -192,6 +236,11 @@ class Rounds:
         first_s = sum(map(self._forecast.first_s, todo))
         later_s = sum((one.rounds - 1) * self._forecast.later_s(one.case) for one in self._planned)
         return first_s + min(later_s, max(0.0, self._left_s() - first_s))
+
+
+def _module(name: str) -> list[str]:
+    """The module of an import path."""
+    return [name.partition(":")[0]] if is_path(name) else []
 
 
 def _finite(answer: dict[str, Any]) -> dict[str, Any]:

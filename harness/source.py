@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,7 +23,7 @@ NATIVE = ("*.cpp", "*.cu", "*.h", "*.hpp", "*.cuh")
 
 
 def source_hash(*modules: str) -> str:
-    """Hash of the import closure of modules, named as in `import`. Raises ValueError for one without a source file."""
+    """Hash of the import closure of modules, named as in `import`. Raises ValueError for one without a file."""
     files: set[Path] = set()
     for module in modules:
         files |= closure(module)
@@ -30,6 +31,12 @@ def source_hash(*modules: str) -> str:
     for path in sorted(files, key=lambda path: (path.name, str(path))):
         digest.update(f"{path.name}\0{_meaning(path)}\0".encode())
     return digest.hexdigest()[:16]
+
+
+def content_hash(path: Path) -> str:
+    """Hash of what a file holds. Raises OSError where it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def closure(module: str) -> set[Path]:
@@ -70,6 +77,8 @@ class _Module:
 
 
 def _imports(module: _Module) -> Iterator[_Module]:
+    if module.path.suffix != ".py":
+        return
     for node in ast.walk(_tree(module.path)):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -113,6 +122,8 @@ def _reexported(package: _Module, name: str) -> tuple[str, str] | None:
 
 def _native_sources(path: Path) -> set[Path]:
     """Native files that the module's strings name, beside it or in the folder `native` there, and what they include."""
+    if path.suffix != ".py":
+        return set()
     tree = _tree(path)
     words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     folders = (path.parent, path.parent / "native")
@@ -127,10 +138,11 @@ def _included(path: Path) -> set[str]:
     return {Path(name).name for name in re.findall(r'#\s*include\s*"([^"]+)"', path.read_text())}
 
 
+@cache
 def _meaning(path: Path) -> str:
-    """A Python file's syntax without docstrings; any other file as it is."""
+    """A Python file's syntax without docstrings; the hash of any other file."""
     if path.suffix != ".py":
-        return path.read_text()
+        return content_hash(path)
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
@@ -151,12 +163,13 @@ def _module(name: str) -> Iterator[_Module]:
 
 @cache
 def _find(name: str) -> Path | None:
-    """A module's Python file, found without importing it; None for the standard library and compiled modules."""
+    """A module's file, found without importing it; None for the standard library."""
     if not name or name.split(".")[0] in sys.stdlib_module_names:
         return None
     for folder in (ROOT, *(Path(entry or ".").resolve() for entry in sys.path)):
         base = folder.joinpath(*name.split("."))
-        for path in (base / "__init__.py", base.with_name(f"{base.name}.py")):
+        names = (f"{base.name}{suffix}" for suffix in (".py", *EXTENSION_SUFFIXES))
+        for path in (base / "__init__.py", *map(base.with_name, names)):
             if path.is_file():
                 return path
     return None

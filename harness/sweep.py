@@ -3,6 +3,7 @@
     python -m harness.sweep conf.yml
     python -m harness.sweep conf.yml --set lengths=[1024,4096] --set budget.total_s=60 --out /tmp/run
     python -m harness.sweep conf.yml --dry-run
+    python -m harness.sweep conf.yml --section vq
     python -m harness.sweep --resume reports/runs/20260131-120000-1a2b
 
 Prints one line a case, or a live bar on a terminal, and at the end where the report lies:
@@ -11,51 +12,44 @@ Prints one line a case, or a live bar on a terminal, and at the end where the re
     ...
     report: reports/runs/20260131-120000-1a2b/report.html
 
-Exit status: 0 done; 1 an expectation of conf.yml failed; 2 nothing could be done, and why; 130 interrupted, with
-everything measured so far kept and reported. Each case runs in a process of its own; see `harness.measure`.
+Exit status: 0 done; 1 an expectation of conf.yml failed; 2 nothing could be done, and why; 130 interrupted, by Ctrl-C
+or SIGTERM, with everything measured so far kept and reported. The report is written to its end, however often one asks.
+Each case runs in a process of its own; see `harness.measure`.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-# All else is imported once the arguments are judged. Every child of the fork server runs this module again before
-# its own work, so it must stay light.
+from harness.interruption import Interruption, hold
 
-UNUSABLE, INTERRUPTED = 2, 130
+# All else is imported later: what comes before `hold` must be light, lest a signal falls into it.
+if TYPE_CHECKING:
+    import argparse
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments, by default the process's own; returns the exit status."""
-    parsed = _parse(sys.argv[1:] if arguments is None else arguments)
-    from harness.conduct import Request, sweep
-    from harness.config_source import ConfigError
-    from harness.disk import unwritable
-    from harness.journal import JournalError
-    from harness.run_folder import FolderError
+    with Interruption() as interruption:
+        parsed = _parse(sys.argv[1:] if arguments is None else arguments)
+        from harness.conduct import Request, guarded, sweep
 
-    request = Request(parsed.conf or "", tuple(parsed.overrides), parsed.out, parsed.resume, parsed.dry_run)
-    try:
-        return sweep(request)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except (ConfigError, FolderError, JournalError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return UNUSABLE
-    except OSError as error:
-        print(f"error: {unwritable(error, 'the run folder')}", file=sys.stderr)
-        return UNUSABLE
+        given = parsed.out, parsed.resume, parsed.dry_run, parsed.section
+        request = Request(parsed.conf or "", tuple(parsed.overrides), *given)
+        return guarded(lambda: sweep(request, interruption))
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    import argparse
+
     parser = argparse.ArgumentParser("python -m harness.sweep", description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("conf", nargs="?", help="configuration; with --resume by default the one in the folder")
     parser.add_argument("--out", metavar="DIR", help="folder of rows and report (default: a new one in reports/runs)")
     parser.add_argument("--resume", metavar="DIR", help="go on with the run in this folder; nothing is measured twice")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="replace a value")
+    parser.add_argument("--section", metavar="NAME", help="measure what this section of conf asks for, such as vq")
     parser.add_argument("--dry-run", action="store_true", help="print what would be measured and write nothing")
     parsed = parser.parse_args(arguments)
     if parsed.conf is None and parsed.resume is None:
@@ -66,4 +60,5 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    hold()
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""The main function of a child: do one job, answer with one line of JSON, and never outlive the sweep.
+"""The main function of a child: do one job, answer with one JSON object, and end.
 
 The answer is `{"status": "ok", "reason": "", "answer": {...}}` or, for a job that failed, "oom" or "crash" with
 the reason in words. What the job prints goes to a file of its own.
@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import gc
 import importlib
 import json
 import math
-import multiprocessing
 import os
 import resource
-import signal
 import sys
-import threading
 import traceback
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from harness import memory
 
@@ -33,27 +28,31 @@ NO_ROOM_TO_LOAD = ("failed to map segment", "cannot allocate memory")  # the dyn
 
 @dataclass(frozen=True)
 class Job:
-    """A function `package.module:name`, its JSON-able keyword arguments, where to print, and the limits."""
+    """A function `package.module:name`, its JSON-able keyword arguments, where it finds modules, the folder that it
+    runs in, where it prints, and the limits."""
 
     function: str
     arguments: dict[str, Any]
+    path: list[str]
+    folder: str
     log: str
     time_s: float
     memory_bytes: int | None
     file_bytes: int | None
 
 
-def main(channel: Connection, job: Job) -> None:
-    """Run a job and end the process with code 0 once the answer is written."""
+def main(channel: int, job: Job) -> NoReturn:
+    """Run a job in a fresh copy of the fork server, write the answer to `channel`, and end the process with code 0."""
     gc.freeze()  # what the fork server loaded is here to stay; collecting it would take a fifth of a second each time
     os.setsid()  # a group of its own, so that whatever it starts can be killed with it
-    _die_with_parent()
-    _let_go_of_all_files_but(channel.fileno(), _parent_pipe())
+    _let_go_of_all_files_but(channel)
     _print_to(job.log)
+    sys.path[:] = job.path
+    os.chdir(job.folder)
     _restrict(job)
     said = json.dumps(_attempt(job)).encode()
     while said:
-        said = said[os.write(channel.fileno(), said) :]
+        said = said[os.write(channel, said) :]
     os._exit(0)  # no clean-up of a library may hang or change the exit code
 
 
@@ -104,45 +103,16 @@ def in_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}{place}" if message else f"{type(error).__name__}{place}"
 
 
-def _die_with_parent() -> None:
-    """Have this process and its group killed when the sweep dies, by whatever means.
-
-    The kernel does it when the sweep's end of a pipe closes, even while this process holds Python's lock. A
-    thread does it where the kernel cannot signal that (macOS).
-    """
-    pipe = _parent_pipe()
-    if not hasattr(fcntl, "F_SETSIG"):
-        threading.Thread(target=_watch, args=(pipe,), daemon=True).start()
-        return
-    fcntl.fcntl(pipe, fcntl.F_SETOWN, -os.getpgrp())
-    fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
-    if wait([pipe], 0):  # it died before
-        os.killpg(0, signal.SIGKILL)
-
-
-def _parent_pipe() -> int:
-    """The end of a pipe that becomes readable when the sweep dies."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "a worker has a parent"
-    return parent.sentinel
-
-
 def _let_go_of_all_files_but(*kept: int) -> None:
     """Point every other inherited file at nothing: through some of them one byte would end the fork server.
 
-    Their numbers stay taken, since multiprocessing remembers them.
+    Their numbers stay taken, since objects of the fork server's, of which this process is a copy, remember them.
     """
     nothing = os.open(os.devnull, os.O_RDWR)
     for file in [int(path.name) for path in Path("/dev/fd").iterdir()]:
         with contextlib.suppress(OSError):  # the listing's own is closed by now
             if file > 2 and file not in (nothing, *kept) and os.fstat(file):
                 os.dup2(nothing, file)
-
-
-def _watch(pipe: int) -> None:
-    wait([pipe])
-    os.killpg(0, signal.SIGKILL)
 
 
 def _print_to(log: str) -> None:

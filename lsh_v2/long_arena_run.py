@@ -67,8 +67,10 @@ def run(config: ArenaConfig, command: str = "") -> dict[str, Any]:
         for left in folder.path.glob("children-*"):  # by a run that was killed
             shutil.rmtree(left)
         report_to.round(1, len(todo))
-        with tempfile.TemporaryDirectory(dir=folder.path, prefix="children-") as scratch:
-            executor = Executor(Path(scratch))
+        with (
+            tempfile.TemporaryDirectory(dir=folder.path, prefix="children-") as scratch,
+            Executor(Path(scratch)) as executor,
+        ):
             for job, key in todo:
                 report_to.starts(job.case, sum(other.limits.time_s for other, _ in todo))
                 rows[key] = row = row_of(job, key, facts["run"], executor, _stopped(job.case, rows.values()))

@@ -67,6 +67,8 @@ class TextBytes:
 
 def _file(path: Path) -> bytes:
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe or a device may have no end
+            raise ValueError(f"text file {str(path)!r} cannot be read: it is no regular file")
         return path.read_bytes()
     except OSError as error:
         raise ValueError(f"text file {str(path)!r} cannot be read: {error.strerror}") from error

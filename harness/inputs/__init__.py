@@ -7,6 +7,16 @@ from __future__ import annotations
 
 from harness.inputs.base import CALIBRATION, Inputs
 from harness.inputs.diagnostics import Unevenness, diagnose
-from harness.inputs.make import KINDS, make_hidden, make_inputs, why_not
+from harness.inputs.make import KINDS, identity, make_hidden, make_inputs, why_not
 
-__all__ = ["CALIBRATION", "KINDS", "Inputs", "Unevenness", "diagnose", "make_hidden", "make_inputs", "why_not"]
+__all__ = [
+    "CALIBRATION",
+    "KINDS",
+    "Inputs",
+    "Unevenness",
+    "diagnose",
+    "identity",
+    "make_hidden",
+    "make_inputs",
+    "why_not",
+]

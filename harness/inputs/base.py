@@ -97,6 +97,10 @@ class InputKind(ABC):
         del case
         return ""
 
+    def identity(self) -> str:
+        """A hash of what decides these inputs beside a case and the code of this package; empty if nothing does."""
+        return ""
+
 
 class Draws:
     """Random numbers of one variant of a case, in float32, that obey the rule of the shared first half.

@@ -17,6 +17,7 @@ from torch import Tensor
 from harness.inputs.base import CALIBRATION, InputKind, Inputs, Sizes, sizes_of
 from harness.names import import_path
 from harness.rows import Case
+from harness.source import source_hash
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,13 @@ class Custom(InputKind):
         except ValueError as error:
             return str(error)
         return ""
+
+    def identity(self) -> str:
+        module = self.path.partition(":")[0]
+        try:
+            return source_hash(module)
+        except ValueError:
+            return module  # of the standard library, whose version belongs to the environment
 
     def _function(self) -> Callable[[Case, int], object]:
         found = import_path(self.path)

@@ -1,7 +1,8 @@
 """The user's own q, k and v, from a `.safetensors` file with those three names (and x for layers).
 
 q is (B, H, M, D), k (B, G, M, D), v (B, G, M, E) and x (B, M, H·D), with at least as many sequences and positions
-as a case asks for: the first ones are taken. In decode mode the query is q's at the new position.
+as a case asks for: the first ones are taken. In decode mode the query is q's at the new position. Numbers are floating
+point, finite and within the range of the case's dtype.
 
 A file holds one set of data, so variant 1 has the later half of the positions in reverse order and with v (or x)
 negated. The calibration sample is what comes after the positions that are attended to, or else the same positions
@@ -10,7 +11,12 @@ of further sequences; a file that has neither cannot calibrate, and says so.
 
 from __future__ import annotations
 
+import itertools
+import math
+import time
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -19,6 +25,11 @@ from torch import Tensor
 
 from harness.inputs.base import CALIBRATION, InputKind, Inputs, Sizes, sizes_of
 from harness.rows import Case
+from harness.source import content_hash
+
+KINDS = ("F64", "F32", "F16", "BF16")  # dtypes as such files name them
+READ_AT_ONCE = 4096  # positions
+SETTLED_NS = 2 * 10**9  # a file that was changed later than that may be changed again at what counts as the same time
 
 
 @dataclass(frozen=True)
@@ -46,21 +57,44 @@ class File(InputKind):
         return self._read("x", case, variant)
 
     def why_not(self, case: Case) -> str:
-        try:
-            shapes = self._shapes()
-        except (OSError, SafetensorError) as error:
-            return f"inputs file {self.path!r} cannot be read: {error}"
+        """Reads what the case would attend to, too: a number that cannot be used is told before any work."""
         sizes = sizes_of(case, 0)
         wanted = {"x": layer_shape(sizes)} if case.level == "layer" else kernel_shapes(sizes)
-        return "; ".join(filter(None, (misfit(name, shapes, want) for name, want in wanted.items())))
+        try:
+            shapes = self._shapes()
+            found = [misfit(name, shapes, want) for name, want in wanted.items()]
+            if not any(found):
+                found = [self._unusable(name, case) for name in wanted]
+        except (OSError, SafetensorError) as error:
+            return f"inputs file {self.path!r} cannot be read: {error}"
+        return "; ".join(filter(None, found))
+
+    def identity(self) -> str:
+        return content_hash(Path(self.path))
 
     def _require(self, case: Case) -> None:
         if reason := self.why_not(case):
             raise ValueError(f"{self.path}: {reason}" if self.path not in reason else reason)
 
     def _shapes(self) -> dict[str, list[int]]:
+        if Path(self.path).exists() and not Path(self.path).is_file():
+            raise OSError("it is no regular file")  # opening a pipe would wait for ever
         with safe_open(self.path, framework="pt") as file:
             return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118, not a mapping
+
+    def _unusable(self, name: str, case: Case) -> str:
+        """What is wrong with the numbers of a tensor that a case would attend to; empty if nothing is."""
+        with safe_open(self.path, framework="pt") as file:
+            if (kind := file.get_slice(name).get_dtype()) not in KINDS:
+                return f"{name} has the dtype {kind}, needed is one of {', '.join(KINDS)}"
+        file = Path(self.path).stat()
+        settled = time.time_ns() - file.st_mtime_ns > SETTLED_NS
+        stamp = (file.st_mtime_ns, file.st_size, file.st_ino) if settled else (time.monotonic_ns(),)
+        size = largest(self.path, name, case.batch, sizes_of(case, 0).positions, stamp)
+        if not math.isfinite(size):
+            return f"{name} has NaN or infinite values, finite ones are needed"
+        most = torch.finfo(getattr(torch, case.dtype)).max
+        return f"{name} reaches {size:.3g}, and {case.dtype} ends at {most:.3g}" if size > most else ""
 
     def _read(self, name: str, case: Case, variant: int) -> Tensor:
         sizes = sizes_of(case, variant)
@@ -71,9 +105,9 @@ class File(InputKind):
                 data = part[region.rows, region.positions]
             else:
                 data = part[region.rows, :, region.positions]
-        if not torch.isfinite(data).all():
-            raise ValueError(f"{self.path}: {name} has NaN or infinite values, finite ones are needed")
         data = data.to(sizes.dtype)
+        if not torch.isfinite(data).all():
+            raise ValueError(f"{self.path}: {name} has NaN or infinite values as {case.dtype}, finite ones are needed")
         return other_half(data, sizes.shared, negate=name in "vx") if variant == 1 else data
 
     def _region(self, shape: list[int], case: Case, variant: int) -> Region:
@@ -90,6 +124,25 @@ class File(InputKind):
             f"{self.path} has nothing left to calibrate on: {rows} sequences of {positions} positions, all of them "
             f"attended to at n={case.n}, batch={case.batch}; a longer file or a further sequence is needed"
         )
+
+
+@cache
+def largest(path: str, name: str, batch: int, positions: int, stamp: tuple[int, ...]) -> float:
+    """The largest magnitude in a tensor of a file, over its first sequences and positions; NaN or inf if it has such.
+
+    Known again for the same `stamp`, which a file that was replaced must not have.
+    """
+    found = 0.0
+    with safe_open(path, framework="pt") as file:
+        part = file.get_slice(name)
+        for row, start in itertools.product(range(batch), range(0, positions, READ_AT_ONCE)):
+            stretch = slice(start, min(start + READ_AT_ONCE, positions))
+            block = part[row : row + 1, stretch] if name == "x" else part[row : row + 1, :, stretch]
+            here = block.abs().max().item()
+            if not math.isfinite(here):
+                return here
+            found = max(found, here)
+    return found
 
 
 def kernel_shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:

@@ -56,6 +56,17 @@ def make_hidden(case: Case, variant: int) -> Float[Tensor, "B M X"]:
     return kind_of(case.inputs).hidden(case, variant)
 
 
+def identity(inputs: str) -> str:
+    """A hash of what the inputs of this name are made from, a file's content or a function's source, or nothing.
+
+    It changes when they are replaced. Raises ValueError for a name that means nothing.
+    """
+    try:
+        return kind_of(inputs).identity()
+    except OSError as error:  # gone since it was planned; making the inputs says so
+        return str(error.strerror)
+
+
 def why_not(case: Case) -> str:
     """Empty when the inputs of a case can be made, else one plain sentence; without making them."""
     try:

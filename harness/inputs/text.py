@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,7 @@ from harness.inputs.base import (
     sizes_of,
 )
 from harness.rows import Case
+from harness.source import content_hash
 from tasks.text import TextBytes
 
 CONTEXT = 6
@@ -74,6 +76,9 @@ class Text(InputKind):
             f"{self.source.origin} is too short: it has {size} bytes, and n={case.n}, batch={case.batch} "
             f"need {needed} (one and a half times n and a calibration sample for each sequence)"
         )
+
+    def identity(self) -> str:
+        return "" if self.path is None else content_hash(Path(self.path))
 
     @cached_property
     def source(self) -> TextBytes:

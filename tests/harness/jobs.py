@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import subprocess
@@ -50,11 +51,12 @@ def write_everywhere(text: str) -> dict[str, Any]:
 
 
 def hang_with_a_child(pid_file: str) -> dict[str, Any]:
-    """Start a process and hold Python's lock for ever, deaf to polite signals."""
+    """Start two processes, one in a session of its own, and hold Python's lock for ever, deaf to polite signals."""
     for polite in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGIO):
         signal.signal(polite, signal.SIG_IGN)
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    Path(pid_file).write_text(f"{os.getpid()} {child.pid}")
+    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+    children = [subprocess.Popen(sleep, start_new_session=alone) for alone in (False, True)]
+    Path(pid_file).write_text(" ".join(str(pid) for pid in (os.getpid(), *(child.pid for child in children))))
     ctypes.PyDLL(None).sleep(600)
     return {}
 
@@ -63,6 +65,29 @@ def leave_a_child(pid_file: str) -> dict[str, Any]:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     Path(pid_file).write_text(str(child.pid))
     return {}
+
+
+def leave_a_daemon(pid_file: str) -> dict[str, Any]:
+    """Start a process that is in no group of this one's and whose parent has ended."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            Path(pid_file).write_text(str(os.getpid()))
+            time.sleep(600)
+        os._exit(0)
+    while not Path(pid_file).exists() or not Path(pid_file).read_text():
+        time.sleep(0.01)
+    return {}
+
+
+def end_the_server() -> dict[str, Any]:
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(600)
+    return {}
+
+
+def fill_a_disk() -> dict[str, Any]:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def take_tensors() -> dict[str, Any]:

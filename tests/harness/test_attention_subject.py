@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from attentions.bit_sampling import BitSampling
-from harness.attention_case import needs_calibration
 from harness.attention_subject import AccuracySubject, AttentionSubject
 from harness.references import CALIBRATION, Store
 from harness.rows import Case
@@ -150,8 +149,8 @@ def test_what_cannot_run_says_so(folder: Path) -> None:
 
 
 def test_only_backends_that_learn_are_shown_a_sample_and_timed_at_it(folder: Path) -> None:
-    assert needs_calibration(Calibrated)
-    assert not needs_calibration(Right)
+    assert Calibrated(2, 8).learns
+    assert not Right(2, 8).learns
     trial = trial_of(folder, case_of("Calibrated"))
     assert both_sets(trial).wrong == ""
     assert trial.facts(thorough=False).prepare_s is not None

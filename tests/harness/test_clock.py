@@ -82,3 +82,40 @@ def test_one_call_is_timed_with_its_answer() -> None:
     answer, seconds = time_once(lambda: time.sleep(0.05) or "answer", CPU)
     assert answer == "answer"
     assert 0.05 <= seconds < 5.0
+
+
+class Readings:
+    """A clock that gains so much a reading, and calls that take nothing of it."""
+
+    def __init__(self, steps: list[float]) -> None:
+        self.steps, self.now, self.read = steps, 1e6, 0
+
+    def perf_counter(self) -> float:
+        self.now += self.steps[self.read % len(self.steps)]
+        self.read += 1
+        return self.now
+
+    def call(self, variant: int) -> int:
+        return variant
+
+    def rewind(self) -> int:
+        return 2**31
+
+
+@pytest.mark.parametrize("steps", [[0.0], [-1e-3]], ids=["stands still", "goes back"])
+def test_a_clock_that_does_not_go_on_takes_no_sample_and_ends(
+    monkeypatch: pytest.MonkeyPatch, steps: list[float]
+) -> None:
+    readings = Readings(steps)
+    monkeypatch.setattr(clock.time, "perf_counter", readings.perf_counter)
+    timing = time_calls(readings, CPU, 0.0)
+    assert timing.samples_s == []
+    assert timing.answer == timing.variant
+
+
+def test_a_sample_during_which_the_clock_went_back_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = Readings([1e-3, 1e-3, 1e-3, 1e-3, -5.0])
+    monkeypatch.setattr(clock.time, "perf_counter", readings.perf_counter)
+    samples_s = time_calls(readings, CPU, 0.5).samples_s
+    assert 0 < len(samples_s) < clock.MOST
+    assert min(samples_s) > 0

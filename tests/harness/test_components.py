@@ -26,6 +26,7 @@ from harness.report.components import plain_slope
 from harness.rows import Case
 from harness.subjects import Unsupported
 from tests.harness.backends import Right
+from tests.harness.cases import a_row
 from tests.harness.test_sweep import BASE
 
 
@@ -121,6 +122,7 @@ def test_profile_on_a_full_disk_says_so_and_other_errors_stay(
         raise OSError(number, os.strerror(number), str(folder / "report.html"))
 
     monkeypatch.setattr("harness.campaign.measure", lambda *_: True)
+    monkeypatch.setattr("harness.journal.read_rows", lambda _: [a_row()])
     monkeypatch.setattr("harness.report.write_report", fail)
     conf, folder = tmp_path / "conf.yml", tmp_path / "run"
     conf.write_text(yaml.safe_dump(CONFIG))

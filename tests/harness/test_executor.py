@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import pytest
 
 from harness import executor as executor_module
 from harness.executor import Executor, Limits, Outcome
+from harness.interruption import Interruption
 
 JOBS = "tests.harness.jobs"
 LIMITS = Limits(time_s=60.0)
@@ -104,6 +108,59 @@ def test_what_a_finished_child_started_is_ended_too(executor: Executor, tmp_path
     assert wait_until(lambda: is_gone(int(pids.read_text())))
 
 
+def test_what_a_finished_child_left_in_a_session_of_its_own_is_ended_too(executor: Executor, tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    assert run(executor, "leave_a_daemon", pid_file=str(pids)).status == "ok"
+    assert is_gone(int(pids.read_text()))
+
+
+def test_a_child_that_ends_the_fork_server_is_a_crash_and_the_next_one_finds_another(tmp_path: Path) -> None:
+    with Executor(tmp_path) as fresh:
+        outcome = run(fresh, "end_the_server")
+        assert (outcome.status, outcome.reason) == ("crash", "the process that started it was ended")
+        assert run(fresh, "echo", a=1).answer == {"a": 1}
+
+
+def test_a_signal_ends_the_child_at_once_and_the_fork_server_with_it(tmp_path: Path) -> None:
+    pids, main = tmp_path / "pids", os.getpid()
+
+    def interrupt() -> None:
+        assert wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 3, 60.0)
+        os.kill(main, signal.SIGTERM)
+
+    with Interruption() as interruption, Executor(tmp_path, interruption) as fresh:
+        sender = threading.Thread(target=interrupt)
+        sender.start()
+        with pytest.raises(KeyboardInterrupt):
+            run(fresh, "hang_with_a_child", Limits(600.0), pid_file=str(pids))
+        sender.join()
+    assert all(is_gone(int(pid)) for pid in pids.read_text().split())
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_full_disk_is_no_crash_of_the_child_unless_there_is_room(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    class Full:
+        def __init__(self, **where: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    if not full:  # it only says so
+        assert run(executor, "fill_a_disk").reason.startswith("OSError: [Errno 28] No space left on device")
+        return
+    original = tempfile.NamedTemporaryFile
+    monkeypatch.setattr(
+        tempfile, "NamedTemporaryFile", lambda **where: original(**where) if "suffix" in where else Full()
+    )
+    with pytest.raises(OSError, match="No space left"):
+        run(executor, "fill_a_disk")
+
+
+@pytest.mark.parametrize("said", ['{"status": "fine", "reason": "", "answer": {}}', '{"status": "ok", "answer": 3}'])
+def test_an_answer_of_another_form_is_a_crash(executor: Executor, said: str) -> None:
+    assert run(executor, "write_everywhere", text=said).status == "crash"
+
+
 @pytest.mark.parametrize("job", ["take_tensors", "take_bytes"])
 def test_more_memory_than_allowed_is_oom(executor: Executor, job: str) -> None:
     outcome = run(executor, job, Limits(60.0, memory_bytes=2**30))
@@ -123,7 +180,8 @@ def test_the_parent_sleeps_while_a_child_works(executor: Executor) -> None:
 
 
 def test_nothing_is_left_of_a_child_in_the_scratch_folder(tmp_path: Path) -> None:
-    run(Executor(tmp_path), "fail")
+    with Executor(tmp_path) as fresh:
+        run(fresh, "fail")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -141,9 +199,10 @@ def test_a_child_dies_with_its_parent_even_if_that_is_killed_outright(tmp_path: 
     script.write_text(PARENT)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     parent = subprocess.Popen([sys.executable, str(script), str(tmp_path), str(pids)], env=environment)
-    assert wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 2, 60.0)
+    assert wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 3, 60.0)
     servers = [child.pid for child in psutil.Process(parent.pid).children(recursive=True)]
     parent.kill()
     parent.wait()
+    assert servers
     for pid in [*servers, *map(int, pids.read_text().split())]:
         assert wait_until(lambda pid=pid: is_gone(pid)), f"{pid} outlives its parent"

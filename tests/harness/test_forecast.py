@@ -74,12 +74,40 @@ def test_other_failures_refuse_nothing(status: str) -> None:
     assert forecast.refusal(a_case(n=2048)) == ""
 
 
-def test_what_is_not_timed_is_judged_by_the_whole_case_as_if_that_were_linear() -> None:
-    forecast = Forecast(60.0, None)
-    for n, wall_s in ((1024, 1.0), (2048, 20.0)):
-        forecast.learn(a_row(a_case(n=n), time_s=None, samples_s=None), wall_s)
+def untimed(busy_s: dict[int, float], case_s: float = 60.0, wall_s: float = 1.0) -> Forecast:
+    """What a series without times has taken: processor seconds by length, and always the same from start to end."""
+    forecast = Forecast(case_s, None)
+    for n, seconds in busy_s.items():
+        forecast.learn(a_row(a_case(n=n), time_s=None, samples_s=None), wall_s, seconds)
+    return forecast
+
+
+def test_what_is_not_timed_is_judged_by_the_whole_case_as_if_that_grew_in_proportion() -> None:
+    forecast = untimed({1024: 2.0, 2048: 20.0})
     assert forecast.refusal(a_case(n=4096)) == ""
-    assert "from 2048 tokens it is predicted to take at least 80 s" in forecast.refusal(a_case(n=8192))
+    assert forecast.refusal(a_case(n=8192)) == (
+        "not tried: from 1024, 2048 tokens it is predicted to take at least 128 s, more than budget.case_s, 60 s"
+    )
+
+
+@pytest.mark.parametrize("start_up_s", [0.3, 5.0, 50.0])
+def test_what_a_case_takes_to_start_predicts_nothing(start_up_s: float) -> None:
+    assert untimed({16: start_up_s}, wall_s=start_up_s).refusal(a_case(n=2**20)) == ""
+    assert untimed({16: start_up_s, 32: start_up_s * 1.08}, wall_s=start_up_s).refusal(a_case(n=2**20)) == ""
+    assert untimed({16: start_up_s * 3, 32: start_up_s}, wall_s=start_up_s).refusal(a_case(n=2**20)) == ""
+
+
+def test_a_busy_machine_on_which_a_short_case_waits_predicts_nothing() -> None:
+    forecast = Forecast(30.0, None)
+    for n, wall_s in ((16, 0.4), (32, 20.0)):
+        forecast.learn(a_row(a_case(n=n), time_s=None, samples_s=None), wall_s, 0.3)
+    assert forecast.refusal(a_case(n=16384)) == ""
+
+
+def test_the_noise_of_calls_that_hardly_take_time_predicts_nothing() -> None:
+    forecast = forecast_of({16: 2e-5, 32: 1e-4})
+    assert (forecast.call_s(a_case(n=16384)) or 0) > 60.0
+    assert forecast.refusal(a_case(n=16384)) == ""
 
 
 def test_a_later_round_costs_what_the_last_one_did() -> None:

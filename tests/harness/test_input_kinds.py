@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -169,6 +171,62 @@ def test_a_file_with_nan_is_refused(tmp_path: Path) -> None:
     save_file({name: torch.full(shape, torch.nan if name == "k" else 0.0) for name, shape in shapes.items()}, path)
     with pytest.raises(ValueError, match="k has NaN or infinite values"):
         make_inputs(make_case(str(path)), 0)
+
+
+OWN = {"q": (2, 6, 30, 11), "k": (2, 3, 30, 11), "v": (2, 3, 30, 5)}  # seven positions more than are asked for
+
+
+def own_tensors(path: Path, name: str, change: Callable[[Tensor], Tensor]) -> str:
+    tensors = {key: torch.ones(shape) for key, shape in OWN.items()}
+    save_file(tensors | {name: change(tensors[name])}, path)
+    return str(path)
+
+
+def put(value: float, position: int) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: tensor.index_fill(2, torch.tensor([position]), value)
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+@pytest.mark.parametrize(
+    ("change", "dtype", "reason"),
+    [
+        (put(torch.nan, 22), "float32", "has NaN or infinite values, finite ones are needed"),
+        (put(-torch.inf, 0), "float32", "has NaN or infinite values, finite ones are needed"),
+        (put(-7e4, 3), "float16", "reaches 7e+04, and float16 ends at 6.55e+04"),
+        (put(-7e4, 3), "bfloat16", ""),
+        (put(torch.nan, 23), "float32", ""),
+        (lambda tensor: tensor.long(), "float32", "has the dtype I64, needed is one of F64, F32, F16, BF16"),
+        (lambda tensor: tensor.bool(), "float32", "has the dtype BOOL, needed is one of"),
+        (lambda tensor: tensor.bfloat16(), "float32", ""),
+    ],
+)
+def test_numbers_of_a_file_that_cannot_be_used_are_told_when_planning(
+    tmp_path: Path, name: str, change: Callable[[Tensor], Tensor], dtype: str, reason: str
+) -> None:
+    case = make_case(own_tensors(tmp_path / "own.safetensors", name, change), dtype=dtype)
+    found = why_not(case)
+    assert found.startswith(f"{name} {reason}") if reason else found == ""
+
+
+def test_a_file_is_judged_again_once_it_was_replaced(tmp_path: Path) -> None:
+    case = make_case(own_tensors(tmp_path / "own.safetensors", "k", put(torch.nan, 0)))
+    assert why_not(case) != ""
+    own_tensors(tmp_path / "own.safetensors", "k", put(1.0, 0))
+    assert why_not(case) == ""
+
+
+@pytest.mark.parametrize("prefix", ["text:", ""])
+def test_a_pipe_is_no_file_and_nobody_waits_for_it(tmp_path: Path, prefix: str) -> None:
+    pipe = tmp_path / "pipe.safetensors"
+    os.mkfifo(pipe)
+    assert "it is no regular file" in why_not(make_case(f"{prefix}{pipe}"))
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 50, b'\x40\0\0\0\0\0\0\0{"q": {"dtype": "F32"'])
+def test_a_broken_file_is_one_message(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.safetensors"
+    path.write_bytes(content)
+    assert why_not(make_case(str(path))).startswith(f"inputs file '{path}' cannot be read: ")
 
 
 def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path) -> None:

@@ -2,41 +2,72 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from harness.interruption import SIGNALS, Interruption
 
-
-class Swallows:
-    """A finaliser, in which Python ignores whatever is raised."""
-
-    def __init__(self, number: signal.Signals) -> None:
-        self.number = number
-
-    def __del__(self) -> None:
-        signal.raise_signal(self.number)
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_interrupts_at_once(number: signal.Signals) -> None:
-    with pytest.raises(KeyboardInterrupt), Interruption():
-        signal.raise_signal(number)
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_that_a_finaliser_swallowed_is_remembered(number: signal.Signals) -> None:
+def test_a_signal_raises_nothing_where_it_falls_and_is_heard_at_the_next_check(number: signal.Signals) -> None:
     with Interruption() as interruption:
         interruption.check()
-        Swallows(number)
-        with pytest.raises(KeyboardInterrupt):
-            interruption.check()
+        assert not interruption.asked
+        for _ in range(2):
+            signal.raise_signal(number)
+            assert interruption.asked
+            with pytest.raises(KeyboardInterrupt):
+                interruption.check()
 
 
-def test_handlers_are_put_back() -> None:
-    before = [signal.getsignal(number) for number in SIGNALS]
+@pytest.mark.parametrize("number", SIGNALS)
+def test_who_waits_is_woken(number: signal.Signals) -> None:
+    with Interruption() as interruption:
+        assert select.select([interruption], [], [], 0)[0] == []
+        signal.raise_signal(number)
+        assert select.select([interruption], [], [], 60)[0] == [interruption]
+
+
+def test_handlers_and_mask_are_put_back() -> None:
+    def state() -> tuple[object, ...]:
+        return (*map(signal.getsignal, SIGNALS), signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+    before = state()
     with Interruption():
-        assert [signal.getsignal(number) for number in SIGNALS] != before
-    assert [signal.getsignal(number) for number in SIGNALS] == before
+        assert state() != before
+    assert state() == before
+
+
+COMMAND = """
+import os, signal, sys, threading, time
+from harness.interruption import Interruption, hold
+number = int(sys.argv[1])
+hold()
+if "before" in sys.argv:
+    os.kill(os.getpid(), number)
+with Interruption() as interruption:
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()  # a mask is a thread's own
+    if "within" in sys.argv:
+        os.kill(os.getpid(), number)
+    asked = interruption.asked
+if "after" in sys.argv:
+    os.kill(os.getpid(), number)
+sys.exit(130 if asked else 0)
+"""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize(("when", "status"), [("before", 130), ("within", 130), ("after", 0)])
+def test_a_command_hears_what_comes_early_and_ends_undisturbed(number: signal.Signals, when: str, status: int) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", COMMAND, str(int(number)), when]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (status, "")

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from harness.executor import Executor, Limits
 from harness.load import cores
@@ -96,6 +98,57 @@ def test_a_wrong_answer_has_a_reason_and_no_time(measure: Any, backend: str, wor
     assert answer["status"] == "wrong"
     assert words in answer["reason"]
     assert not set(answer) & {"time_s", "samples_s", "tokens_per_s", "flops_per_s", "roofline_share"}
+
+
+@pytest.mark.parametrize(
+    ("backend", "settings", "status"),
+    [
+        (":Right", {}, "ok"),
+        (":Calibrated", {}, "unsupported"),
+        ("bit_sampling", {}, "ok"),
+        ("bit_sampling", {"balanced": True}, "unsupported"),
+        ("simhash", {}, "ok"),
+        ("simhash", {"balanced": True}, "unsupported"),
+        ("vq", {}, "unsupported"),
+    ],
+)
+def test_only_who_learns_needs_more_than_what_is_attended_to(
+    measure: Any, tmp_path: Path, backend: str, settings: dict[str, Any], status: str
+) -> None:
+    shapes = {"q": (1, 2, 256, 8), "k": (1, 1, 256, 8), "v": (1, 1, 256, 16)}
+    save_file({name: torch.randn(shape) for name, shape in shapes.items()}, tmp_path / "own.safetensors")
+    answer = measure(backend, settings=settings, inputs=str(tmp_path / "own.safetensors")).answer
+    assert answer["status"] == status, answer["reason"]
+    if status == "unsupported":
+        assert answer["reason"].startswith("it learns from a calibration sample, and there is none: ")
+        assert "a longer file or a further sequence is needed" in answer["reason"]
+
+
+@pytest.mark.parametrize("backend", [":Right", ":Learns"])
+def test_a_disk_too_full_for_a_fingerprint_or_for_what_was_learnt_is_no_fault_of_the_method(
+    executor: Executor, measure: Any, tmp_path: Path, backend: str
+) -> None:
+    case = a_case(backend=f"tests.harness.backends{backend}")
+    assert measure(backend).answer["status"] == "ok"
+    for file in tmp_path.glob("*-*.safetensors"):
+        if not file.name.startswith("inputs"):
+            file.unlink()
+    arguments = {
+        "case": case.model_dump(),
+        "key": case.digest(),
+        "folder": str(tmp_path),
+        "memory_bytes": None,
+        "expected_s": None,
+        "flops_per_s": 0.0,
+        "copy_bytes_per_s": 0.0,
+    }
+    room = Limits(60.0, file_bytes=64)
+    first = executor.run("harness.measure:measure", {**arguments, "round": 0}, room)
+    assert (first.status, first.answer["status"]) == ("ok", "ok"), first.reason
+    assert "File too large" in first.answer["unwritable"]
+    later = executor.run("harness.measure:measure", {**arguments, "round": 1}, room)
+    assert (later.status, later.answer["status"]) == ("ok", "ok"), later.reason
+    assert later.answer["samples_s"]
 
 
 def test_ceilings_that_were_measured_too_low_are_measured_again(measure: Any) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from harness import references
 from harness.inputs import make_inputs
-from harness.references import SAMPLED_ROWS, Store, make_references, sampled_rows
+from harness.references import CALIBRATION, SAMPLED_ROWS, NoSampleError, Store, make_references, sampled_rows
 from tests.harness.backends import softmax
 from tests.harness.cases import a_case
 
@@ -98,6 +99,25 @@ def test_inputs_that_find_no_room_are_told_from_those_that_cannot_be_made(tmp_pa
     nowhere = {"folder": str(tmp_path / "nowhere"), "case": a_case().model_dump(), "variants": [0]}
     assert "No such file" in make_references(**nowhere)["unwritable"]
     assert make_references(**{**nowhere, "folder": str(tmp_path)}) == {"unwritable": ""}
+
+
+def own_file(path: Path, positions: int) -> str:
+    tensors = {"q": (1, 2, positions, 8), "k": (1, 1, positions, 8), "v": (1, 1, positions, 16)}
+    save_file({name: torch.randn(shape) for name, shape in tensors.items()}, path)
+    return str(path)
+
+
+def test_a_file_that_leaves_nothing_to_calibrate_on_says_so_to_whoever_asks(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    case, store = a_case(inputs=own_file(tmp_path / "own.safetensors", 256)), Store(tmp_path / "cache")
+    store.make(case, (0, 1, CALIBRATION))
+    assert store.missing(case, (0, 1, CALIBRATION)) == []
+    assert [tensor.shape[2] for tensor in store.inputs(case, 0)] == [256, 256, 256]
+    with pytest.raises(NoSampleError, match="has nothing left to calibrate on"):
+        store.inputs(case, CALIBRATION)
+    roomy = a_case(inputs=own_file(tmp_path / "longer.safetensors", 300))
+    store.make(roomy, [CALIBRATION])
+    assert [tensor.shape[2] for tensor in store.inputs(roomy, CALIBRATION)] == [44, 44, 44]
 
 
 def test_fingerprints_come_back_by_key(store: Store) -> None:

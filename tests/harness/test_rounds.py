@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from harness import rounds, source
 from harness.config import Budget
 from harness.executor import Executor, Limits, Outcome
 from harness.journal import Journal, read_rows
+from harness.outsiders import plan_here
 from harness.plan import Planned
 from harness.progress import PlainLog
 from harness.references import Store
@@ -36,10 +42,15 @@ class Pretending:
         self.asked: list[tuple[Case, int]] = []
         self.made: list[list[int]] = []
         self.arguments: list[dict[str, Any]] = []
+        self.limits: list[tuple[str, Limits]] = []
+        self.primed = Outcome("ok", "", {"warnings": []}, 0.1)
         self.now = 0.0
 
     def run(self, function: str, arguments: dict[str, Any], limits: Limits) -> Outcome:
         case = Case(**arguments["case"])
+        self.limits.append((function.partition(":")[2], limits))
+        if function == "harness.attention_case:prime":
+            return self.primed
         if function == "harness.references:make_references":
             self.made.append(arguments["variants"])
             if self.inputs is None:
@@ -64,6 +75,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
         total_s: float = 1e6,
         environment: str = "here",
         check: Callable[[], None] = lambda: None,
+        faults: dict[str, Outcome] | None = None,
     ) -> list[Row]:
         monkeypatch.setattr(time, "monotonic", lambda: executor.now)
         budget = Budget(case_s=60.0, memory_gb=1.0, total_s=total_s)
@@ -71,7 +83,10 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
         earlier = read_rows(tmp_path)
         journal = Journal(tmp_path)
         try:
-            Rounds(planned, circumstances, journal, cast(Executor, executor), tmp_path, PlainLog(), earlier).run(check)
+            made, pretending = replace(plan_here(planned), faults=faults or {}), cast(Executor, executor)
+            rounds = Rounds(made, circumstances, journal, pretending, tmp_path, PlainLog(), earlier)
+            rounds.prime()
+            rounds.run(check)
         finally:
             journal.close()
         return read_rows(tmp_path)
@@ -227,3 +242,130 @@ def test_a_changed_backend_is_measured_anew(sweep: Any, monkeypatch: pytest.Monk
     again = Pretending(ok)
     sweep(again, plan())
     assert len(again.asked) == 3
+
+
+RIGHT = "tests.harness.backends:Right"
+
+
+def test_an_outsider_that_does_not_return_from_a_few_tokens_has_had_its_time(sweep: Any) -> None:
+    executor = Pretending(ok)
+    executor.primed = Outcome("timeout", "no answer within 60 s", {}, 60.0)
+    rows = {row.n: row for row in sweep(executor, plan(2))}
+    assert {n: row.status for n, row in rows.items()} == {128: "timeout", 256: "skipped", 512: "skipped"}
+    assert rows[128].reason == "on 16 tokens, before the first case: no answer within 60 s"
+    assert executor.asked == []
+    assert executor.limits[0] == ("prime", Limits(60.0, 10**9))
+
+
+def test_a_run_that_is_resumed_does_not_wait_for_it_again(sweep: Any) -> None:
+    executor = Pretending(ok)
+    executor.primed = Outcome("timeout", "no answer within 60 s", {}, 60.0)
+    sweep(executor, plan(1))
+    sweep(executor, plan(1))
+    assert [name for name, _ in executor.limits] == ["prime"]
+
+
+@pytest.mark.parametrize("status", ["crash", "oom"])
+def test_what_else_fails_on_a_few_tokens_is_tried_all_the_same(sweep: Any, status: Any) -> None:
+    executor = Pretending(ok)
+    executor.primed = Outcome(status, "not on so few", {}, 1.0)
+    assert [row.status for row in sweep(executor, plan(1))] == ["ok"] * 3
+
+
+def test_the_project_s_own_kernels_have_time_to_be_compiled(sweep: Any) -> None:
+    executor = Pretending(ok)
+    executor.primed = Outcome("timeout", "no answer", {}, 600.0)
+    rows = sweep(executor, plan(1, (128,), backend="vanilla"))
+    assert executor.limits[0] == ("prime", Limits(rounds.BUILD_S))
+    assert [row.status for row in rows] == ["ok"]
+
+
+def test_what_looking_at_an_outsider_came_to_is_the_outcome_of_all_its_cases(sweep: Any) -> None:
+    executor = Pretending(ok)
+    sound = plan(2, (128, 256), backend="vanilla", label="vanilla")
+    rows = sweep(executor, plan(2, (128, 256)) + sound, faults={RIGHT: Outcome("timeout", "within 5 s", {}, 5.0)})
+    assert sorted((row.label, row.n, row.round, row.status) for row in rows) == [
+        ("right", 128, 0, "timeout"),
+        ("right", 256, 0, "timeout"),
+        *(("vanilla", n, number, "ok") for n in (128, 256) for number in (0, 1)),
+    ]
+    assert {case.label for case, _ in executor.asked} == {"vanilla"}
+
+
+def test_a_fingerprint_that_finds_no_room_is_told_and_costs_no_row(sweep: Any, capsys: Any) -> None:
+    def answer(case: Case, number: int) -> Outcome:
+        outcome = ok(case, number)
+        return replace(
+            outcome,
+            answer={**outcome.answer, "unwritable": "No space left on device"} if not number else outcome.answer,
+        )
+
+    rows = sweep(Pretending(answer), plan(2, (128,)))
+    assert [(row.status, row.round) for row in rows] == [("ok", 0), ("ok", 1)]
+    assert "later rounds check this case in full: No space left on device" in capsys.readouterr().err
+
+
+def own_file(path: Path, value: float) -> str:
+    save_file({name: torch.full((1, 2, 600, 16), value) for name in "qkv"}, path)
+    return str(path)
+
+
+def forget_sources() -> None:
+    for known in (source._find, source._tree, source._meaning):
+        known.cache_clear()
+
+
+def test_inputs_from_a_file_are_measured_again_once_it_holds_something_else(sweep: Any, tmp_path: Path) -> None:
+    path = tmp_path / "own.safetensors"
+    planned = plan(1, (128,), inputs=own_file(path, 1.0))
+    sweep(Pretending(ok), planned)
+    same = Pretending(ok)
+    own_file(path, 1.0)
+    os.utime(path, (1, 1))
+    sweep(same, planned)
+    assert same.asked == []
+    other = Pretending(ok)
+    own_file(path, 2.0)
+    rows = sweep(other, planned)
+    assert len(other.asked) == 1
+    assert len({row.key for row in rows}) == 2
+
+
+def test_inputs_from_a_text_file_are_measured_again_once_it_says_something_else(sweep: Any, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("some words")
+    planned = plan(1, (128,), inputs=f"text:{text}")
+    sweep(Pretending(ok), planned)
+    text.write_text("other words")
+    again = Pretending(ok)
+    sweep(again, planned)
+    assert len(again.asked) == 1
+
+
+@pytest.mark.parametrize("changed", ["inputs_of_mine.py", "helper_of_mine.py"])
+@pytest.mark.parametrize("kind", ["inputs", "subject"])
+def test_inputs_and_subjects_are_measured_again_once_their_code_or_what_it_imports_has_changed(
+    sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str, kind: str
+) -> None:
+    (tmp_path / "inputs_of_mine.py").write_text("from helper_of_mine import value\nmake = value\n")
+    (tmp_path / "helper_of_mine.py").write_text("value = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    planned = plan(1, (128,), **{kind: "inputs_of_mine:make"})
+    forget_sources()
+    sweep(Pretending(ok), planned)
+    forget_sources()
+    same = Pretending(ok)
+    sweep(same, planned)
+    assert same.asked == []
+    (tmp_path / changed).write_text((tmp_path / changed).read_text() + "more = 2\n")
+    forget_sources()
+    again = Pretending(ok)
+    sweep(again, planned)
+    assert len(again.asked) == 1
+
+
+def test_inputs_that_a_function_never_returns_cost_the_limit_of_a_case(sweep: Any, tmp_path: Path) -> None:
+    executor = Pretending(ok, inputs=Outcome("timeout", "no answer within 60 s", {}, 60.0))
+    rows = sweep(executor, plan(1, (128,), inputs="tests.harness.backends:softmax"))
+    assert [row.status for row in rows] == ["timeout"]
+    assert dict(executor.limits)["make_references"].time_s == 60.0

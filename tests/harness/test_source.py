@@ -37,6 +37,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def forget() -> None:
     source._find.cache_clear()
     source._tree.cache_clear()
+    source._meaning.cache_clear()
 
 
 def hash_after(project: Path, name: str, text: str) -> str:
