@@ -9,17 +9,24 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from harness.machine import common_name
+from harness.points import LARGEST, SMALLEST
 from harness.rows import Case
 from harness.samples import Series
 
 # Counted, not timed: the same everywhere. Allocator bytes are so for one device and number of threads.
 COUNTED = ("comparisons", "flops", "allocator_bytes")
 BASELINE_SCHEMA = 1
+
+
+N = Annotated[int, Field(ge=1, le=2**53)]
+Seconds = Annotated[float, Field(ge=SMALLEST, le=LARGEST)]
+Count = Annotated[float, Field(ge=0, le=LARGEST)]
 
 
 class BaselineError(ValueError):
@@ -36,8 +43,8 @@ class Record(Frozen):
     """One series: `times_s` n -> median seconds of each round, `counts` quantity -> n -> value."""
 
     case: Case
-    times_s: dict[int, list[float]]
-    counts: dict[str, dict[int, float]]
+    times_s: dict[N, Annotated[list[Seconds], Field(min_length=1)]]
+    counts: dict[str, dict[N, Count]]
     run: str
     commit: str
 
@@ -54,9 +61,19 @@ class RunFacts(BaseModel):
     """What a comparison needs from `run.json`."""
 
     class Machine(BaseModel):
-        """The part of it that names the machine."""
+        """The machine as `harness.machine` describes it; older records do not say more than the first five."""
 
         name: str
+        cpu: str = ""
+        cores: int = 0
+        memory_bytes: float = 0
+        gpu: str = ""
+        architecture: str = ""
+
+        @property
+        def common_name(self) -> str:
+            """The name that it shares with all machines whose processor is called the same; empty if unknown."""
+            return common_name(self.gpu, self.cpu, self.cores, self.memory_bytes) if self.cpu else ""
 
     run: str
     commit: str = ""
@@ -147,10 +164,10 @@ def _read(path: Path, remedy: str) -> Any:
         raise BaselineError(f"{path}: there is no such file; {remedy}") from error
     except OSError as error:
         raise BaselineError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BaselineError(f"{path}: is not JSON ({error}); {remedy}") from error
 
 
 def _malformed(path: Path, error: ValidationError) -> BaselineError:
     first = error.errors()[0]
-    return BaselineError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}")
+    return BaselineError(f"{path}: {'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}")

@@ -7,7 +7,18 @@ from dataclasses import dataclass
 
 from harness.baseline import Baseline, Record, portable_key, round_times_s
 from harness.changes import Change, time_changes
-from harness.findings import Finding, Verdict, count_findings, reach_findings, size_findings, time_findings
+from harness.disturbance import BUSY, disturbance, others_share
+from harness.findings import (
+    MEASURE_ALL,
+    Finding,
+    Verdict,
+    count_findings,
+    excused,
+    lost_findings,
+    reach_findings,
+    size_findings,
+    time_findings,
+)
 from harness.samples import Series
 
 # Of a false "became worse", one-sided, among all series of a run; level and exponent apart.
@@ -42,19 +53,49 @@ def gravest(verdicts: Iterable[Verdict]) -> Verdict:
     return min(verdicts, key=GRAVEST_FIRST.index)
 
 
-def compare(baseline: Baseline, series: Sequence[Series], machine: str) -> list[Judgement]:
-    """Judge every series of a run on `machine`. Times need the baseline's machine, counts do not."""
-    pairs = [_pair(one, baseline, machine) for one in series]
+def compare(
+    baseline: Baseline, series: Sequence[Series], machine: str, *, common_name: str = "", busy: str = ""
+) -> list[Judgement]:
+    """Judge every series of a run on `machine`, and every series of the baseline that the run lacks.
+
+    Times need the baseline's machine, counts do not. Machines that only their `common_name` names cannot be told
+    apart, and have no times to compare. `busy` is what disturbed the whole run, in words: times that became worse
+    then prove nothing, and are ambiguous.
+    """
+    pairs = [_pair(one, baseline, machine, common_name) for one in series]
     limits = _holm_limits([change for pair in pairs for change in pair.changes])
-    return [Judgement(pair.series, pair.changes, tuple(_findings(pair, limits))) for pair in pairs]
+    judged = [
+        Judgement(pair.series, pair.changes, tuple(_findings(pair, limits, busy or _mostly_busy(pair.series))))
+        for pair in pairs
+    ]
+    found = [pair.record for pair in pairs]
+    absent = [
+        (key, record) for key, record in baseline.series.items() if not any(record is matched for matched in found)
+    ]
+    return judged + [_judged_absent(key, record) for key, record in absent]
 
 
-def _pair(series: Series, baseline: Baseline, machine: str) -> _Pair:
+def _judged_absent(key: str, record: Record) -> Judgement:
+    words = "in the baseline but not in this run"
+    return Judgement(Series(key, record.case.label, record.case, []), (), (Finding("ambiguous", words, MEASURE_ALL),))
+
+
+def _mostly_busy(series: Series) -> str:
+    """What to say of a series most of whose timed cases were disturbed, though the run as a whole was not."""
+    shares = others_share(series.rows)
+    if sum(share > BUSY for share in shares) <= len(shares) / 2:
+        return ""
+    return disturbance(series.rows)
+
+
+def _pair(series: Series, baseline: Baseline, machine: str, common_name: str) -> _Pair:
     record = _matching(series, baseline)
     why_no_times = ""
     if record is None:
         return _Pair(series, None, why_no_times, ())
-    if machine != baseline.machine:
+    if baseline.machine == common_name:
+        why_no_times = f"the baseline says too little of its machine, {baseline.machine}, to tell it from others"
+    elif machine != baseline.machine:
         why_no_times = f"the baseline is of another machine, {baseline.machine}"
     elif record.case.threads != series.case.threads:
         why_no_times = f"the baseline is of {record.case.threads} threads, this run of {series.case.threads}"
@@ -69,15 +110,16 @@ def _matching(series: Series, baseline: Baseline) -> Record | None:
     return next((record for record in baseline.series.values() if portable_key(record.case) == portable), None)
 
 
-def _findings(pair: _Pair, limits: Mapping[str, float]) -> list[Finding]:
+def _findings(pair: _Pair, limits: Mapping[str, float], busy: str) -> list[Finding]:
     if pair.record is None:
         return [Finding("ambiguous", "not in the baseline", "record it with --update")]
     comparable = not pair.why_no_times
     same_threads = pair.record.case.threads == pair.series.case.threads
     findings = [
-        *time_findings(pair.changes, limits),
-        *(size_findings(pair.record.times_s, round_times_s(pair.series)) if comparable else ()),
-        *reach_findings(pair.record, pair.series, same_circumstances=comparable),
+        *excused(time_findings(pair.changes, limits), busy),
+        *excused(size_findings(pair.record.times_s, round_times_s(pair.series)) if comparable else (), busy),
+        *reach_findings(pair.record, pair.series, same_circumstances=comparable, busy=busy),
+        *lost_findings(pair.record, pair.series),
         *count_findings(pair.record, pair.series, same_threads=same_threads),
     ]
     if not findings:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +19,8 @@ SIZE_ROUNDS = 3
 # Losing a length to these is the method's doing on any machine; memory and time limits are the machine's.
 BROKEN = ("wrong", "crash", "unsupported")
 MORE_ROUNDS = "measure again with more rounds (--set rounds=...)"
+MEASURE_ALL = "measure all that the baseline holds, or record a baseline of less in another file with --update"
+QUIET = "measure again while nothing else runs"
 LOOK = "look at what changed in this method since the baseline; if it is meant, record it with --update"
 
 
@@ -58,8 +60,28 @@ def size_findings(old: RoundTimes, new: RoundTimes) -> list[Finding]:
     return [Finding("fail", f"every round more than {SIZE_FACTOR:g} times as slow as before at {where}", LOOK)]
 
 
-def reach_findings(record: Record, series: Series, *, same_circumstances: bool) -> list[Finding]:
-    """Lengths that had a time and now have none. A length that was not asked for says nothing."""
+def excused(findings: Iterable[Finding], busy: str) -> list[Finding]:
+    """Where the machine was busy, in words, a time that became worse is no failure: it may be the others' doing."""
+    return [
+        Finding("ambiguous", f"{finding.reason}; but {busy[:1].lower()}{busy[1:]}", QUIET)
+        if busy and finding.verdict == "fail"
+        else finding
+        for finding in findings
+    ]
+
+
+def lost_findings(record: Record, series: Series) -> list[Finding]:
+    """Lengths that the baseline holds and this run did not try: nobody knows whether they became worse."""
+    held = set(record.times_s).union(*record.counts.values())
+    lost = sorted(held - {row.n for row in series.rows})
+    if not lost:
+        return []
+    words = f"in the baseline but not in this run: n={', '.join(map(str, lost))}"
+    return [Finding("ambiguous", words, MEASURE_ALL)]
+
+
+def reach_findings(record: Record, series: Series, *, same_circumstances: bool, busy: str = "") -> list[Finding]:
+    """Lengths that had a time, were tried and now have none."""
     findings = []
     for n, (status, reason) in sorted(series.censored().items()):
         if n not in record.times_s or not (same_circumstances or status in BROKEN):
@@ -68,7 +90,7 @@ def reach_findings(record: Record, series: Series, *, same_circumstances: bool) 
         if status == "skipped":
             findings.append(Finding("ambiguous", words, "measure again with a larger budget.case_s"))
         else:
-            findings.append(Finding("fail", words, LOOK))
+            findings += excused([Finding("fail", words, LOOK)], busy if status == "timeout" else "")
     return findings
 
 

@@ -79,6 +79,8 @@ def read_rows(folder: Path) -> list[Row]:
     path = folder / ROWS
     if not path.exists():
         return []
+    if not path.is_file():
+        raise JournalError(f"{path} cannot be read: it is not a file")
     rows = []
     with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
@@ -98,7 +100,7 @@ def latest(rows: Iterable[Row]) -> list[Row]:
 def _parse(line: str, where: str) -> Row | None:
     try:
         data: Any = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         log.warning("%s is torn and is skipped", where)
         return None
     schema = data.get("schema") if isinstance(data, dict) else None

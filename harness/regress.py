@@ -8,7 +8,10 @@ baseline instead of comparing. A folder as `--baseline` stands for the file of t
 
 Times are compared on the machine of the baseline only, counts (comparisons, FLOPs, allocator bytes) on any. A
 time fails when it became worse beyond doubt, Holm's correction over all series included, and by more than the
-margin; it passes when it is beyond doubt not worse than the margin; everything else is ambiguous.
+margin; it passes when it is beyond doubt not worse than the margin; everything else is ambiguous. So are series and
+lengths that the baseline holds and the run lacks, since nobody knows of them, and times that became worse on a machine
+that other programs kept busy. A baseline of an older version that does not say which processor its machine has is
+compared by counts alone.
 """
 
 from __future__ import annotations
@@ -23,7 +26,6 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.baseline import (
-    Baseline,
     BaselineError,
     RunFacts,
     load_baseline,
@@ -32,9 +34,11 @@ from harness.baseline import (
     save_baseline,
 )
 from harness.comparison import GRAVEST_FIRST, Judgement, compare, gravest
+from harness.disturbance import disturbance
 from harness.expectations import judge_expectations
 from harness.findings import Verdict
 from harness.journal import JournalError, latest, read_rows
+from harness.rows import Row
 from harness.samples import Series, group_series
 
 __all__ = ["judge_expectations", "main"]
@@ -49,9 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     parsed = _parser().parse_args(arguments)
     try:
-        facts, series = _read_run(parsed.folder)
-        path = parsed.baseline / f"{facts.machine.name}.json" if parsed.baseline.is_dir() else parsed.baseline
+        facts, rows = _read_run(parsed.folder)
+        series, busy = group_series(rows), disturbance(rows)
+        path = _baseline_path(parsed.baseline, facts, update=parsed.update)
         if parsed.update:
+            if busy:
+                print(f"recorded all the same: {busy}", file=sys.stderr)
             kept = load_baseline(path) if path.exists() else None
             written = record_series(series, facts, kept=kept)
             save_baseline(path, written)
@@ -61,8 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (BaselineError, JournalError) as error:
         print(error, file=sys.stderr)
         return UNUSABLE
-    judgements = compare(baseline, series, facts.machine.name)
-    _show(judgements, baseline, facts)
+    except OSError as error:
+        print(f"{error.filename}: cannot be read: {error.strerror}", file=sys.stderr)
+        return UNUSABLE
+    common_name = facts.machine.common_name
+    judgements = compare(baseline, series, facts.machine.name, common_name=common_name, busy=busy)
+    _show(judgements, facts, busy)
     return EXIT_CODES[gravest(judgement.verdict for judgement in judgements)]
 
 
@@ -76,15 +87,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _read_run(folder: Path) -> tuple[RunFacts, list[Series]]:
+def _read_run(folder: Path) -> tuple[RunFacts, list[Row]]:
     facts = read_run_facts(folder)
-    series = group_series(latest(read_rows(folder)))
-    if not series:
+    rows = latest(read_rows(folder))
+    if not rows:
         raise BaselineError(f"{folder / 'rows.jsonl'}: there are no rows in it; measure something first")
-    return facts, series
+    return facts, rows
 
 
-def _show(judgements: Sequence[Judgement], baseline: Baseline, facts: RunFacts) -> None:
+def _baseline_path(wanted: Path, facts: RunFacts, *, update: bool) -> Path:
+    """The file meant; in a folder that of the run's machine, or else what an older version called it."""
+    if not wanted.is_dir():
+        return wanted
+    path, older = (wanted / f"{name}.json" for name in (facts.machine.name, facts.machine.common_name))
+    return older if not update and not path.exists() and older.exists() else path
+
+
+def _show(judgements: Sequence[Judgement], facts: RunFacts, busy: str) -> None:
     console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH, highlight=False)
     table = Table(title=Text(f"{facts.run} on {facts.machine.name} against the baseline"), show_lines=True)
     for heading in ("series", "verdict", "reasons", "next"):
@@ -92,10 +111,11 @@ def _show(judgements: Sequence[Judgement], baseline: Baseline, facts: RunFacts) 
     for judgement, name in zip(judgements, _names([judgement.series for judgement in judgements]), strict=True):
         table.add_row(Text(name), Text(judgement.verdict, COLOURS[judgement.verdict]), *_reasons(judgement))
     console.print(table)
-    measured = {judgement.series.label for judgement in judgements}
-    absent = sorted({record.case.label for record in baseline.series.values()} - measured)
+    absent = sorted({judgement.series.label for judgement in judgements if not judgement.series.rows})
     if absent:
         console.print(Text(f"in the baseline but not in this run: {', '.join(absent)}"))
+    if busy:
+        console.print(Text(busy))
     verdict = gravest(judgement.verdict for judgement in judgements)
     counts = ", ".join(f"{sum(one.verdict == value for one in judgements)} {value}" for value in EXIT_CODES)
     console.print(Text(f"{verdict}: {counts}", COLOURS[verdict]))

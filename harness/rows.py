@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -62,6 +62,7 @@ class Row(Case):
     passes of time and memory, `others_share` the share of the cores' time in these that went to other processes.
     """
 
+    n: Annotated[int, Field(ge=1, le=2**53)]
     schema_version: int = Field(SCHEMA, alias="schema")
     run: str
     key: str

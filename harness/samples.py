@@ -1,14 +1,17 @@
 """From rows to series: what a fit, a comparison or a table takes as one curve over n.
 
 A series is everything that shares an identity except n and round. Times are used only from cells whose
-answer was right in every round; a cell without any such row is censored: never data, kept with its reason.
+answer was right in every round; a cell without any such row is censored: never data, kept with its reason. So is one
+whose every time is none, zero from a coarse clock or an edited file.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from harness.points import LARGEST, SMALLEST
 from harness.rows import Case, Row
 
 Samples = dict[int, list[list[float]]]
@@ -33,7 +36,8 @@ class Series:
     def quantity(self, name: str) -> Samples:
         """n -> for each round a list of one value of `name`, a numeric row field or a metric.
 
-        Raises ValueError for a name that is a row field but not a number.
+        Values that are not finite, and fields that are negative, are none. Raises ValueError for a name that is a row
+        field but not a number.
         """
         return self._collect(lambda row: _value(row, name))
 
@@ -42,9 +46,9 @@ class Series:
         censored: dict[int, tuple[str, str]] = {}
         for n, rows in self._cells().items():
             wrong = [row for row in rows if row.status == "wrong"]
-            if wrong or all(row.status != "ok" for row in rows):
+            if wrong or all(row.status != "ok" or impossible_time(row) for row in rows):
                 row = (wrong or rows)[-1]
-                censored[n] = (row.status, row.reason)
+                censored[n] = (row.status, row.reason or impossible_time(row))
         return censored
 
     def measured(self) -> bool:
@@ -79,11 +83,20 @@ def group_series(rows: Sequence[Row]) -> list[Series]:
     return series
 
 
+def impossible_time(row: Row) -> str:
+    """Why the time of an ok row cannot be one; empty if it can, or there is none."""
+    times_s = [*(row.samples_s or ()), *([] if row.time_s is None else [row.time_s])] if row.status == "ok" else []
+    strange = next((time_s for time_s in times_s if not SMALLEST <= time_s <= LARGEST), None)
+    return "" if strange is None else f"a time of {strange:g} s cannot be right and is left out"
+
+
 def _shared(row: Row) -> Case:
     return row.case.model_copy(update={"n": 0})
 
 
 def _timed_samples_s(row: Row) -> list[float]:
+    if impossible_time(row):
+        return []
     if row.samples_s:
         return list(row.samples_s)
     return [] if row.time_s is None else [row.time_s]
@@ -91,8 +104,10 @@ def _timed_samples_s(row: Row) -> list[float]:
 
 def _value(row: Row, name: str) -> list[float]:
     if name not in Row.model_fields:
-        return [row.metrics[name]] if name in row.metrics else []
+        return [row.metrics[name]] if name in row.metrics and math.isfinite(row.metrics[name]) else []
     value = getattr(row, name)
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise ValueError(f"quantity {name!r}: must be a numeric field of a row or a metric, not {value!r}")
-    return [] if value is None else [float(value)]
+    if value is None or not 0 <= value <= LARGEST:
+        return []
+    return [float(value) if value >= SMALLEST else 0.0]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import yaml
 
 from harness.report import units
-from harness.report.disturbance import others_share
+from harness.disturbance import others_share
 from harness.report.facts import RunFacts
 from harness.report.measures import name_cell
 from harness.report.palette import Style

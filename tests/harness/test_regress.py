@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,13 @@ def times(
     work = curve_s(law) * (sizes / sizes[4]) ** rise
     seconds = factor * (1e-3 * floor + work)[:, None] * np.exp(noise * rng.standard_normal((len(sizes), 3)))
     return {n: list(map(float, rounds)) for n, rounds in zip(OCTAVES, seconds, strict=True)}
+
+
+def unwrapped(capsys) -> str:
+    """What was printed, with the lines of a table's cells joined."""
+    lines = capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in re.split("[│┃]", line)] for line in lines]
+    return " ".join(cell for column in range(6) for cell in (row[column] for row in cells if len(row) > column) if cell)
 
 
 def counted(name: str = "comparisons", factor: float = 1.0, **fields):
@@ -96,9 +104,108 @@ def test_single_rounds_suffice_for_a_large_change(tmp_path: Path):
     assert compare(tmp_path, timed_rows(before), timed_rows(after)) == 1
 
 
-def test_a_length_that_was_not_asked_for_is_no_loss(tmp_path: Path):
-    after = {n: rounds for n, rounds in times(seed=2).items() if n < OCTAVES[-1]}
-    assert compare(tmp_path, timed_rows(times(seed=1)), timed_rows(after)) == 0
+def test_lengths_that_the_baseline_holds_and_the_run_lacks_are_ambiguous(tmp_path: Path, capsys):
+    after = {n: rounds for n, rounds in times(seed=2).items() if n < OCTAVES[-2]}
+    assert compare(tmp_path, timed_rows(times(seed=1)), timed_rows(after)) == 3
+    assert f"not in this run: n={OCTAVES[-2]}, {OCTAVES[-1]}" in unwrapped(capsys)
+
+
+def test_a_length_that_the_baseline_lacks_is_no_loss(tmp_path: Path):
+    before = {n: rounds for n, rounds in times(seed=1).items() if n < OCTAVES[-1]}
+    assert compare(tmp_path, timed_rows(before), timed_rows(times(seed=2))) == 0
+
+
+def test_counts_at_a_length_that_the_run_lacks_are_ambiguous(tmp_path: Path):
+    assert compare(tmp_path, counted(), counted()[:-1], machine="other") == 3
+
+
+BUSY = {"others_share": 0.4}
+
+
+def test_a_slower_run_on_a_busy_machine_is_ambiguous_and_says_so(tmp_path: Path, capsys):
+    after = timed_rows(times(seed=2, factor=1.5), **BUSY)
+    assert compare(tmp_path, timed_rows(times(seed=1)), after) == 3
+    printed = unwrapped(capsys)
+    assert "surely worse" in printed
+    assert "but other programs took more than 10 % of the cores' time in 27 of 27 timed cases" in printed
+    assert "while nothing else runs" in printed
+
+
+def test_a_jump_and_a_timeout_on_a_busy_machine_are_ambiguous(tmp_path: Path):
+    after = times(seed=2)
+    after[OCTAVES[3]] = [3 * time for time in after[OCTAVES[3]]]
+    assert compare(tmp_path / "jump", timed_rows(times(seed=1)), timed_rows(after, **BUSY)) == 3
+    short = timed_rows({n: rounds for n, rounds in times(seed=2).items() if n < OCTAVES[-1]}, **BUSY)
+    lost = row(OCTAVES[-1], status="timeout", reason="because")
+    assert compare(tmp_path / "lost", timed_rows(times(seed=1)), [*short, lost]) == 3
+
+
+def test_a_busy_machine_excuses_no_wrong_answer_and_no_count(tmp_path: Path):
+    short = timed_rows({n: rounds for n, rounds in times(seed=2).items() if n < OCTAVES[-1]}, **BUSY)
+    wrong = row(OCTAVES[-1], status="wrong", reason="because")
+    assert compare(tmp_path / "wrong", timed_rows(times(seed=1)), [*short, wrong]) == 1
+    assert compare(tmp_path / "counts", counted(time_s=1.0), counted(factor=2, time_s=1.0, **BUSY)) == 1
+
+
+def test_the_same_speed_on_a_busy_machine_passes(tmp_path: Path):
+    assert compare(tmp_path, timed_rows(times(seed=1)), timed_rows(times(seed=2), **BUSY)) == 0
+
+
+def test_a_series_that_was_disturbed_alone_is_ambiguous(tmp_path: Path):
+    quiet = [one for place in range(20) for one in timed_rows(times(seed=2), label=f"quiet {place}", others_share=0.0)]
+    before = quiet + timed_rows(times(seed=1), label="disturbed")
+    after = timed_rows(times(seed=2, factor=1.5), label="disturbed", **BUSY)
+    assert compare(tmp_path / "busy", before, quiet + after) == 3
+    after = timed_rows(times(seed=2, factor=1.5), label="disturbed", others_share=0.0)
+    assert compare(tmp_path / "quiet", before, quiet + after) == 1
+
+
+def test_a_baseline_of_a_busy_machine_is_recorded_with_a_warning(tmp_path: Path, capsys):
+    run = write_run(tmp_path / "run", timed_rows(times(), **BUSY))
+    assert main([str(run), "--baseline", str(tmp_path / "box.json"), "--update"]) == 0
+    assert "these are times of a busy machine" in capsys.readouterr().err
+
+
+OLD = {"name": "amd-epyc-2-cores-24-gb", "cpu": "AMD EPYC", "cores": 2, "memory_bytes": 24 * 2**30, "gpu": ""}
+NEW = {**OLD, "name": "amd-epyc-2-cores-24-gb-x86-64-v4-0a1b2c", "architecture": "x86-64-v4"}
+
+
+def run_on(folder: Path, machine: dict, rows) -> str:
+    write_run(folder, rows)
+    (folder / "run.json").write_text(json.dumps({"run": "a run", "machine": machine}))
+    return str(folder)
+
+
+@pytest.mark.parametrize("machine", [OLD, NEW])
+def test_a_baseline_that_does_not_tell_its_processor_is_compared_by_counts(tmp_path: Path, capsys, machine: dict):
+    slow = timed_rows(times(seed=2, factor=9), comparisons=5)
+    before = run_on(tmp_path / "old", OLD, timed_rows(times(seed=1), comparisons=5))
+    baselines = tmp_path / "baselines"
+    baselines.mkdir()
+    assert main([before, "--baseline", str(baselines), "--update"]) == 0
+    assert [path.name for path in baselines.iterdir()] == ["amd-epyc-2-cores-24-gb.json"]
+    assert main([run_on(tmp_path / "new", machine, slow), "--baseline", str(baselines)]) == 0
+    assert "says too little of its machine, amd-epyc-2-cores-24-gb, to tell it from others" in unwrapped(capsys)
+    more = timed_rows(times(seed=2), comparisons=6)
+    assert main([run_on(tmp_path / "more", machine, more), "--baseline", str(baselines)]) == 1
+
+
+def test_a_baseline_that_tells_its_processor_gets_a_file_of_its_own(tmp_path: Path):
+    baselines = tmp_path / "baselines"
+    baselines.mkdir()
+    for name, machine in (("old", OLD), ("new", NEW)):
+        run = run_on(tmp_path / name, machine, timed_rows(times(seed=1)))
+        assert main([run, "--baseline", str(baselines), "--update"]) == 0
+    assert sorted(path.stem for path in baselines.iterdir()) == [OLD["name"], NEW["name"]]
+    slow = run_on(tmp_path / "slow", NEW, timed_rows(times(seed=2, factor=1.5)))
+    assert main([slow, "--baseline", str(baselines)]) == 1
+
+
+def test_the_published_run_and_baseline_can_still_be_read(capsys):
+    reports = Path(__file__).parents[2] / "reports"
+    for folder in (reports / "published").iterdir():
+        assert main([str(folder), "--baseline", str(reports / "baseline")]) in (0, 1, 3)
+        assert "amd-epyc" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["comparisons", "flops", "allocator_bytes"])
@@ -137,8 +244,10 @@ def test_a_series_without_baseline_is_ambiguous(tmp_path: Path, capsys):
 
 def test_a_baseline_series_that_was_not_run_is_named(tmp_path: Path, capsys):
     both = timed_rows(times(seed=1)) + timed_rows(times(seed=1), label="left out")
-    assert compare(tmp_path, both, timed_rows(times(seed=2))) == 0
-    assert "in the baseline but not in this run: left out" in capsys.readouterr().out
+    assert compare(tmp_path, both, timed_rows(times(seed=2))) == 3
+    printed = capsys.readouterr().out
+    assert "in the baseline but not in this run: left out" in printed
+    assert "ambiguous: 1 pass, 0 fail, 1 ambiguous" in printed
 
 
 def test_labels_are_printed_as_they_are(tmp_path: Path, capsys):
@@ -200,6 +309,8 @@ def test_a_missing_baseline_says_how_to_write_one(tmp_path: Path, capsys):
         ('{"schema": 9}', "schema is 9"),
         ('{"schema": 1, "machine": "box"}', "series: Field required"),
         ('{"schema": 1, "machine": "box", "series": {"k": {}}}', "series.k."),
+        ("[" * 100_000, "is not JSON"),
+        ("\0", "is not JSON"),
     ],
 )
 def test_a_baseline_of_another_form_is_refused(tmp_path: Path, capsys, text: str, words: str):
@@ -210,6 +321,30 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys):
     assert "no such folder" in unusable(tmp_path, capsys, folder=tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     assert "run.json" in unusable(tmp_path, capsys, folder=tmp_path / "empty")
+
+
+@pytest.mark.parametrize("time_s", ["0.0", "-1.0", "Infinity", "NaN", "1e300"])
+def test_a_time_in_a_baseline_that_is_none_is_refused(tmp_path: Path, capsys, time_s: str):
+    path = tmp_path / "baseline.json"
+    main([str(write_run(tmp_path / "old", timed_rows({1024: [123.0]}))), "--baseline", str(path), "--update"])
+    capsys.readouterr()
+    text = path.read_text().replace("123.0", time_s)
+    assert "times_s.1024.0" in unusable(tmp_path, capsys, baseline=text)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "run.json"])
+def test_a_file_of_a_run_that_is_a_folder_is_refused(tmp_path: Path, capsys, name: str):
+    folder = write_run(tmp_path / "run", timed_rows(times()))
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    assert name in unusable(tmp_path, capsys, folder=folder)
+
+
+def test_a_path_that_no_file_can_have_is_refused(tmp_path: Path, capsys):
+    assert "xxx" in unusable(tmp_path, capsys, folder=tmp_path / ("x" * 5000))
+    run = write_run(tmp_path / "run", timed_rows(times()))
+    assert main([str(run), "--baseline", "y" * 5000]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_a_run_without_rows_is_refused(tmp_path: Path, capsys):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 
-from harness.report.units import rough
 from harness.rows import Row
 
 BUSY = 0.1  # share of the cores' time; the system's ticks alone make a few hundredths of a short case
@@ -14,7 +14,8 @@ OFTEN = 0.1  # share of the cases from which the whole run is spoken of
 
 def others_share(rows: Sequence[Row]) -> list[float]:
     """Of each timed case, the share of the cores' time that other programs took meanwhile."""
-    return [row.others_share for row in rows if row.time_s is not None and row.others_share is not None]
+    shares = [row.others_share for row in rows if row.time_s is not None and row.others_share is not None]
+    return [share for share in shares if math.isfinite(share)]
 
 
 def disturbance(rows: Sequence[Row]) -> str:
@@ -24,6 +25,10 @@ def disturbance(rows: Sequence[Row]) -> str:
     if not shares or busy <= OFTEN * len(shares):
         return ""
     return (
-        f"Other programs took more than {rough(BUSY)} of the cores' time in {busy} of {len(shares)} timed cases, "
-        f"in the median {rough(statistics.median(shares))}: these are times of a busy machine."
+        f"Other programs took more than {_rough(BUSY)} of the cores' time in {busy} of {len(shares)} timed cases, "
+        f"in the median {_rough(statistics.median(shares))}: these are times of a busy machine."
     )
+
+
+def _rough(share: float) -> str:
+    return f"{float(f'{100 * share:.2g}'):g} %"
