@@ -154,7 +154,8 @@ class AttentionTrial(Trial):
         assert expected.gradient is not None, "train mode has one"
         if gradient is None:
             return "no gradient reaches the first input"
-        metrics["gradient_error"] = gate.relative_error(gradient.to(self._checker), expected.gradient)
+        least = gate.least_gradient(expected.terms, self._problem.dtype, self._tolerance)
+        metrics["gradient_error"] = gate.relative_error(gradient.to(self._checker), expected.gradient, least)
         allowed = gate.GRADIENT_SLACK * self._tolerance
         return gate.not_finite(gradient) or gate.disagrees(
             metrics["gradient_error"], allowed, "its definition in the gradient"

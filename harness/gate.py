@@ -23,11 +23,23 @@ def not_finite(answer: Tensor) -> str:
     return f"{answer.numel() - int(torch.isfinite(answer).sum())} of {answer.numel()} numbers are not finite"
 
 
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    """Norm of the difference over the norm of what is expected, in float64; 0 where both are zero."""
+def relative_error(found: Tensor, expected: Tensor, least: float = 0.0) -> float:
+    """Norm of the difference over the norm of what is expected, or over `least` where that is more, in float64.
+
+    0 where both tensors are zero, and 1 where nothing is expected and `least` is 0.
+    """
     difference = torch.linalg.vector_norm(found.double() - expected.double()).item()
-    size = torch.linalg.vector_norm(expected.double()).item()
+    size = max(torch.linalg.vector_norm(expected.double()).item(), least)
     return difference / size if size else float(difference > 0)
+
+
+def least_gradient(terms: float, dtype: torch.dtype, tolerance: float) -> float:
+    """The norm below which a gradient that is a difference of terms of norm `terms` is judged by its absolute error.
+
+    Rounding the terms alone then makes an error of `tolerance`, and a larger one the nearer to zero they cancel: a true
+    gradient of zero is not missed by 100 % because the terms are rounded. Above it nothing changes.
+    """
+    return terms * torch.finfo(dtype).eps / tolerance
 
 
 def error_per_value(found: Tensor, expected: Tensor, values: Tensor) -> float:

@@ -19,7 +19,11 @@ METRICS: dict[str, Metric] = {
     "error": Metric("relative error against exact attention, |o - o*| / |o*|", "", "lower"),
     "error_v": Metric("error against exact attention per value, rms|o - o*| / rms|v|", "", "lower"),
     "naive_error": Metric("relative error against the method's own definition", "", "lower"),
-    "gradient_error": Metric("relative error of query gradients against the definition's", "", "lower"),
+    "gradient_error": Metric(
+        "error of query gradients against the definition's, relative to them or, near zero, to what they subtract",
+        "",
+        "lower",
+    ),
     "leak": Metric("relative change of past outputs when the future changes", "", "lower"),
     "kept_mass": Metric("exact softmax weight inside the support", "", "higher"),
     "perplexity": Metric("perplexity", "", "lower"),

@@ -16,6 +16,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from attentions.base import Attention, Stream
+from attentions.recurrence import Recurrence
+from attentions.support import SupportAttention
 
 WARM_TOKENS = 128
 PREFILL_SCORES = 2**26  # query-key pairs of one head while a stream is filled; bounds the memory of exact methods
@@ -23,10 +25,14 @@ PREFILL_SCORES = 2**26  # query-key pairs of one head while a stream is filled; 
 
 @dataclass(frozen=True)
 class Expected:
-    """What the definition gives at the checked rows: outputs, and in train mode the first input's gradient."""
+    """What the definition gives at the checked rows: outputs, and in train mode the first input's gradient.
+
+    `terms` is the norm of what that gradient is a difference of; 0 where it is not known to be one.
+    """
 
     rows: Tensor
     gradient: Tensor | None = None
+    terms: float = 0.0
 
 
 class Operation(ABC):
@@ -136,8 +142,23 @@ class Train(Operation):
         assert self._g is not None, "warm comes first"
         first = fresh[variant][0].detach().requires_grad_()
         rows = definition.naive(first, *fresh[variant][1:], rows=self.rows)
-        rows.backward(self._g.index_select(-2, self.rows).to(rows))
-        return Expected(rows.detach(), first.grad)
+        g = self._g.index_select(-2, self.rows).to(rows)
+        rows.backward(g)
+        return Expected(rows.detach(), first.grad, _terms(definition, fresh[variant], rows.detach(), g))
+
+
+def _terms(definition: Any, inputs: tuple[Tensor, ...], rows: Tensor, g: Tensor) -> float:
+    """Norm of what softmax attention subtracts in the gradient of its queries.
+
+    Row i of that gradient is scale · Σ p[i, j] · (g[i] · v[j] - g[i] · o[i]) · k[j]. The terms with o are the ones that
+    are rounded with the output; their size is taken with keys of root mean square length.
+    """
+    if not isinstance(definition, Attention) or isinstance(definition, Recurrence):  # nothing is normalised there
+        return 0.0
+    q, k = inputs[:2]
+    keys = definition.target_keys(q, k) if isinstance(definition, SupportAttention) else k
+    length = torch.linalg.vector_norm(keys, dim=-1, dtype=torch.float64).square().mean().sqrt()
+    return (definition.scale * torch.linalg.vector_norm((g * rows).sum(-1)) * length).item()
 
 
 class Decode(Operation):

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from attentions.bit_sampling import BitSampling
+from harness import gate
 from harness.attention_subject import AccuracySubject, AttentionSubject
 from harness.references import CALIBRATION, Store
 from harness.rows import Case
@@ -208,3 +210,43 @@ def test_accuracy_is_the_same_without_a_clock(folder: Path) -> None:
     trial = AccuracySubject().setup(case, Store(folder), case.digest())
     assert not trial.timed
     assert both_sets(trial).metrics["error"] == pytest.approx(0.5, abs=1e-5)
+
+
+ALONE = {"bits": 0, "window": 1, "local": 1}  # each query attends to its own key only: softmax of one score is constant
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("backend", "settings"), [("bit_sampling", ALONE), ("lsh_v2", {}), ("hyper", {}), ("flash", {})]
+)
+def test_gradient_whose_true_value_is_zero_is_no_error(
+    folder: Path, backend: str, settings: dict[str, Any], dtype: str
+) -> None:
+    """But for bit sampling, of one position: it attends to itself alone."""
+    n = 128 if backend == "bit_sampling" else 1
+    case = a_case(backend=backend, label=backend, settings=settings, mode="train", dtype=dtype, n=n)
+    found = both_sets(trial_of(folder, case))
+    assert found.wrong == ""
+    assert found.metrics["gradient_error"] <= gate.GRADIENT_SLACK * Right.tolerance[getattr(torch, dtype)]
+
+
+def test_gradient_that_should_be_zero_and_is_not_is_wrong(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = a_case(backend="bit_sampling", label="leaky", settings=ALONE, mode="train", dtype="float32", n=128)
+    trial = trial_of(folder, case)
+
+    def leaky(_: BitSampling, q: Tensor, k: Tensor, v: Tensor, *, first: Tensor | None = None) -> Tensor:
+        return v.repeat_interleave(q.shape[1] // v.shape[1], dim=1) + 1e-3 * (q - q.detach()).sum() + 0 * k.sum()
+
+    monkeypatch.setattr(BitSampling, "forward", leaky)
+    assert "differs from its definition in the gradient" in both_sets(trial).wrong
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("backend", ["flash", "bit_sampling", "mamba", "reformer"])
+def test_gradient_error_away_from_zero_is_relative_to_the_gradient(
+    folder: Path, backend: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = a_case(backend=backend, label=backend, mode="train", dtype=dtype, n=512)
+    found = both_sets(trial_of(folder, case)).metrics["gradient_error"]
+    monkeypatch.setattr(gate, "least_gradient", lambda *_: 0.0)
+    assert both_sets(trial_of(folder, case)).metrics["gradient_error"] == found

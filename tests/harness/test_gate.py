@@ -26,6 +26,19 @@ def test_the_relative_error_is_the_norm_of_the_difference_over_that_of_the_expec
     assert gate.relative_error(torch.ones(2), torch.zeros(2)) == 1.0
 
 
+def test_the_relative_error_of_nearly_nothing_is_over_the_least_size() -> None:
+    expected = torch.tensor([3.0, 4.0])
+    found = expected + torch.tensor([0.3, 0.4])
+    assert gate.relative_error(found, expected, 5.0) == gate.relative_error(found, expected)
+    assert gate.relative_error(found, expected, 50.0) == pytest.approx(0.01)
+    assert gate.relative_error(torch.tensor([1e-9]), torch.zeros(1), 1e-3) == pytest.approx(1e-6)
+    assert gate.relative_error(torch.zeros(2), torch.zeros(2), 1.0) == 0.0
+    least = gate.least_gradient(8.0, torch.float32, 2e-5)
+    assert gate.relative_error(torch.tensor([8 * torch.finfo(torch.float32).eps]), torch.zeros(1), least) == (
+        pytest.approx(2e-5)
+    )
+
+
 def test_the_error_per_value_is_measured_in_units_of_the_values() -> None:
     found, expected = torch.full((1, 1, 5, 2), 0.5), torch.zeros(1, 1, 5, 2)
     assert gate.error_per_value(found, expected, torch.full((1, 1, 7, 2), 5.0)) == pytest.approx(0.1)
