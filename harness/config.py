@@ -14,12 +14,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, 
 
 from harness.config_errors import mistakes_of
 from harness.config_grid import Backend, Checked, Grid, Line, Size
-from harness.config_source import ConfigError, apply_overrides, read_mapping
+from harness.config_source import ConfigError, apply_overrides, read_mapping, show
+from harness.sections import SECTIONS, grid_of, section_mistakes
 
-__all__ = ["FOREIGN_SECTIONS", "Backend", "Budget", "Config", "ConfigError", "Expectation", "Grid", "load_config"]
-
-# Top-level sections of conf.yml that belong to other systems, which read them themselves.
-FOREIGN_SECTIONS: tuple[str, ...] = ("vq",)
+__all__ = ["Backend", "Budget", "Config", "ConfigError", "Expectation", "Grid", "load_config"]
 
 MOST_S = MOST_GB = 1e9  # thirty years, an exabyte
 Seconds = Annotated[float, Field(gt=0, le=MOST_S)]
@@ -95,15 +93,33 @@ class Config(Grid):
         return {**raw, "also": tuple({**main, **grid} if isinstance(grid, dict) else grid for grid in also)}
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Path, overrides: Sequence[str] = (), section: str | None = None) -> Config:
     """Read `conf.yml`, put the overrides (`a.b=value`) in place and check everything.
 
-    An override of a grid key holds in the grids of `also` too. Raises ConfigError, one message with a line for
-    each mistake.
+    An override of a grid key holds in the grids of `also` too. With a `section`, what measures that section takes the
+    grid's place. Raises ConfigError, one message with a line for each mistake.
     """
     raw = apply_overrides(read_mapping(Path(path)), overrides, tuple(Grid.model_fields))
-    raw = {key: value for key, value in raw.items() if key not in FOREIGN_SECTIONS}
+    sections = {name: raw.pop(name) for name in SECTIONS if name in raw}
+    mistakes = [line for name, given in sections.items() for line in section_mistakes(name, given)]
+    if section is not None and not mistakes:
+        raw |= _measuring(section, sections, str(path))
     try:
-        return Config.model_validate(raw)
+        config = Config.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(mistakes_of(error, Config, raw), str(path)) from error
+        raise ConfigError([*mistakes_of(error, Config, raw), *mistakes], str(path)) from error
+    if mistakes:
+        raise ConfigError(mistakes, str(path))
+    return config
+
+
+def _measuring(section: str, sections: dict[str, Any], source: str) -> dict[str, Any]:
+    """The keys that measure a section. Raises ConfigError for one that is not there, or cannot be measured."""
+    if section not in SECTIONS:
+        raise ConfigError([f"--section: {show(section)} is not allowed; it must be {' or '.join(SECTIONS)}"])
+    if not sections.get(section):
+        raise ConfigError([f"--section: there is no section {section}"], source)
+    try:
+        return grid_of(section, sections[section])
+    except ValueError as error:
+        raise ConfigError([str(error)], source) from error

@@ -28,4 +28,6 @@ METRICS: dict[str, Metric] = {
     "kept_mass": Metric("exact softmax weight inside the support", "", "higher"),
     "perplexity": Metric("perplexity", "", "lower"),
     "accuracy": Metric("accuracy", "", "higher"),
+    "loss_before": Metric("held-out loss before training", "nats a token", "lower"),
+    "loss_after": Metric("held-out loss after training", "nats a token", "lower"),
 }

@@ -143,7 +143,10 @@ def test_sections_of_other_systems_are_left_to_them(conf: Path, monkeypatch: pyt
     with conf.open("a") as file:
         file.write("other_system: {depth: 3}\n")
     assert "other_system: this key is unknown" in message(conf)
-    monkeypatch.setattr(config_module, "FOREIGN_SECTIONS", ("other_system",))
+    monkeypatch.setattr(config_module, "SECTIONS", {"other_system": None})
+    monkeypatch.setattr(config_module, "section_mistakes", lambda name, given: [f"{name}: {given['depth']} is deep"])
+    assert "other_system: 3 is deep" in message(conf)
+    monkeypatch.setattr(config_module, "section_mistakes", lambda *_: [])
     assert load_config(conf).seed == 0
 
 

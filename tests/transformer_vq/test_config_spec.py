@@ -18,17 +18,20 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"n_code": 0}, "n_code=0 is not allowed: it must be an integer of at least 1"),
-        ({"n_code_q": 0}, "n_code_q=0 is not allowed: it must be None or an integer of at least 1"),
-        ({"block_len": 2.5}, "block_len=2.5 is not allowed: it must be an integer of at least 1"),
-        ({"n_head": True}, "n_head=True is not allowed: it must be an integer of at least 1"),
+        ({"n_code": 0}, "n_code=0 is not allowed: it must be an integer from 1 to 2**40"),
+        ({"n_code_q": 0}, "n_code_q=0 is not allowed: it must be None or an integer from 1 to 2**40"),
+        ({"block_len": 2.5}, "block_len=2.5 is not allowed: it must be an integer from 1 to 2**40"),
+        ({"n_head": True}, "n_head=True is not allowed: it must be an integer from 1 to 2**40"),
         ({"n_head": 3}, "n_head=3 is not allowed: it must be a divisor of d_model=8"),
-        ({"d_model": None}, "d_model=None is not allowed: it must be an integer of at least 1"),
+        ({"d_model": None}, "d_model=None is not allowed: it must be an integer from 1 to 2**40"),
         ({"p_dropres": 1.0}, "p_dropres=1.0 is not allowed: it must be a number from 0 to below 1"),
         ({"c_gamma": -0.1}, "c_gamma=-0.1 is not allowed: it must be a number from 0 to below 1"),
         ({"c_beta": float("nan")}, "c_beta=nan is not allowed: it must be a number of at least 0"),
         ({"causal": 1}, "causal=1 is not allowed: it must be True or False"),
-        ({"device": 0}, "device=0 is not allowed: it must be the name of a device"),
+        ({"device": 0}, "device=0 is not allowed: it must be cpu, cuda, cuda:<index> or mps"),
+        ({"device": "gpu"}, "device='gpu' is not allowed: it must be cpu, cuda, cuda:<index> or mps"),
+        ({"lr": 0}, "lr=0 is not allowed: it must be a number above 0"),
+        ({"n_code": 2**41}, f"n_code={2**41} is not allowed: it must be an integer from 1 to 2**40"),
         ({"n_cod": 4}, "there is no setting 'n_cod'; did you mean n_code? there are d_model, n_head, "),
         ({"zebra": 4}, "there is no setting 'zebra'; there are d_model, "),
     ],
@@ -36,6 +39,12 @@ ROOT = Path(__file__).parents[2]
 def test_impossible_setting_is_refused_in_words(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         TransformerConfig(**{"d_model": 8, **settings})
+
+
+def test_a_whole_conf_yml_is_told_from_its_section() -> None:
+    whole = yaml.safe_load((ROOT / "conf.yml").read_text(encoding="utf8"))
+    with pytest.raises(ValueError, match=re.escape("its section is meant: TransformerConfig(**config['vq'])")):
+        TransformerConfig(**whole)
 
 
 def test_d_model_must_be_given() -> None:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+MOST = 2**40  # far beyond any machine, and products of a few still fit into 64 bits
+
 
 def _integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST
+
+
+def _device(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"cpu|mps|cuda(:\d+)?", value) is not None
 
 
 def _number(low: float, high: float) -> Callable[[object], bool]:
@@ -21,11 +28,11 @@ def _setting(default: Any, allowed: str, check: Callable[[object], bool]) -> Any
 
 
 def _count(default: int | None) -> Any:
-    return _setting(default, "an integer of at least 1", _integer)
+    return _setting(default, "an integer from 1 to 2**40", _integer)
 
 
 def _optional_count() -> Any:
-    return _setting(None, "None or an integer of at least 1", lambda value: value is None or _integer(value))
+    return _setting(None, "None or an integer from 1 to 2**40", lambda value: value is None or _integer(value))
 
 
 def _rate(default: float) -> Any:
@@ -47,9 +54,11 @@ class TransformerConfig:
     `c_gamma`: what codebooks keep of themselves in a step; `c_dead`: a code is seeded anew when its use falls below
     this share of the mean use.
 
-    For the loop around the layer, which itself does not read them: `sequence_len`, `global_batch_size`, `lr`, `device`.
+    For the loop around the layer, which itself does not read them: `sequence_len`, `global_batch_size`, `steps`, `lr`,
+    `device`.
 
-    Raises ValueError for an unknown name, a value that is not allowed, and a d_model that n_head does not divide.
+    Raises ValueError for an unknown name, a value that is not allowed, a d_model that n_head does not divide, and for a
+    whole conf.yml, of which the section `vq` is meant.
     """
 
     d_model: int = _count(None)
@@ -69,23 +78,41 @@ class TransformerConfig:
     c_dead: float = _rate(0.03)
     sequence_len: int = _count(1024)
     global_batch_size: int = _count(4)
-    lr: float = _setting(4e-4, "a number of at least 0", _number(0.0, float("inf")))
-    device: str = _setting("cpu", "the name of a device, as 'cpu', 'cuda' or 'mps'", lambda value: type(value) is str)
+    steps: int = _count(10)
+    lr: float = _setting(4e-4, "a number above 0", lambda value: _number(0.0, float("inf"))(value) and value != 0)
+    device: str = _setting("cpu", "cpu, cuda, cuda:<index> or mps", _device)
 
     def __init__(self, **settings: Any) -> None:
-        known = {one.name: one for one in fields(self)}
-        for name in settings:
+        known = self.allowed()
+        if isinstance(settings.get("vq"), Mapping):
+            raise ValueError("this is a whole conf.yml; its section is meant: TransformerConfig(**config['vq'])")
+        for name, why in self.refusals(settings).items():
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {near[0]}? " if near else ""
                 raise ValueError(f"there is no setting {name!r}; {hint}there are {', '.join(known)}")
+            raise ValueError(f"{name}={settings.get(name)!r} is not allowed: {why}")
+        for one in fields(self):
+            object.__setattr__(self, one.name, settings.get(one.name, one.default))
+
+    @classmethod
+    def allowed(cls) -> dict[str, str]:
+        """What each setting must be, in words."""
+        return {one.name: one.metadata["allowed"] for one in fields(cls)}
+
+    @classmethod
+    def refusals(cls, settings: Mapping[str, Any]) -> dict[str, str]:
+        """Why settings are not allowed, by name: unknown ones first, then those with impossible values."""
+        known = {one.name: one for one in fields(cls)}
+        found = {name: "there is no such setting" for name in settings if name not in known}
+        values = {name: settings.get(name, one.default) for name, one in known.items()}
         for name, one in known.items():
-            value = settings.get(name, one.default)
-            if not one.metadata["check"](value):
-                raise ValueError(f"{name}={value!r} is not allowed: it must be {one.metadata['allowed']}")
-            object.__setattr__(self, name, value)
-        if self.d_model % self.n_head and None in (self.d_k, self.d_v):
-            raise ValueError(f"n_head={self.n_head} is not allowed: it must be a divisor of d_model={self.d_model}")
+            if not one.metadata["check"](values[name]):
+                found[name] = f"it must be {one.metadata['allowed']}"
+        derived = None in (values["d_k"], values["d_v"]) and not {"d_model", "n_head", "d_k", "d_v"} & found.keys()
+        if derived and values["d_model"] % values["n_head"]:
+            found["n_head"] = f"it must be a divisor of d_model={values['d_model']}"
+        return found
 
     @property
     def key_dim(self) -> int:
