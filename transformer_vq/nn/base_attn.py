@@ -49,7 +49,8 @@ class Result:
 class BaseAttention(nn.Module):
     """x (B, N, d_model) to the same shape, with keys quantised and, if asked for, queries too.
 
-    Weights are torch's default draws. In training codebooks move after the output is computed; in eval nothing changes.
+    Weights are torch's default draws. In training codebooks move after the output is computed; in eval nothing changes,
+    nor where gradient checkpointing runs the layer again.
     """
 
     def __init__(self, config: TransformerConfig, *, quantise_queries: bool) -> None:
@@ -84,7 +85,9 @@ class BaseAttention(nn.Module):
         self._check(x, doc_ids, state, quadratic)
         raw, k, v = self._project(x)
         keys, queries = self.key_quantiser(k), self.query_quantiser and self.query_quantiser(raw)
-        parts = _Parts(raw if queries is None else queries.codewords, queries and queries.codes, k, keys.codes, v)
+        parts = _Parts(
+            raw if queries is None else queries.codewords, queries and queries.codes, k, keys.codes, v, keys.book
+        )
         out, last = self._documents(parts, doc_ids, state, quadratic)
         out = self._finish(x, out)
         if self.training:
@@ -147,7 +150,7 @@ class BaseAttention(nn.Module):
     def _stretch(self, parts: _Parts, state: State, quadratic: bool) -> tuple[Tensor, State]:
         """Attention within one document; the state goes on only in causal attention."""
         p, causal, block = parts, self.config.causal, self.config.block_len
-        book = self.key_quantiser.codebook.to(p.v.dtype)
+        book = p.book.to(p.v.dtype)
         if quadratic:
             return dense(p.q, p.k, p.codes, p.v, book, scale=1.0, causal=causal, block=block).to(p.v.dtype), state
         if causal:
@@ -187,12 +190,13 @@ class _Parts:
     k: Float[Tensor, "B H N D"]
     codes: Int[Tensor, "B H N"]
     v: Float[Tensor, "B H N E"]
+    book: Float[Tensor, "H S D"]  # of keys
 
     def part(self, b: int, begin: int, end: int) -> _Parts:
         """Some positions of one sequence."""
         at = slice(b, b + 1), slice(None), slice(begin, end)
         q_codes = None if self.q_codes is None else self.q_codes[at]
-        return _Parts(self.q[at], q_codes, self.k[at], self.codes[at], self.v[at])
+        return _Parts(self.q[at], q_codes, self.k[at], self.codes[at], self.v[at], self.book)
 
 
 def _stretches(documents: Int[Tensor, " N"]) -> Iterable[tuple[int, int]]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from transformer_vq.codes import codewords, straight_through
 from transformer_vq.kmeans import kmeans, nearest, tally
+from transformer_vq.nn.recomputation import Passes, draw_ticket, in_backward
 from transformer_vq.precision import Selector
 
 SMALLEST_COUNT = 0.01  # what a mean is divided by at least
@@ -25,7 +26,7 @@ class Quantised(NamedTuple):
 
     `codewords` have the gradient of the vectors. `commitment`: squared distance to the codeword, summed over heads, the
     mean over vectors, with its gradient; `codebook`: the same number, which the codebooks' own averaging lowers, as a
-    figure alone. `perplexity`: exp of the entropy of the codes' use, the mean over heads.
+    figure alone. `perplexity`: exp of the entropy of the codes' use, the mean over heads. `book`: the codebook used.
     """
 
     codes: Int[Tensor, "B H N"]
@@ -33,6 +34,7 @@ class Quantised(NamedTuple):
     commitment: Float[Tensor, ""]
     codebook: Float[Tensor, ""]
     perplexity: Float[Tensor, ""]
+    book: Float[Tensor, "H S D"]
 
 
 class VectorQuantiser(Selector):
@@ -40,6 +42,9 @@ class VectorQuantiser(Selector):
 
     `gamma` is what a codebook keeps of itself in a step, `dead` the share of the mean use below which a code is seeded
     anew. Until the first training step codebooks are Gaussian draws of `seed` with standard deviation `spread`.
+
+    Under gradient checkpointing a recomputation uses the codebook of the pass that it repeats, and moves none. Random
+    draws in training are a function of the ticket that each pass draws from torch's global generator.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class VectorQuantiser(Selector):
         self.register_buffer("sums", torch.randn(heads, codes, dim, generator=draw, dtype=torch.float32) * spread)
         self.register_buffer("counts", torch.ones(heads, codes, dtype=torch.float32))
         self.register_buffer("started", torch.tensor(False))
+        self._passes, self._ticket = Passes(), seed
 
     sums: Tensor
     counts: Tensor
@@ -82,34 +88,54 @@ class VectorQuantiser(Selector):
 
     def forward(self, x: Float[Tensor, "B H N D"]) -> Quantised:
         """Nearest codewords of x. Changes nothing but, in training, what a codebook starts from."""
-        if self.training and not self.started:
-            self.start(x)
-        codes = nearest(x, self.codebook)
-        found = codewords(self.codebook.to(x.dtype), codes)
+        book = self._book(x) if self.training else self.codebook
+        codes = nearest(x, book)
+        found = codewords(book.to(x.dtype), codes)
         commitment = (x - found).square().sum((1, 3)).mean()
         used = torch.stack([row.bincount(minlength=self.codes) for row in codes.transpose(0, 1).flatten(1)])
         share = used.double() / used.sum(-1, keepdim=True)
         perplexity = torch.special.entr(share).sum(-1).exp().mean()
-        return Quantised(codes, straight_through(x, found), commitment, commitment.detach(), perplexity)
+        return Quantised(codes, straight_through(x, found), commitment, commitment.detach(), perplexity, book)
+
+    def _book(self, x: Tensor) -> Tensor:
+        """The codebook of a training pass, or of the one that is run again."""
+        self._ticket = draw_ticket()
+        if in_backward():
+            return self._passes.find(self._ticket)
+        if not self.started:
+            self.start(x)
+        book = self.codebook
+        self._passes.keep(self._ticket, book)
+        return book
+
+    def _generator(self) -> torch.Generator:
+        """Draws of this pass; none from torch's own generator, whose state a recomputation must meet as it was."""
+        return torch.Generator().manual_seed(self._ticket)
 
     @torch.no_grad()
     def start(self, x: Float[Tensor, "B H N D"]) -> None:
         """Take the codebook from x by k-means++, and the use of each code."""
-        self.mount(kmeans(x.transpose(0, 1).flatten(1, 2), self.codes).to(self.sums.dtype))
+        book = kmeans(x.transpose(0, 1).flatten(1, 2), self.codes, generator=self._generator())
+        self.mount(book.to(self.sums.dtype))
         counts, _ = tally(x, nearest(x, self.codebook), self.codes)
         self.sums.mul_(counts.sum(0).clamp(min=1).to(self.sums.dtype).unsqueeze(-1))
         self.counts.copy_(counts.sum(0).clamp(min=1))
 
     @torch.no_grad()
     def update(self, x: Float[Tensor, "B H N D"], codes: Int[Tensor, "B H N"]) -> Int[Tensor, " H"]:
-        """One step of the running means, then new seeds for dead codes; the number of those in each head."""
+        """One step of the running means, then new seeds for dead codes; the number of those in each head.
+
+        Nothing where a backward pass runs the layer again.
+        """
+        if in_backward():
+            return torch.zeros(self.heads, dtype=torch.int64, device=x.device)
         counts, sums = (y.sum(0) for y in tally(x, codes, self.codes))
         self.counts.lerp_(counts.to(self.counts.dtype), 1 - self.gamma)
         self.sums.lerp_(sums.to(self.sums.dtype), 1 - self.gamma)
         mean = self.counts.mean(-1, keepdim=True)
         dead = self.counts < self.dead * mean
         rows = x.transpose(0, 1).flatten(1, 2)
-        chosen = torch.randint(rows.shape[1], dead.shape, device=x.device)
+        chosen = torch.randint(rows.shape[1], dead.shape, generator=self._generator()).to(x.device)
         seeds = rows.gather(1, chosen.unsqueeze(-1).expand(-1, -1, self.dim)).to(self.sums.dtype)
         self.sums.copy_(torch.where(dead.unsqueeze(-1), seeds * mean.unsqueeze(-1), self.sums))
         self.counts.copy_(torch.where(dead, mean, self.counts))
