@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import torch
 
-from attentions import contract_inputs
+from attentions import contract_inputs, contract_state
 from attentions.base import Attention, problem_of
 from attentions.candidate import EXACTLY, LENGTHS, B, Candidate, E, G, H, NotApplicable, agree
 from attentions.support import SupportAttention
@@ -274,6 +274,7 @@ CHECKS: tuple[Callable[[Candidate], None], ...] = (
     cost_is_positive,
     layer_agrees_with_its_naive,
     *contract_inputs.CHECKS,
+    *contract_state.CHECKS,
 )
 
 

@@ -12,7 +12,7 @@ from attentions.base import Attention
 from attentions.candidate import Candidate, NotApplicable
 from attentions.contract import CHECKS, main, nan_from_values
 from attentions.controls import RandomSupport
-from tests.attentions import broken
+from tests.attentions import broken, broken_state
 
 # All parts of lsh_v2 with trained codes, each part alone (buckets, samples, compression, scan), and all but one.
 LSH_V2: dict[str, Any] = {
@@ -57,6 +57,9 @@ CANDIDATES = {
 }
 
 
+BROKEN = broken.CASES | broken_state.CASES
+
+
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("candidate", CANDIDATES.values(), ids=CANDIDATES)
 def test_backend_keeps_the_contract(candidate: Candidate, check: Callable[[Candidate], None]) -> None:
@@ -66,7 +69,7 @@ def test_backend_keeps_the_contract(candidate: Candidate, check: Callable[[Candi
         pytest.skip(str(reason))
 
 
-@pytest.mark.parametrize(("backend", "caught_by"), broken.CASES.items(), ids=lambda x: getattr(x, "__name__", ""))
+@pytest.mark.parametrize(("backend", "caught_by"), BROKEN.items(), ids=lambda x: getattr(x, "__name__", ""))
 def test_broken_backend_fails_the_check_that_should_see_it(backend: type[Attention], caught_by: set[str]) -> None:
     failed = set()
     for check in CHECKS:
@@ -80,7 +83,7 @@ def test_broken_backend_fails_the_check_that_should_see_it(backend: type[Attenti
 
 
 def test_every_check_catches_some_broken_backend() -> None:
-    assert {check.__name__ for check in CHECKS} == set().union(*broken.CASES.values())
+    assert {check.__name__ for check in CHECKS} == set().union(*BROKEN.values())
 
 
 @pytest.mark.parametrize("name", CLASSES)
