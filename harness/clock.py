@@ -120,6 +120,8 @@ def _calls_per_sample(stopwatch: Stopwatch, first_s: float) -> int:
     if first_s >= SAMPLE_S:
         return 1
     guess = stopwatch.sample(1)  # the first call was slow to start
+    if guess <= 0:
+        return 2  # the clock stands still, and more calls would not move it
     return 2 * math.ceil(SAMPLE_S / max(guess, 1e-7) / 2) if guess < SAMPLE_S else 1
 
 

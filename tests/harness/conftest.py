@@ -12,9 +12,10 @@ from harness.executor import Executor
 
 
 @pytest.fixture(scope="session")
-def executor(tmp_path_factory: pytest.TempPathFactory) -> Executor:
+def executor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Executor]:
     """One fork server for all tests: it takes seconds to start."""
-    return Executor(tmp_path_factory.mktemp("executor"))
+    with Executor(tmp_path_factory.mktemp("executor")) as shared:
+        yield shared
 
 
 @pytest.fixture

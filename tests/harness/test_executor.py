@@ -28,7 +28,7 @@ def run(executor: Executor, job: str, limits: Limits = LIMITS, **arguments: Any)
     return executor.run(f"{JOBS}:{job}", arguments, limits)
 
 
-def wait_until(condition: Any, seconds: float = 10.0) -> bool:
+def wait_until(condition: Any, seconds: float = 200.0) -> bool:
     until = time.monotonic() + seconds
     while not condition() and time.monotonic() < until:
         time.sleep(0.02)
@@ -97,8 +97,8 @@ def test_garbage_instead_of_an_answer_is_a_crash(executor: Executor, text: str) 
 
 def test_a_hanging_child_is_ended_in_time_with_all_that_it_started(executor: Executor, tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    outcome = run(executor, "hang_with_a_child", Limits(time_s=2.0), pid_file=str(pids))
-    assert (outcome.status, outcome.reason) == ("timeout", "no answer within 2 s")
+    outcome = run(executor, "hang_with_a_child", Limits(time_s=10.0), pid_file=str(pids))
+    assert (outcome.status, outcome.reason) == ("timeout", "no answer within 10 s")
     assert all(wait_until(lambda pid=int(pid): is_gone(pid)) for pid in pids.read_text().split())
 
 
@@ -125,7 +125,7 @@ def test_a_signal_ends_the_child_at_once_and_the_fork_server_with_it(tmp_path: P
     pids, main = tmp_path / "pids", os.getpid()
 
     def interrupt() -> None:
-        assert wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 3, 60.0)
+        assert wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 3)
         os.kill(main, signal.SIGTERM)
 
     with Interruption() as interruption, Executor(tmp_path, interruption) as fresh:
@@ -199,7 +199,7 @@ def test_a_child_dies_with_its_parent_even_if_that_is_killed_outright(tmp_path: 
     script.write_text(PARENT)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     parent = subprocess.Popen([sys.executable, str(script), str(tmp_path), str(pids)], env=environment)
-    assert wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 3, 60.0)
+    assert wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 3)
     servers = [child.pid for child in psutil.Process(parent.pid).children(recursive=True)]
     parent.kill()
     parent.wait()
