@@ -21,7 +21,6 @@ from pathlib import Path
 
 # Every child of the fork server runs this module again before its own work, so it imports the rest when called.
 
-FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130
 KEPT = "every row so far is kept, and the same command goes on"
 
 
@@ -32,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("config", nargs="?", type=Path, help="a YAML file (default: lsh_v2/long_arena.yml)")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="replace a value")
     parsed = parser.parse_args(given)
-    from harness.disk import unwritable
+    from lsh_v2.endings import UNUSABLE, end
     from lsh_v2.long_arena_config import FULL, load_arena_config
     from lsh_v2.long_arena_run import run
 
@@ -43,12 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = Path(config.out)
     try:
         run(config, shlex.join(["python", "-m", "lsh_v2.long_arena", *given]))
-    except KeyboardInterrupt:
-        return _say(f"interrupted; {KEPT}", INTERRUPTED)
-    except OSError as error:
-        return _say(f"{unwritable(error, out)}; {KEPT}", FAILED)
-    except ValueError as error:
-        return _say(error, UNUSABLE)
+    except (Exception, KeyboardInterrupt) as error:
+        return end(error, out, KEPT)
     print(out / "report.html")
     print(out / "benchmark_summary.json")
     return 0

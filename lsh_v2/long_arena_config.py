@@ -13,8 +13,10 @@ from harness.config_errors import mistakes_of
 from harness.config_grid import Axis, Backend, Checked, Line
 from harness.config_source import ConfigError, apply_overrides, read_mapping
 from harness.plan import resolve_device
+from harness.run_folder import require_folder
 from lsh_v2.configuration import A_SIZE, ModelConfig, Size, model_config
 from lsh_v2.presets import sized_config
+from lsh_v2.training.checks import mistakes_of_training
 from lsh_v2.training.configuration import TrainingConfig, training_config
 
 FULL = Path(__file__).with_name("long_arena.yml")
@@ -104,16 +106,21 @@ def load_arena_config(path: Path = FULL, overrides: Sequence[str] = ()) -> Arena
 
 def _mistakes(config: ArenaConfig) -> list[str]:
     mistakes = [] if resolve_device(config.device) else [f"device: '{config.device}' is not on this machine"]
+    try:
+        require_folder(Path(config.out), "out")
+    except ValueError as error:
+        mistakes.append(str(error))
     for index, entry in enumerate(config.attentions):
         mistakes += entry_mistakes(entry, f"attentions.{index}")
     if mistakes:
-        return mistakes
+        return list(dict.fromkeys(mistakes))
     mistakes += label_clashes(config.series())
     for one in config.series():
         try:
             config.model_of(one, max(config.sequence_lengths))
             for name in config.tasks:
-                config.training_of(name, one, Path(config.out))
+                training = config.training_of(name, one, Path(config.out) / "training")
+                mistakes += [f"tasks.{name}: {mistake}" for mistake in mistakes_of_training(training)]
         except ValueError as error:
             mistakes.append(f"{one.path}: {error}")
-    return mistakes
+    return list(dict.fromkeys(mistakes))

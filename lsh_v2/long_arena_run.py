@@ -27,9 +27,11 @@ from harness.rows import SCHEMA, Case, Row
 from harness.run_folder import FolderError, RunFolder, now
 from harness.source import source_hash
 from lsh_v2.configuration import ModelConfig
+from lsh_v2.files import read_object
 from lsh_v2.long_arena_config import ArenaConfig
 from lsh_v2.long_arena_summary import write_summary
 from lsh_v2.training import CheckpointError, load_model
+from lsh_v2.training.identity import code_of
 
 MODULE = "lsh_v2.long_arena_case"
 FORWARD, LEARNING = f"{MODULE}:forward", f"{MODULE}:learning"
@@ -55,8 +57,8 @@ def run(config: ArenaConfig, command: str = "") -> dict[str, Any]:
     Raises ValueError where `config.out` cannot be used, or holds a run of another configuration.
     """
     folder = RunFolder(Path(config.out), {})
-    folder.make()
     jobs, before, facts = list(jobs_of(config)), facts_before(config), facts_of(config, command)
+    folder.make()
     wanted = [(job, key_of(job, facts)) for job in jobs]
     journal, report_to = Journal(folder.path), reporter()
     try:
@@ -139,8 +141,10 @@ def _source(backend: str) -> str:
 
 def facts_before(config: ArenaConfig) -> dict[str, Any]:
     """What `run.json` held at the last start, nothing before the first."""
-    path = Path(config.out) / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    before = read_object(Path(config.out) / "run.json") or {}
+    if not isinstance(before.get("config", {}), dict):
+        raise FolderError(f"{Path(config.out) / 'run.json'} has a config that is no mapping: remove the file")
+    return before
 
 
 def facts_of(config: ArenaConfig, command: str) -> dict[str, Any]:
@@ -217,6 +221,8 @@ def _trained(folder: str) -> tuple[ModelConfig, str]:
 def _learning(config: ArenaConfig, name: str, one: Series) -> Job:
     label = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in one.label)
     training = config.training_of(name, one, Path(config.out) / "training" / f"{name}-{label}")
+    # What other code had begun is not gone on with.
+    training = training.model_copy(update={"out": f"{training.out}-{code_of(training)[:8]}"})
     model = training.model_of(vocab_size=259)
     case = _case(config, one, model, subject=LEARNING, n=training.seq_length, inputs=name, mode="train")
     arguments = {"training": training.model_dump(mode="json")}

@@ -15,12 +15,14 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
-from harness.config_source import apply_overrides
 from harness.memory import resident_peak, return_freed_memory
-from lsh_v2.presets import create_lsh_v2_model
+from lsh_v2.endings import end
+from lsh_v2.model import LSHv2Model
+from lsh_v2.presets import model_of_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,18 +33,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the model")
     given = parser.parse_args(arguments)
     try:
-        model = create_lsh_v2_model(target_params=given.size, **apply_overrides({}, given.set, ())).eval()
+        model = model_of_command(given.size, given.set)
+        model.check(given.tokens)
         print(measure(model, given.tokens))
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
+    except (Exception, KeyboardInterrupt) as error:
+        return end(error, Path())
     return 0
 
 
 @torch.no_grad()
-def measure(model: torch.nn.Module, tokens: int) -> str:
+def measure(model: LSHv2Model, tokens: int) -> str:
     """One line with the figures of one forward pass over random tokens."""
-    ids = torch.randint(0, 32_000, (1, tokens), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
     model(ids[:, :64], logits_to_keep=1)  # builds native kernels, outside the clock
     return_freed_memory()
     started = time.perf_counter()

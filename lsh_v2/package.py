@@ -14,11 +14,13 @@ import json
 import shutil
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
+from lsh_v2.endings import end
 from lsh_v2.files import digest
 from lsh_v2.pipeline_phases import Layout
 from lsh_v2.pipeline_run import artifacts
@@ -66,15 +68,17 @@ def check_package(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             manifest = json.loads(archive.read(MANIFEST))
+            if not (isinstance(manifest, dict) and all(isinstance(one, dict) for one in manifest.values())):
+                raise ValueError(f"its {MANIFEST} is no mapping of names to sizes and hashes")
             names = set(archive.namelist()) - {MANIFEST}
             faults = [f"{name} is not in the manifest" for name in sorted(names - set(manifest))]
             faults += [f"{name} is missing" for name in sorted(set(manifest) - names)]
             for name in sorted(names & set(manifest)):
                 with archive.open(name) as file:
-                    if hashlib.file_digest(file, "sha256").hexdigest() != manifest[name]["sha256"]:  # type: ignore[arg-type]
+                    if hashlib.file_digest(file, "sha256").hexdigest() != manifest[name].get("sha256"):  # type: ignore[arg-type]
                         faults.append(f"{name} has another SHA-256 than the manifest says")
             return faults
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is no package: {error}") from error
 
 
@@ -116,9 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1 if faults else 0
         out = given.out or given.root / NAME
         manifest = write_package(given.root, out)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
+    except (Exception, KeyboardInterrupt) as error:
+        return end(error, given.root)
     print(f"{len(manifest)} files, {out.stat().st_size / 1e6:.1f} MB: {out}")
     return 0
 

@@ -20,9 +20,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.run_folder import require_folder
+from lsh_v2.long_arena_config import load_arena_config
 from lsh_v2.pipeline_flags import flags_of, shown
-from lsh_v2.pipeline_phases import Layout, phases_of
-from lsh_v2.pipeline_run import PhaseFailed, PipelineError, run_phases, write_results
+from lsh_v2.pipeline_phases import Layout, config_of, phases_of
+from lsh_v2.pipeline_run import PhaseFailed, run_phases, write_results
+from lsh_v2.training import checks, load_training_config
 
 FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130
 
@@ -31,18 +34,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments, by default the process's own; returns the exit status."""
     given = _parse(arguments)
     layout = Layout(given.root, quick=given.quick)
-    wanted = phases_of(
-        layout,
-        training=not (given.no_training or given.test_only),
-        benchmark=not (given.no_benchmark or given.test_only),
-    )
+    training, benchmark = not (given.no_training or given.test_only), not (given.no_benchmark or given.test_only)
     status = 0
     try:
+        require_possible(layout, benchmark=benchmark, force=given.force)
+        wanted = phases_of(layout, training=training, benchmark=benchmark)
         records = run_phases(wanted, layout, force=given.force)
     except PhaseFailed as failure:
         print(f"\n{failure}", file=sys.stderr)
         records, status = failure.records, FAILED
-    except PipelineError as error:
+    except ValueError as error:
         print(error, file=sys.stderr)
         return UNUSABLE
     except KeyboardInterrupt:
@@ -56,6 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status or UNUSABLE
     print(f"\nsuccess flags\n{shown(flags)}\n{path}")
     return status
+
+
+def require_possible(layout: Layout, *, benchmark: bool, force: bool) -> None:
+    """Raise ValueError for folders, configurations and earlier results that would stop the pipeline later on."""
+    for folder in (layout.results, layout.manifest.parent):
+        require_folder(folder, "--root")
+    checks.require_possible(load_training_config(config_of(layout, "train"), [f"out={layout.training}"]))
+    if benchmark:
+        load_arena_config(config_of(layout, "long_arena"))
+    if not force:
+        flags_of(layout)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -8,6 +8,7 @@ Counts its parameters against the size asked for, runs it on text, and decodes t
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -17,9 +18,12 @@ from typing import Any
 import torch
 
 from harness.gate import not_finite, relative_error
+from harness.run_folder import require_folder
+from lsh_v2.endings import end
 from lsh_v2.model import LSHv2Model
 from lsh_v2.presets import parse_size
 from lsh_v2.training import TrainingConfig, load_training_config
+from lsh_v2.training.checks import require_possible
 from lsh_v2.training.tokenizer import tokenizer_of
 from tasks.text import TextBytes
 
@@ -30,14 +34,23 @@ TOLERANCE = 1e-3  # relative, between logits of one pass and of decoding, in flo
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check the model, write what was found, and return 1 if something is wrong."""
-    config, out, report = map(Path, sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m lsh_v2.pipeline_check", description="Is the model as it should be?"
+    )
+    parser.add_argument("config", type=Path, help="the YAML file of a training")
+    parser.add_argument("out", type=Path, help="the folder that the training will have")
+    parser.add_argument("report", type=Path, help="the JSON file to write")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key, a.b=value")
+    given = parser.parse_args(arguments)
     try:
-        found = check(load_training_config(config, [f"out={out}"]))
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        require_folder(given.report.parent, "report")
+        config = load_training_config(given.config, [*given.set, f"out={given.out}"])
+        require_possible(config)
+        found = check(config)
+        given.report.parent.mkdir(parents=True, exist_ok=True)
+        given.report.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    except (Exception, KeyboardInterrupt) as error:
+        return end(error, given.report)
     print(json.dumps(found))
     for wrong in found["wrong"]:
         print(f"wrong: {wrong}", file=sys.stderr)

@@ -5,11 +5,11 @@ A flag holds, does not hold, or is not judged, and says which figure decides and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lsh_v2.files import read_object
 from lsh_v2.pipeline_phases import Layout
 
 FEASIBLE = 65_536  # tokens, without running out of memory or time
@@ -31,9 +31,9 @@ class Flag:
 
 def flags_of(layout: Layout) -> list[Flag]:
     """All flags, from the metrics that lie in the layout's folders. Raises ValueError for a file that is damaged."""
-    summary = _read(layout.benchmark / "benchmark_summary.json")
-    metrics = _read(layout.training / "training_metrics.json")
-    facts = _read(layout.benchmark / "run.json")
+    summary = read_object(layout.benchmark / "benchmark_summary.json", ("costs", "scaling"))
+    metrics = read_object(layout.training / "training_metrics.json", ("finished", "accuracy", "loss_train"))
+    facts = read_object(layout.benchmark / "run.json")
     return [*_benchmark_flags(summary, facts), *_training_flags(metrics)]
 
 
@@ -133,12 +133,3 @@ def _scored(claim: str, found: dict[str, float] | None, least: float) -> Flag:
         return Flag(claim, None, "no answer was graded")
     figure = f"{found['score']:.3f} ± {found['standard_error']:.3f} of {found['examples']:.0f} held-out examples"
     return Flag(claim, found["score"] >= least, f"{figure}; chance {found['chance']:.3f}")
-
-
-def _read(path: Any) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}; remove it, and the same command makes it again") from error

@@ -66,7 +66,7 @@ def phases_of(layout: Layout, *, training: bool, benchmark: bool) -> list[Phase]
 
 
 def _model(layout: Layout) -> Phase:
-    config, report = _config(layout, "train"), layout.results / _quick(layout, "model_check.json")
+    config, report = config_of(layout, "train"), layout.results / _quick(layout, "model_check.json")
     command = _python("lsh_v2.pipeline_check", str(config), str(layout.training), str(report))
     return Phase("model", command, (report,), (config,))
 
@@ -79,7 +79,7 @@ def _data(layout: Layout) -> Phase:
 
 
 def _training(layout: Layout) -> Phase:
-    config, out = _config(layout, "train"), layout.training
+    config, out = config_of(layout, "train"), layout.training
     names = ("training_metrics.json", "training_metrics.png", "steps.jsonl", "checkpoints", "tensorboard", "tokenizer")
     command = _python("lsh_v2.train", str(config), "--set", f"out={out}", "--set", "profile_components=false")
     return Phase("training", command, tuple(out / name for name in names), (config,))
@@ -94,7 +94,7 @@ def _profile(layout: Layout) -> Phase:
 
 
 def _benchmark(layout: Layout, *, trained: bool) -> Phase:
-    config, out = _config(layout, "long_arena"), layout.benchmark
+    config, out = config_of(layout, "long_arena"), layout.benchmark
     names = ("rows.jsonl", "run.json", "report.html", "report.md", "benchmark_summary.json", "benchmark_summary.png")
     checkpoint = ["--set", f"checkpoint={layout.training}"] if trained else []
     reads = (config, *([layout.training / "training_metrics.json"] if trained else []))
@@ -102,7 +102,8 @@ def _benchmark(layout: Layout, *, trained: bool) -> Phase:
     return Phase("benchmark", command, tuple(out / name for name in (*names, "training")), reads)
 
 
-def _config(layout: Layout, name: str) -> Path:
+def config_of(layout: Layout, name: str) -> Path:
+    """The configuration of the training or of the long arena."""
     quick = {"train": "quick.yml", "long_arena": "long_arena_quick.yml"}
     return HERE / (quick[name] if layout.quick else f"{name}.yml")
 

@@ -18,6 +18,7 @@ from typing import Literal
 
 from harness import machine
 from harness.run_folder import now
+from harness.source import source_hash
 from lsh_v2.files import InUseError, alone, digest
 from lsh_v2.pipeline_flags import Flag
 from lsh_v2.pipeline_phases import Layout, Phase
@@ -193,9 +194,14 @@ def _die_with_parent() -> None:
 
 
 def _identity(phase: Phase) -> str:
-    """What decides a phase's result: its command and the files that it reads."""
-    parts = [*phase.command[1:], *(digest(path) for path in phase.reads)]
+    """What decides a phase's result: its command, the files that it reads, and the source of its module."""
+    parts = [*phase.command[1:], *(digest(path) for path in phase.reads), *_sources(phase.command)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _sources(command: Sequence[str]) -> list[str]:
+    """Hash of the source of the module that a command runs, none where it runs something else."""
+    return [source_hash(command[2])] if command[1] == "-m" else []
 
 
 def _shown(phase: Phase) -> str:

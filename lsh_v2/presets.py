@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from harness.config_grid import MOST
-from harness.config_source import shortened
+from harness.config_source import apply_overrides, shortened
 from lsh_v2.block import Block
 from lsh_v2.configuration import ModelConfig, model_config
 from lsh_v2.model import LSHv2Model
@@ -29,6 +30,14 @@ def create_lsh_v2_model(vocab_size: int = 32_000, target_params: str | int = "10
     Raises ConfigError for keys and values that are not allowed, ValueError for sizes that the rest alone exceeds.
     """
     return LSHv2Model(sized_config(target_params, vocab_size=vocab_size, **overrides))
+
+
+def model_of_command(size: str, overrides: Sequence[str]) -> LSHv2Model:
+    """The model of a command's `--size` and `--set`. Raises ValueError for what is not allowed."""
+    keys = apply_overrides({}, overrides, ())
+    if "target_params" in keys:
+        raise ValueError("--set target_params is not allowed; --size says it")
+    return create_lsh_v2_model(target_params=size, **keys).eval()
 
 
 def sized_config(target_params: str | int = "100M", **overrides: Any) -> ModelConfig:

@@ -18,11 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.config_source import apply_overrides
-from harness.disk import unwritable
+from harness.config_grid import MOST
+from harness.run_folder import require_folder
 from lsh_v2.component_profile import LENGTHS, PROFILES, profile_model
+from lsh_v2.endings import UNUSABLE, end
 from lsh_v2.model import LSHv2Model
-from lsh_v2.presets import create_lsh_v2_model
+from lsh_v2.presets import model_of_command
 from lsh_v2.profile_stages import report_stages
 from lsh_v2.training import CheckpointError, load_model
 
@@ -33,13 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Profile a trained model, or a new one of a size; print a table and where the file lies."""
     parser = argparse.ArgumentParser(prog="python -m lsh_v2.profile", description="Where a forward pass spends time.")
     parser.add_argument("checkpoint", nargs="?", type=Path, help="a checkpoint or a run's folder")
-    parser.add_argument("--size", default="25M", help="of a new model, where there is no checkpoint (default: 25M)")
+    parser.add_argument("--size", help="of a new model, where there is no checkpoint (default: 25M)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the new model")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), metavar="N", help="in tokens")
     parser.add_argument("--out", type=Path, default=Path("data/results"), help="folder (default: data/results)")
     parser.add_argument("--no-report", action="store_true", help="leave the harness's report on the attention out")
     given = parser.parse_args(arguments)
     try:
+        require_folder(given.out, "--out")
         model = _model(given)
         profile = profile_model(model, given.out, lengths=given.lengths)
         print(table(profile))
@@ -48,12 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         shutil.rmtree(given.out / REPORT, ignore_errors=True)
         return report_stages(model.config, given.out / REPORT, lengths=given.lengths)
-    except OSError as error:
-        print(unwritable(error, given.out), file=sys.stderr)
-        return 1
-    except (ValueError, CheckpointError) as error:
+    except CheckpointError as error:
         print(error, file=sys.stderr)
-        return 2
+        return UNUSABLE
+    except (Exception, KeyboardInterrupt) as error:
+        return end(error, given.out)
 
 
 def table(profile: dict[str, Any]) -> str:
@@ -74,9 +75,14 @@ def stretched(model: LSHv2Model, n: int) -> LSHv2Model:
 
 
 def _model(given: argparse.Namespace) -> LSHv2Model:
-    if given.checkpoint is not None:
-        return stretched(load_model(given.checkpoint), max(given.lengths))
-    return create_lsh_v2_model(target_params=given.size, **apply_overrides({}, given.set, ()))
+    """The model that is asked for. Raises ValueError for lengths and keys that cannot be."""
+    if wrong := [n for n in given.lengths if not 1 <= n <= MOST]:
+        raise ValueError(f"--lengths {wrong[0]} is not allowed; it must be integers from 1 to {MOST}")
+    if given.checkpoint is None:
+        return model_of_command(given.size or "25M", given.set)
+    if given.set or given.size:
+        raise ValueError("--set and --size are not allowed with a checkpoint, whose model is what was trained")
+    return stretched(load_model(given.checkpoint), max(given.lengths))
 
 
 if __name__ == "__main__":
