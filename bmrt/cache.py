@@ -116,11 +116,12 @@ class BoundedCache(Cache):
             raise ValueError(
                 f"a question of {self._probe} tokens in {tokens}: there must be tokens that are kept before it"
             )
-        moment = Moment(self._probe, _first(arguments.get("attention_mask")))
-        if moment.first is not None and self._rotary is not None:
+        self._require_rows(given.shape[0])
+        first = _first(arguments.get("attention_mask"), given.shape[0], self.bounded[0].seen + tokens)
+        if first is not None and self._rotary is not None:
             raise ValueError("positions='compact' does not take a padded batch: use 'absolute', or rows of one length")
         for layer in self.bounded:
-            layer.moment = moment
+            layer.begin(Moment(self._probe, first))
         if self._rotary is not None:
             arguments = self._compacted(arguments, given)
         self._warn_of_positions(tokens)
@@ -135,15 +136,22 @@ class BoundedCache(Cache):
             )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """A cache of its own on the same model, for prompts that share a beginning."""
+        """A cache of its own on the same model, for prompts that share a beginning; on the model's copy if that is
+        copied along, and was first."""
         other = type(self).__new__(type(self))
         memo[id(self)] = other
-        for name in ("_decoder", "_rotary", "strategy"):
-            memo[id(getattr(self, name))] = getattr(self, name)
-        kept = {name: value for name, value in vars(self).items() if name != "_unwatch"}
-        vars(other).update(copy.deepcopy(kept, memo))
-        other._unwatch = watch(other._decoder, other)
+        copied = id(self._decoder) in memo
+        shared = (self.strategy,) if copied else (self.strategy, self._decoder, self._rotary)
+        # In a memo of its own: what else is being copied must not end up with the original model.
+        other.__setstate__(copy.deepcopy(self.__getstate__(), memo | {id(x): x for x in shared}))
         return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_unwatch"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._unwatch = watch(self._decoder, self)
 
     def _make_layers(self, model: PreTrainedModel) -> list[Any]:
         kinds, settings = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))
@@ -167,6 +175,12 @@ class BoundedCache(Cache):
         layers = self.bounded
         if len({layer.seen for layer in layers}) > 1 or any(layer.shown is not None for layer in layers):
             raise RuntimeError("an earlier forward pass with this cache broke off half-way: reset() it")
+
+    def _require_rows(self, batch: int) -> None:
+        """As many sequences as before."""
+        layer = self.bounded[0]
+        if layer.is_initialized and len(layer.keys) != batch:
+            raise ValueError(f"a cache of {len(layer.keys)} sequences does not take {batch}: make one, or reset() it")
 
     def _compacted(self, arguments: dict[str, Any], given: Tensor) -> dict[str, Any]:
         """New tokens stand right behind what is kept."""
@@ -193,17 +207,21 @@ def require_compatible(mode: str, strategy: Strategy) -> None:
         raise ValueError(f"{name} is not allowed with compression_mode='accumulate': it scores every token again")
 
 
-def _first(mask: Tensor | None) -> Tensor | None:
+def _first(mask: Any, batch: int, tokens: int) -> tuple[int, ...] | None:
     """Where each row's left padding ends, from a mask (B, tokens so far); None where there is no padding."""
     if mask is None:
         return None
-    if mask.ndim != 2:
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        kind = f"of {mask.ndim} dimensions" if isinstance(mask, Tensor) else f"that is a {type(mask).__name__}"
+        raise ValueError(f"an attention mask {kind} is not allowed: it must be (batch, tokens so far)")
+    if mask.shape != (batch, tokens):
         raise ValueError(
-            f"an attention mask of {mask.ndim} dimensions is not allowed: it must be (batch, tokens so far)"
+            f"an attention mask of shape {tuple(mask.shape)} is not allowed: it must be (batch, tokens so far), "
+            f"{(batch, tokens)}"
         )
     real = mask.bool()
     if bool(real.all()):
         return None
     if bool((real[:, 1:] < real[:, :-1]).any()):
         raise ValueError("padding is only allowed on the left of a row")
-    return (~real).sum(1)
+    return tuple((~real).sum(1).tolist())

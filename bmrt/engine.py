@@ -170,12 +170,13 @@ def load_model(model: str | PreTrainedModel, device: str | None = None) -> PreTr
         raise ValueError(f"device={device!r} is not allowed: it must be one that torch has here: {error}") from error
     require(there, "device", device, "one that can compute")
     try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(model, dtype="auto", output_loading_info=True)
+        found: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto", output_loading_info=True)
     except LOADING as error:
         raise ValueError(
             f"model_path={model!r} cannot be loaded: {error}. Give a folder with a causal language model, or a hub id "
             "that is in the cache or can be downloaded"
         ) from error
+    loaded, info = found
     if lacking := sorted(str(name) for name in {*info["missing_keys"], *info["mismatched_keys"]}):
         raise ValueError(f"model_path={model!r} has no weights for {', '.join(lacking[:3])}: they would be random")
     return loaded.to(device).eval()

@@ -2,16 +2,19 @@
 
 `update` shows attention all that is kept and the new tokens. `settle` comes right after attention, with its queries:
 it scores, drops what there is no room for, and keeps the rest.
+
+Rows that are padded on their left each keep what they would keep alone. Where a row keeps fewer tokens than another,
+its first places are empty: zeros that nobody sees, at position -1. So is padding, whatever it holds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import CacheLayerMixin
@@ -26,19 +29,29 @@ from bmrt.strategies.base import Strategy, View, wide
 class Moment:
     """What the forward pass at hand is like.
 
-    `probe`: how many of its last tokens are only shown and not kept; `first` (B,): where each row's padding ends,
-    None without padding.
+    `probe`: how many of its last tokens are only shown and not kept; `first`: where each row's padding ends, None
+    without padding.
     """
 
     probe: int = 0
-    first: Tensor | None = None
+    first: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sequence: where its padding ends, how many tokens it keeps, of how many `accumulate` has chosen already."""
+
+    first: int = 0
+    held: int = 0
+    judged: int = 0
 
 
 class BoundedLayer(CacheLayerMixin):
     """What one layer keeps, for each sequence and key head its own tokens.
 
-    `keys` and `values` (B, G, M, D), `positions` (B, G, M) in ascending order, `seen` how many tokens have gone by.
-    With `rotary`, keys are kept as they are before rotation and stand at the places 0 to M - 1.
+    `keys` and `values` (B, G, M, D), `positions` (B, G, M) in ascending order, -1 in empty places, `seen` how many
+    tokens have gone by, padding included. With `rotary`, keys are kept as they are before rotation and stand at the
+    places 0 to M - 1.
     """
 
     is_sliding = False
@@ -55,9 +68,24 @@ class BoundedLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         self.is_initialized = False
-        self.seen = self.judged = 0  # tokens so far; of these, how many `accumulate` has chosen from
+        self.seen = 0
+        self.rows = [Row()]  # one for all where none is padded
         self.shown: tuple[Tensor, Tensor] | None = None  # what attention is looking at, None at rest
         self.moment = Moment()
+
+    def begin(self, moment: Moment) -> None:
+        """Get ready for a forward pass. Raises ValueError for padding that is not where it was."""
+        first = moment.first or (0,) * len(self.rows)
+        rows = self.rows * len(first) if len(self.rows) == 1 else self.rows
+        for number, (row, start) in enumerate(zip(rows, first, strict=True)):
+            before = max(0, self.seen - row.first)  # tokens, padding apart
+            if start != row.first if before else start < self.seen:
+                raise ValueError(
+                    f"row {number} is padded up to {start} in this attention mask, and was up to {row.first} before: "
+                    "a mask must go on covering the padding"
+                )
+        self.rows = [replace(row, first=start) for row, start in zip(rows, first, strict=True)]
+        self.moment = moment
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -71,26 +99,43 @@ class BoundedLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if (pads := self._padding_of(key_states.shape[2])) is not None:
+            key_states, value_states = (x.masked_fill(pads, 0) for x in (key_states, value_states))
         kept = self.keys if self.rotary is None else self.rotary.rotate(self.keys, self._places(0, self.held))
-        self.shown = torch.cat((kept, key_states), dim=2), torch.cat((self.values, value_states), dim=2)
+        self.shown = _joined(kept, key_states), _joined(self.values, value_states)
         return self.shown
 
     @torch.no_grad()
     def settle(self, queries: Float[Tensor, "B H T D"], scale: float) -> None:
         """Keep what there is room for of all that attention has just looked at."""
+        with torch.autocast(queries.device.type, enabled=False):  # scores are never rounded to a narrower type
+            self._settle(queries, scale)
+
+    def _settle(self, queries: Tensor, scale: float) -> None:
         assert self.shown is not None, "attention has just looked at it"
         (keys, values), self.shown = self.shown, None
+        if (pads := self._padding_of(queries.shape[2])) is not None:
+            queries = queries.masked_fill(pads, 0)
         arrived = queries.shape[2] - self.moment.probe
         self._append(keys, values, arrived)
         observed = self._observe(queries, arrived)
-        limit, count = self.plan.limits(self.seen, arrived)
-        if self.held > limit or self.strategy.accumulates:
-            view = self._view(keys, observed, scale, count)
+        counts = [self._count(row, arrived) for row in self.rows]
+        full = any(count < row.held for count, row in zip(counts, self.rows, strict=True))
+        if full or self.strategy.accumulates:
+            view = self._view(keys, observed, scale, counts)
             scores = self._score(view)
             if self.strategy.accumulates:
                 self.scores = scores
-            if self.held > limit:
-                self._drop(scores, view, count)
+            if full:
+                self._drop(scores, view.candidates, counts)
+        if max(counts) < self.held:  # of some row's empty places, all rows have some
+            self._drop(self.positions.double(), torch.zeros_like(self.positions, dtype=torch.bool), counts)
+
+    def _count(self, row: Row, arrived: int) -> int:
+        """How many tokens a row keeps, as it would alone."""
+        seen = max(0, self.seen - row.first)
+        limit, count = self.plan.limits(seen, min(arrived, seen))
+        return count if row.held > limit else row.held
 
     @property
     def held(self) -> int:
@@ -108,13 +153,11 @@ class BoundedLayer(CacheLayerMixin):
         A query that is padding sees itself, since attention to nothing is no number; nobody looks at its output.
         """
         assert self.shown is not None
-        assert self.moment.first is not None
         N, T = self.shown[0].shape[2], self.shown[0].shape[2] - self.held
-        new = torch.arange(self.seen, self.seen + T, device=self.device)
-        positions = torch.cat((self.positions, new.expand(*self.positions.shape[:2], -1)), dim=2)
+        there = torch.cat((self.positions, self._arriving(T)), dim=2) >= 0
         own = torch.eye(T, N, dtype=torch.bool, device=self.device).roll(N - T, dims=1)
         causal = torch.ones(T, N, dtype=torch.bool, device=self.device).tril(N - T)
-        return causal & (positions >= self.moment.first[:, None, None])[:, :, None] | own
+        return causal & there[:, :, None] | own
 
     def get_seq_length(self) -> int:
         return self.seen
@@ -132,10 +175,14 @@ class BoundedLayer(CacheLayerMixin):
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the sequences that `indices` names, in its order."""
         self._each(lambda x: x[indices.to(x.device)])
+        if len(self.rows) > 1:
+            self.rows = [self.rows[i] for i in torch.arange(len(self.rows))[indices.cpu()].tolist()]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every sequence so many times."""
         self._each(lambda x: x.repeat_interleave(repeats, dim=0))
+        if len(self.rows) > 1:
+            self.rows = [row for row in self.rows for _ in range(repeats)]
 
     def crop(self, tokens_to_remove: int) -> None:
         raise ValueError(f"crop({tokens_to_remove}) is not possible: what was dropped to make room cannot come back")
@@ -163,13 +210,13 @@ class BoundedLayer(CacheLayerMixin):
         stop = self.held + arrived
         if self.rotary is not None:
             fresh = self.rotary.unrotate(keys[:, :, self.held :], self._places(self.held, keys.shape[2]))
-            keys = torch.cat((self.keys, fresh), dim=2)
+            keys = _joined(self.keys, fresh)
         self.keys, self.values = (x if stop == x.shape[2] else x[:, :, :stop].clone() for x in (keys, values))
-        new = torch.arange(self.seen, self.seen + arrived, device=self.device)
-        self.positions = torch.cat((self.positions, new.expand(*self.positions.shape[:2], -1)), dim=2)
+        self.positions = torch.cat((self.positions, self._arriving(arrived)), dim=2)
         if self.strategy.accumulates:
             self.scores = pad(self.scores, (0, arrived))
         self.seen += arrived
+        self.rows = [replace(row, held=row.held + min(arrived, max(0, self.seen - row.first))) for row in self.rows]
 
     def _observe(self, queries: Tensor, arrived: int) -> Tensor:
         """The queries that the strategy looks with: a question's, this chunk's, or the latest."""
@@ -186,33 +233,41 @@ class BoundedLayer(CacheLayerMixin):
             self.queries = latest[:, :, max(0, latest.shape[2] - wanted) :].clone()
         return self.queries if wanted else own[:, :, :0]
 
-    def _view(self, keys: Tensor, queries: Tensor, scale: float, count: int) -> View:
+    def _view(self, keys: Tensor, queries: Tensor, scale: float, counts: list[int]) -> View:
         asked = bool(self.moment.probe and self.strategy.observes)
         keys = keys if asked else keys[:, :, : self.held]
-        pads = self._padding()
-        anchors = self._anchors()
-        forced = anchors | self._settled()
-        hidden = None if pads is None else pad(pads, (0, keys.shape[2] - self.held))
-        candidates = ~forced if pads is None else ~(forced | pads[:, None])
-        room = max(0, count - int(forced[0, 0].sum()))
-        carried = self.scores if self.strategy.accumulates else torch.zeros_like(self.positions, dtype=torch.float32)
-        return View(queries, keys, self.positions, candidates, anchors, hidden, room, carried, scale, self.number)
+        own = self.positions - self._by_row([row.first for row in self.rows])  # below 0: empty
+        budget = self.plan.budget
+        anchors = (own >= 0) & (own < budget.anchors)
+        settled = own < self._by_row([row.judged for row in self.rows])
+        window = own >= self._by_row([max(0, self.seen - row.first - budget.window) for row in self.rows])
+        forced = anchors | (own >= 0) & settled | window
+        hidden = pad(own[:, 0] < 0, (0, keys.shape[2] - self.held)) if self._padded else None
+        candidates = ~forced & (own >= 0) if self._padded else ~forced
+        room = (self._by_row(counts) - forced.sum(-1, keepdim=True)).squeeze(-1).clamp(min=0)
+        carried = self.scores if self.strategy.accumulates else torch.zeros_like(own, dtype=torch.float32)
+        return View(queries, keys, own, candidates, anchors, hidden, room, carried, scale, self.number)
 
-    def _padding(self) -> Bool[Tensor, "B M"] | None:
-        """Which kept tokens are padding; all heads keep the same of it."""
-        return None if self.moment.first is None else self.positions[:, 0] < self.moment.first[:, None]
+    @property
+    def _padded(self) -> bool:
+        return any(row.first for row in self.rows)
 
-    def _anchors(self) -> Bool[Tensor, "B G M"]:
-        """The first tokens that are not padding."""
-        after = self.positions if self.moment.first is None else self.positions - self.moment.first[:, None, None]
-        return (after >= 0) & (after < self.plan.budget.anchors)
+    def _by_row(self, values: list[int]) -> int | Int[Tensor, "B 1 1"]:
+        """Numbers of the rows, to compute with those of all their tokens."""
+        return values[0] if len(values) == 1 else torch.tensor(values, device=self.device)[:, None, None]
 
-    def _settled(self) -> Bool[Tensor, "B G M"]:
-        """The local window, and what `accumulate` has chosen before."""
-        chosen = self.positions < self.judged
-        if self.moment.first is not None:
-            chosen &= self.positions >= self.moment.first[:, None, None]
-        return chosen | (self.positions >= self.seen - self.plan.budget.window)
+    def _arriving(self, tokens: int) -> Int[Tensor, "B G T"]:
+        """Where the tokens that come next stand; -1 for padding."""
+        new = torch.arange(self.seen, self.seen + tokens, device=self.device)[None, None]
+        if self._padded:
+            new = new.masked_fill(new < self._by_row([row.first for row in self.rows]), -1)
+        return new.expand(*self.positions.shape[:2], -1)
+
+    def _padding_of(self, tokens: int) -> Bool[Tensor, "B 1 T 1"] | None:
+        """Which of the tokens that come next are padding; None where none is."""
+        if all(row.first <= self.seen for row in self.rows):
+            return None
+        return (self._arriving(tokens) < 0)[:, :1, :, None]
 
     def _score(self, view: View) -> Float[Tensor, "B G M"]:
         scores = self.strategy.score(view)
@@ -221,15 +276,34 @@ class BoundedLayer(CacheLayerMixin):
             raise ValueError(f"{name} gave scores of shape {found} where {wanted} was asked for")
         return scores
 
-    def _drop(self, scores: Tensor, view: View, count: int) -> None:
-        pads = self._padding()
-        hidden = torch.zeros_like(view.candidates) if pads is None else pads[:, None].expand_as(view.candidates)
-        index = keep(scores, ~(view.candidates | hidden), hidden, count)
-        self.keys, self.values = take(self.keys, index), take(self.values, index)
-        self.positions = self.positions.gather(2, index)
+    def _drop(self, scores: Tensor, candidates: Tensor, counts: list[int]) -> None:
+        """Keep so many tokens of each row: those that are no candidates, then the best."""
+        empty = self.positions < 0 if self._padded else torch.zeros_like(candidates)
+        most = max(counts)
+        own = self._by_row(counts) if min(counts) < most else None
+        index = keep(scores, ~(candidates | empty), empty, most, own)
+        gone = index < 0 if self._padded else None  # a row that keeps fewer than the others has empty places instead
+        index = index.clamp(min=0)
+
+        def kept(x: Tensor, nothing: int = 0) -> Tensor:
+            found = take(x, index) if x.ndim == 4 else x.gather(2, index)
+            return found if gone is None else found.masked_fill(gone if x.ndim == 3 else gone[..., None], nothing)
+
+        self.keys, self.values, self.positions = kept(self.keys), kept(self.values), kept(self.positions, -1)
         if self.strategy.accumulates:
-            self.scores = self.scores.gather(2, index)
+            self.scores = kept(self.scores)
         if self.rotary is not None:
             self.queries = self.queries[:, :, :0].clone()  # they stand where the keys no longer do
-        if self.plan.mode == "accumulate":
-            self.judged = max(self.judged, self.seen - self.plan.budget.window)
+        self.rows = [self._after(row, count) for row, count in zip(self.rows, counts, strict=True)]
+
+    def _after(self, row: Row, count: int) -> Row:
+        if self.plan.mode != "accumulate" or count == row.held:
+            return replace(row, held=count)
+        return replace(row, held=count, judged=max(row.judged, self.seen - row.first - self.plan.budget.window))
+
+
+def _joined(kept: Tensor, new: Tensor) -> Tensor:
+    """Kept and new tokens, in the type that the model computes in now; autocast chooses for itself."""
+    if not torch.is_autocast_enabled(new.device.type):
+        kept = kept.to(new.dtype)
+    return torch.cat((kept, new), dim=2)

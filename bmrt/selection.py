@@ -8,9 +8,13 @@ from torch import Tensor
 
 
 def keep(
-    scores: Float[Tensor, "B G M"], forced: Bool[Tensor, "B G M"], hidden: Bool[Tensor, "B G M"], count: int
+    scores: Float[Tensor, "B G M"],
+    forced: Bool[Tensor, "B G M"],
+    hidden: Bool[Tensor, "B G M"],
+    count: int,
+    own: Int[Tensor, "B 1 1"] | int | None = None,
 ) -> Int[Tensor, "B G count"]:
-    """The `count` indices to keep for each sequence and head, ascending.
+    """The `count` indices to keep for each sequence and head, ascending; -1, first, where a row's `own` is smaller.
 
     Forced ones first, then the highest scores, hidden ones last; of equal scores the later index, so that a strategy
     without an opinion is not biased towards old tokens. A score of -inf means "no evidence" and still comes before
@@ -21,7 +25,10 @@ def keep(
     floor = torch.finfo(scores.dtype).min
     priority = scores.clamp(min=floor, max=-floor).masked_fill(forced, torch.inf).masked_fill(hidden, -torch.inf)
     best = priority.flip(-1).sort(dim=-1, descending=True, stable=True).indices[..., :count]
-    return (scores.shape[-1] - 1 - best).sort(dim=-1).values
+    index = scores.shape[-1] - 1 - best
+    if own is not None:
+        index = index.masked_fill(torch.arange(count, device=index.device) >= own, -1)
+    return index.sort(dim=-1).values
 
 
 def take(x: Float[Tensor, "B G M D"], index: Int[Tensor, "B G K"]) -> Float[Tensor, "B G K D"]:

@@ -2,6 +2,7 @@
 
 While a forward pass uses a watched cache, transformers' attention function is wrapped: it runs as ever, and then tells
 the cache's layer which queries looked. Between forward passes nothing is wrapped, and other models are not affected.
+Copies of a watched model, stored ones too, are not watched.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import inspect
 import sys
 import threading
 import weakref
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from contextvars import ContextVar, Token
 from typing import Any, Protocol
@@ -42,6 +43,16 @@ _users: Counter[str] = Counter()  # forward passes now running under each wrappe
 _wrapped: dict[str, Callable[..., Any] | None] = {}  # and what stood there before
 
 
+class _Hook:
+    """Marks hooks of caches, so that copies of a model go without."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
+
+    def __call__(self, *args: Any) -> Any:
+        return self._call(*args)
+
+
 def watch(decoder: nn.Module, cache: Watched) -> Callable[[], None]:
     """Hook into the decoder for as long as the cache lives, or until what this returns is called."""
     reference, tokens = weakref.ref(cache), list[Token[Watched | None]]()
@@ -65,10 +76,32 @@ def watch(decoder: nn.Module, cache: Watched) -> Callable[[], None]:
         cache.leave(failed=output is None)
 
     handles = [
-        decoder.register_forward_pre_hook(before, with_kwargs=True),
-        decoder.register_forward_hook(after, always_call=True),
+        decoder.register_forward_pre_hook(_Hook(before), with_kwargs=True),
+        decoder.register_forward_hook(_Hook(after), always_call=True),
     ]
-    return weakref.finalize(cache, lambda: [handle.remove() for handle in handles])
+    own = weakref.ref(decoder)
+    # What copy and pickle ask for; on the object, since its class is the library's.
+    vars(decoder)["__getstate__"] = lambda: _unwatched(own())
+
+    def leave_alone() -> None:
+        for handle in handles:
+            handle.remove()
+        if not any(isinstance(hook, _Hook) for hook in decoder._forward_pre_hooks.values()):
+            vars(decoder).pop("__getstate__", None)
+
+    return weakref.finalize(cache, leave_alone)
+
+
+def _unwatched(decoder: Any) -> dict[str, Any]:
+    """The state of a module without hooks of caches."""
+    usual: Any = type(decoder).__getstate__
+    state = dict(usual(decoder))
+    del state["__getstate__"]
+    tables = {name: table for name, table in state.items() if name.startswith("_forward_")}
+    ours = {number for table in tables.values() for number, hook in table.items() if isinstance(hook, _Hook)}
+    for name, table in tables.items():
+        state[name] = OrderedDict((number, hook) for number, hook in table.items() if number not in ours)
+    return state
 
 
 def require_watched(cache: Watched) -> None:

@@ -23,10 +23,10 @@ class View:
     """One layer at the moment at which it must drop tokens.
 
     `queries` (B, H, W, D) are the latest of the keys' N positions; `keys` (B, G, N, D) as attention sees them.
-    `positions` (B, G, M) count a sequence's tokens from 0, padding included; `candidates` (B, G, M) marks what may be
-    chosen, `anchors` the first tokens, `hidden` (B, N) what is padding, None where there is none. `room` is how many
-    candidates will be kept; `carried` (B, G, M) the scores of the last time, zero for new tokens; `scale` multiplies
-    q·k; `layer` is its number.
+    `positions` (B, G, M) count a sequence's tokens from 0, padding left out, which stands below 0; `candidates`
+    (B, G, M) marks what may be chosen, `anchors` the first tokens, `hidden` (B, N) padding and empty places, None where
+    there are none. `room` (B, G) is how many candidates will be kept; `carried` (B, G, M) the scores of the last time,
+    zero for new tokens; `scale` multiplies q·k; `layer` is its number.
     """
 
     queries: Float[Tensor, "B H W D"]
@@ -35,7 +35,7 @@ class View:
     candidates: Bool[Tensor, "B G M"]
     anchors: Bool[Tensor, "B G M"]
     hidden: Bool[Tensor, "B N"] | None
-    room: int
+    room: Int[Tensor, "B G"]
     carried: Float[Tensor, "B G M"]
     scale: float
     layer: int

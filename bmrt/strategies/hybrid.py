@@ -30,7 +30,7 @@ class Hybrid(Strategy):
 
     def score(self, view: View) -> Float[Tensor, "B G M"]:
         first, second = (self._ranked(part, view) for part in (self.primary, self.secondary))
-        share = round(self.ratio * view.room)
+        share = (self.ratio * view.room.double()).round()[..., None]
         taken = first < share  # ranks from 0; tokens without evidence stand at infinity
         order = torch.where(taken, first, share + _ranks(second))
         lost = second.isinf() & ~taken  # the second has nothing to say of these: by the first's order, after all others

@@ -27,9 +27,11 @@ def require_trail(trail: int) -> None:
 def trailed(scores: Float[Tensor, "B G M"], view: View, trail: int) -> Float[Tensor, "B G M"]:
     """The best score, none below 0, of the tokens at most `trail` positions before each, itself included.
 
-    Anchors pass nothing on: a sink would take what follows it along.
+    Anchors pass nothing on: a sink would take what follows it along. Nor does padding.
     """
-    scores, M = scores.masked_fill(view.anchors, -math.inf), scores.shape[-1]
+    M = scores.shape[-1]
+    silent = view.anchors if view.hidden is None else view.anchors | view.hidden[:, None, :M]
+    scores = scores.masked_fill(silent, -math.inf)
     best = scores.clone()
     for back in range(1, min(trail, M - 1) + 1):
         near = view.positions[..., back:] - view.positions[..., : M - back] <= trail

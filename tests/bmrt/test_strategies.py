@@ -21,7 +21,7 @@ from bmrt.strategies.magicpig import sampling_probability
 from bmrt.strategies.tables import most_matches
 from bmrt.strategies.ties import TIES
 from bmrt.strategies.trail import FADE
-from tests.bmrt.views import B, G, M, dense_mass, view
+from tests.bmrt.views import ROOM, B, G, M, dense_mass, view
 
 BY_QUERY = ("exact", "frequency_rank", "magicpig_baseline")
 
@@ -100,7 +100,7 @@ def needle(copies: float) -> View:
     direction[0] = 1.0
     v.keys[:, :, 60] = 8 * direction * copies
     queries = v.queries * 0.05 + direction
-    return replace(v, queries=queries, room=16 - 8)
+    return replace(v, queries=queries, room=torch.full((B, G), 16 - 8))
 
 
 @pytest.mark.parametrize("name", [*BY_QUERY, "hybrid", "snapkv", "h2o"])
@@ -108,7 +108,9 @@ def test_a_planted_key_is_kept_at_eight_times_compression(name: str) -> None:
     v = needle(1.0)
     parts = build_strategy("frequency_rank"), build_strategy("magicpig_baseline")
     score = (Hybrid(*parts) if name == "hybrid" else build_strategy(name)).score(v)
-    index = keep(score, ~v.candidates, torch.zeros_like(v.candidates), int((~v.candidates)[0, 0].sum()) + v.room)
+    index = keep(
+        score, ~v.candidates, torch.zeros_like(v.candidates), int((~v.candidates)[0, 0].sum()) + int(v.room[0, 0])
+    )
     assert (index == 60).any(-1).all()
 
 
@@ -276,7 +278,7 @@ class Given(Strategy):
 
 def chosen(strategy: Strategy, v: View) -> Tensor:
     fixed = ~v.candidates
-    return keep(strategy.score(v), fixed, torch.zeros_like(fixed), int(fixed[0, 0].sum()) + v.room)
+    return keep(strategy.score(v), fixed, torch.zeros_like(fixed), int(fixed[0, 0].sum()) + ROOM)
 
 
 def parts(seed: int = 0) -> tuple[Strategy, Strategy]:
@@ -296,13 +298,13 @@ def test_a_hybrid_of_one_part_is_that_part(ratio: float) -> None:
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.75])
 def test_a_hybrid_is_the_disjoint_union_of_two_choices(ratio: float) -> None:
     v, (first, second) = view(), parts()
-    share = round(ratio * v.room)
+    share = round(ratio * ROOM)
     index = chosen(Hybrid(first, second, ratio=ratio), v)
     for b, g in itertools.product(range(B), range(G)):
         options = [j for j in range(M) if v.candidates[b, g, j]]
         one = sorted(options, key=lambda j: -float(first.score(v)[b, g, j]))[:share]
         rest = [j for j in options if j not in one]
-        two = sorted(rest, key=lambda j: -float(second.score(v)[b, g, j]))[: v.room - share]
+        two = sorted(rest, key=lambda j: -float(second.score(v)[b, g, j]))[: ROOM - share]
         fixed = [j for j in range(M) if not v.candidates[b, g, j]]
         assert index[b, g].tolist() == sorted(fixed + one + two)
 
@@ -315,7 +317,7 @@ def test_a_hybrid_fills_the_room_where_a_part_has_too_little(short: str) -> None
         part.scores[..., :8] += 100  # evidence for tokens 2 to 7 of the candidates alone
         part.scores[..., 8:] = -math.inf
     index = chosen(Hybrid(first, second, ratio=0.5), v)
-    assert index.shape[-1] == 7 + v.room
+    assert index.shape[-1] == 7 + ROOM
     wanted = 6 if short == "both" else 5
     assert (((index >= 2) & (index < 8)).sum(-1) >= wanted).all()
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from bmrt.strategies import View
 
 B, H, G, D, M, W = 2, 4, 2, 8, 37, 5
+ROOM = 10
 
 
 def view(
@@ -31,7 +32,7 @@ def view(
         "candidates": ~anchors & (positions < tokens - (0 if question else queries)),
         "anchors": anchors,
         "hidden": None,
-        "room": 10,
+        "room": torch.full((B, G), ROOM),
         "carried": torch.zeros(B, G, tokens, dtype=torch.float64),
         "scale": 0.4,
         "layer": 1,
