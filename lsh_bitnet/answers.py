@@ -22,11 +22,17 @@ from tasks.example import Example, Task
 
 @dataclass(frozen=True)
 class Accuracy:
-    """`right` of `samples` answers got the full score; `answers` are what the model said, in order."""
+    """`right` of `samples` answers got the full score.
+
+    `answers` are what the model said, in order, `targets` what was right, and `scores` how right each was, from 0 to
+    1; all three are empty where no text was kept.
+    """
 
     right: int
     samples: int
-    answers: tuple[str, ...]
+    answers: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -56,16 +62,20 @@ def measure_accuracy(
     answers: list[str] = []
     for start in range(0, samples, batch_size):
         answers += _answers(loaded, examples[start : start + batch_size], use_cache=use_cache, bos=bos)
-    right = sum(task.score(example, answer) >= 1 for example, answer in zip(examples, answers, strict=True))
-    return Accuracy(right, samples, tuple(answers))
+    scores = tuple(task.score(example, answer) for example, answer in zip(examples, answers, strict=True))
+    targets = tuple(example.answer for example in examples)
+    return Accuracy(sum(score >= 1 for score in scores), samples, tuple(answers), targets, scores)
 
 
 def measure_forced(loaded: Loaded, task: Task, *, samples: int) -> Accuracy:
     """Share of examples 0 to `samples` - 1 of whose right answer every token is the most likely one; no text is kept.
 
-    The end of the answer is not asked for. Raises ValueError for examples longer than the model was made for.
+    The end of the answer is not asked for. Raises ValueError for less than one sample and for examples longer than the
+    model was made for.
     """
-    return Accuracy(sum(_chosen(loaded, task.example(index)) for index in range(samples)), samples, ())
+    if samples < 1:
+        raise ValueError(f"samples={samples} is not allowed: at least 1")
+    return Accuracy(sum(_chosen(loaded, task.example(index)) for index in range(samples)), samples)
 
 
 def _chosen(loaded: Loaded, example: Example) -> bool:

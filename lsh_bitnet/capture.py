@@ -7,16 +7,19 @@ python -m harness.sweep conf.yml --set inputs=captured/layer_00.safetensors --se
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from attentions import build
+from harness.run_folder import require_folder
 from lsh_bitnet.dispatch import layer_of
 from lsh_bitnet.models import Loaded, require_length
 from lsh_bitnet.padding import attend, require_spans
@@ -64,21 +67,58 @@ def capture(
     """Run the model on `text` (a string, or tokens) and write each layer's q, k and v; returns the files, by layer.
 
     A file `layer_<index>.safetensors` holds q (B, H, n, D), k (B, G, n, D) and v (B, G, n, E) in float32, after
-    rotary positions: what `inputs:` in conf.yml reads. layers: indices; all if None.
+    rotary positions: what `inputs:` in conf.yml reads. Its metadata says of which model and tokens it is.
+    layers: indices; all if None.
 
-    Raises ValueError for more tokens than the model was made for and for a layer that it does not have.
+    Raises ValueError, before the model runs, for no tokens, for more than the model was made for or others than it
+    knows, for a layer that it does not have, and for a folder that cannot be written or holds files of another model
+    or text.
     """
     ids = torch.tensor([loaded.tokenizer.encode(text)]) if isinstance(text, str) else text
-    require_length(loaded, ids.shape[1])
+    _require_tokens(loaded, ids)
+    count = loaded.model.config.get_text_config().num_hidden_layers
+    if wrong := sorted(set(layers or ()) - set(range(count))):
+        raise ValueError(f"layers={wrong} are not allowed: the model's are 0 to {count - 1}")
+    folder, of = Path(folder), _identity(loaded, ids)
+    require_folder(folder, "folder")
+    _require_own(folder, of)
     recorder = _Recorder(layers)
     with Swap(loaded.model, recorder, log=None), torch.no_grad(), torch.compiler.set_stance("force_eager"):
         loaded.model(ids.to(loaded.model.device), use_cache=False)
-    if missing := set(layers or ()) - recorder.kept.keys():
-        raise ValueError(f"layers={sorted(missing)} are not allowed: the model has {max(recorder.kept, default=0) + 1}")
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for layer, tensors in sorted(recorder.kept.items()):
         files.append(folder / f"layer_{layer:02d}.safetensors")
-        save_file(tensors, files[-1])
+        save_file(tensors, files[-1], metadata=of)
     return files
+
+
+def _require_tokens(loaded: Loaded, ids: Tensor) -> None:
+    if ids.ndim != 2 or ids.numel() == 0 or ids.is_floating_point():
+        raise ValueError(f"text of shape {tuple(ids.shape)} is not allowed: it must be (batch, tokens), of one or more")
+    require_length(loaded, ids.shape[1])
+    known = loaded.model.config.get_text_config().vocab_size
+    if not 0 <= int(ids.min()) <= int(ids.max()) < known:
+        raise ValueError(f"text holds tokens outside 0 to {known - 1}, which {loaded.name} knows")
+
+
+def _identity(loaded: Loaded, ids: Tensor) -> dict[str, str]:
+    """Names of what a file is of: the weights as they are, and the tokens."""
+    weights = hashlib.sha256()
+    for name, x in loaded.model.state_dict().items():
+        weights.update(name.encode())
+        weights.update(x.detach().cpu().contiguous().view(torch.uint8).numpy() if x.ndim else str(x.item()).encode())
+    tokens = hashlib.sha256(ids.to(torch.int64).cpu().numpy().tobytes())
+    return {"model": loaded.name, "weights": weights.hexdigest(), "tokens": tokens.hexdigest()}
+
+
+def _require_own(folder: Path, of: dict[str, str]) -> None:
+    """Raise ValueError where files of something else would stand beside those that are written, as if of one model."""
+    for path in folder.glob("layer_*.safetensors"):
+        try:
+            with safe_open(path, "pt") as file:
+                found = file.metadata()
+        except (SafetensorError, OSError):
+            found = None
+        if found != of:
+            raise ValueError(f"{path} is of another model or text, or is damaged: take another folder, or remove it")

@@ -10,18 +10,29 @@ folder then holds `comparison.md`, a table over the share of full attention's co
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from harness.config import load_config
 from harness.journal import latest, read_rows
-from harness.rows import Row
+from harness.plan import expand
+from harness.rows import Case, Row
+from harness.run_folder import new_run, old_run
+from harness.subjects import subject_of
 from harness.sweep import main as sweep
+from lsh_bitnet.commands import Parser, run
+from lsh_bitnet.model_subject import ModelSubject
+from lsh_bitnet.models import content_of
 
 CONF = Path(__file__).parent / "compare.yml"
+FULL = "flash"  # the backend that others are compared with
+CONTENT = "model.json"  # of a run's folder: what is behind the model's name
 BEYOND = 8  # times full attention's perplexity: what lies above is named in the figure, not drawn
 TITLES = {
     "method": "method",
@@ -39,20 +50,89 @@ TITLES = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Sweep, then write table and figure; returns the sweep's exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m lsh_bitnet.compare",
-        description="Attentions inside one model, quality and cost over comparisons; other options are the sweep's.",
+        description="Attentions inside one model, quality and cost over comparisons.",
     )
-    parser.add_argument("--conf", default=str(CONF), help="configuration of the harness")
-    parser.add_argument("--out", help="folder of rows, report, table and figure; default: a new one in reports/runs")
-    parser.add_argument("--resume", help="go on with the run in this folder")
-    given, others = parser.parse_known_args(arguments)
-    folder = given.resume or given.out or f"reports/runs/comparison-{datetime.now(UTC):%Y%m%dT%H%M%S}"
-    status = sweep([given.conf, "--resume" if given.resume else "--out", folder, *others])
-    if status in (0, 1) and "--dry-run" not in others:
-        for path in write(Path(folder)):
+    parser.add_argument("--conf", metavar="FILE", help=f"configuration of the harness (default: {CONF.name} here)")
+    parser.add_argument("--out", metavar="DIR", help="folder of rows, report, table and figure (default: a new one)")
+    parser.add_argument("--resume", metavar="DIR", help="go on with the run in this folder")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="replace a value")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be measured and write nothing")
+    given = parser.parse_args(arguments)
+    if given.out is not None and given.resume is not None:
+        parser.error("--out and --resume exclude each other: a run goes on in its own folder")
+    return run(parser, lambda: _compare(given))
+
+
+def _compare(given: argparse.Namespace) -> int:
+    """Everything that can be wrong is looked for before the first case."""
+    earlier = None if given.resume is None else old_run(given.resume)
+    conf = given.conf or str(CONF if earlier is None else earlier.config)
+    config = load_config(Path(conf), given.overrides)
+    default = f"reports/runs/comparison-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+    wanted = next(out for out in (given.out, config.out, default) if out is not None)
+    folder = new_run(wanted).path if earlier is None else earlier.path
+    cases = [one.case for one in expand(config)]
+    _require_full(cases)
+    overrides = [part for one in given.overrides for part in ("--set", one)]
+    if given.dry_run:
+        return sweep([conf, *overrides, "--dry-run"])
+    if earlier is not None:
+        _require_same(cases, read_rows(folder))
+    _require_content(folder, contents(cases))
+    place = ["--out", str(folder)] if earlier is None else ["--resume", str(folder)]
+    status = sweep([*([] if earlier and given.conf is None else [conf]), *place, *overrides])
+    if status in (0, 1):
+        for path in write(folder):
             print(path)
     return status
+
+
+def _require_full(cases: Sequence[Case]) -> None:
+    """Raise ValueError unless there is full attention to compare each method with, at each length."""
+    lengths = {case.n for case in cases}
+    if missing := sorted(lengths - {case.n for case in cases if case.backend == FULL}):
+        at = ", ".join(map(str, missing))
+        raise ValueError(f"backends: at n = {at} there is nothing to compare with; {FULL} must be among them")
+    if len(subjects := {case.subject for case in cases}) > 1:
+        raise ValueError(f"subject: {', '.join(sorted(subjects))} are several; a comparison is of one model")
+
+
+def _require_same(cases: Sequence[Case], rows: Sequence[Row]) -> None:
+    """Raise ValueError where a folder's rows are of something else than what is to be measured now."""
+    planned = {case.digest() for case in cases}
+    for row in rows:
+        if (case := row.case).digest() not in planned:
+            raise ValueError(
+                f"--resume: the folder holds {case.label} at n = {case.n} of {case.subject} with other settings than "
+                "are asked for now; a comparison is of one model, text and settings, so take another folder"
+            )
+
+
+def contents(cases: Sequence[Case]) -> dict[str, str]:
+    """What is behind the names of the models that cases measure, by subject."""
+    found: dict[str, str] = {}
+    for name in {case.subject for case in cases}:
+        subject: Any = subject_of(name)
+        if not isinstance(subject, ModelSubject):
+            raise ValueError(f"subject: {name} is not allowed; it must be a {ModelSubject.__name__}")
+        found[name] = content_of(subject.model)
+    return found
+
+
+def _require_content(folder: Path, found: dict[str, str]) -> None:
+    """Note beside the rows which weights they are of. Raises ValueError where they are of others under one name."""
+    place = folder / CONTENT
+    if place.exists():
+        noted = json.loads(place.read_text(encoding="utf8"))
+        if noted != found:
+            raise ValueError(
+                f"--resume: {folder} holds rows of other weights than {', '.join(found)} has now; take another folder"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    place.write_text(json.dumps(found, indent=1) + "\n", encoding="utf8")
 
 
 def write(folder: Path) -> list[Path]:
@@ -70,9 +150,9 @@ def comparison(rows: Sequence[Row]) -> pd.DataFrame:
     left out; the harness's report names them. Raises ValueError where there is no full attention to compare with.
     """
     good = pd.DataFrame([_flat(row) for row in rows if row.status == "ok"])
-    full = good[good.backend == "flash"] if len(good) else good
+    full = good[good.backend == FULL] if len(good) else good
     if full.empty:
-        raise ValueError("there is nothing to compare with: the run has no `flash` that ended well")
+        raise ValueError(f"there is nothing to compare with: the run has no `{FULL}` that ended well")
     of = good.groupby(["method", "backend", "control", "n"], as_index=False).median(numeric_only=True)
     base = full.groupby("n").median(numeric_only=True)
     of["loss"] = of.perplexity / of.n.map(base.perplexity) - 1
@@ -110,9 +190,9 @@ def figure(table: pd.DataFrame, path: Path) -> None:
     import seaborn as sns
     from matplotlib.ticker import LogLocator
 
-    full = table[table.backend == "flash"].perplexity.iloc[-1]
+    full = table[table.backend == FULL].perplexity.iloc[-1]
     beyond = table[table.perplexity > BEYOND * full].method
-    some = table[(table.backend != "flash") & (table.perplexity <= BEYOND * full)]
+    some = table[(table.backend != FULL) & (table.perplexity <= BEYOND * full)]
     drawing, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     sns.lineplot(
         some.assign(family=[name.split(" ")[0] for name in some.method]),

@@ -86,6 +86,15 @@ class ComparisonLog:
             raise ValueError("there is no ratio yet: run the model on at least one token while counting")
         return self.made / self.full
 
+    def summary(self) -> dict[str, Any]:
+        """What a result's JSON says of them: both sums, their ratio, and the ratio by layer."""
+        return {
+            "comparisons": self.made,
+            "full_comparisons": self.full,
+            "comparison_ratio": self.ratio,
+            "by_layer": {str(layer): counts.ratio for layer, counts in sorted(self.layers.items())},
+        }
+
     def rows(self) -> list[dict[str, Any]]:
         """A line a layer and head: layer, head, comparisons, full and their ratio."""
         return [

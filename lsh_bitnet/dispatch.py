@@ -12,18 +12,19 @@ from collections.abc import Collection, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from attentions import Attention, build
 from attentions.base import problem_of
+from attentions.inputs import one_dtype
 from lsh_bitnet.comparisons import ComparisonLog
 from lsh_bitnet.features import require_known
 from lsh_bitnet.padding import attend, require_slack, require_spans
 
 MODEL_DECIDES = ("heads", "head_dim", "kv_heads", "value_dim", "causal", "scale", "max_len")
 SEEDS_APART = 10_000  # a model has fewer layers, so no layer of one seed draws as a layer of another
+MOST_SEEDS = 2**63 // SEEDS_APART
 
 
 class Dispatch:
@@ -77,16 +78,15 @@ class Dispatch:
         require_slack(key.shape[2], extras.get("sliding_window"))
         require_known(extras)
         spans = require_spans(attention_mask)
-        query, key, value = _in_one_dtype(query, key, value)
-        with torch.autocast(query.device.type, enabled=False):
-            attention = self._attention(module, query, key, value, scaling)
-            if reason := attention.why_not(problem_of(attention, query, key, backward=query.requires_grad)):
-                raise ValueError(f"{self.name} cannot attend here: {reason}")
-            if spans is not None and not attention.exact:
-                self._warn_of_positions(spans, extras.get("position_ids"), key.shape[2])
-            if self.log is not None:
-                self.log.count(layer_of(module), attention, query, key, spans)
-            out = attend(attention, query, key, value, spans)
+        query, key, value = one_dtype(query, key, value)
+        attention = self._attention(module, query, key, value, scaling)
+        if reason := attention.why_not(problem_of(attention, query, key, backward=query.requires_grad)):
+            raise ValueError(f"{self.name} cannot attend here: {reason}")
+        if spans is not None and not attention.exact:
+            self._warn_of_positions(spans, extras.get("position_ids"), key.shape[2])
+        if self.log is not None:
+            self.log.count(layer_of(module), attention, query, key, spans)
+        out = attend(attention, query, key, value, spans)
         return out.transpose(1, 2).contiguous(), None
 
     def _warn_of_positions(self, spans: Int[Tensor, "B 2"], positions: object, keys: int) -> None:
@@ -129,21 +129,18 @@ class Dispatch:
         """
         if layer in self.dense:
             return build("flash", **shape)
-        return build(self.name, **shape, **self._seeded(layer))
-
-    def _seeded(self, layer: int) -> dict[str, Any]:
-        return {**self.settings, "seed": self.settings.get("seed", 0) * SEEDS_APART + layer}
+        seed = self.settings.get("seed", 0)
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < MOST_SEEDS:
+            raise ValueError(f"seed={seed!r} is not allowed: it must be an integer from 0 to {MOST_SEEDS - 1}")
+        try:
+            return build(self.name, **shape, **{**self.settings, "seed": seed * SEEDS_APART + layer})
+        except ValueError:
+            raise
+        except Exception as error:  # settings of any type reach a constructor, which may be the user's
+            words = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{self.name} cannot be built with {self.settings}: {words}") from error
 
 
 def layer_of(module: nn.Module) -> int:
     """The layer that an attention module belongs to."""
     return int(getattr(module, "layer_idx", None) or 0)
-
-
-def _in_one_dtype(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v as torch's own attention takes them under autocast, where rotary positions leave q and k wider."""
-    kind = q.device.type
-    if not torch.is_autocast_enabled(kind) or torch.float64 in (q.dtype, k.dtype, v.dtype):
-        return q, k, v
-    dtype = torch.get_autocast_dtype(kind)
-    return q.to(dtype), k.to(dtype), v.to(dtype)

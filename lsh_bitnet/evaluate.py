@@ -7,29 +7,37 @@
 
 from __future__ import annotations
 
-import argparse
+import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from lsh_bitnet.models import Loaded, load_model
+from lsh_bitnet.commands import Parser, add_out, require_out, run, what_ran
+from lsh_bitnet.models import Loaded, content_of, load_model
 from lsh_bitnet.perplexity import measure_perplexity
-from lsh_bitnet.results import FOLDER, save
+from lsh_bitnet.results import save
 from lsh_bitnet.settings import Experiment, read_experiment
 from lsh_bitnet.swap import attend_with
 from tasks.corpora import load_corpus
 
 
 def evaluate(experiment: Experiment) -> dict[str, Any]:
-    """What an experiment finds: perplexity, bits per byte, exact token counts, seconds, and comparisons if swapped."""
+    """What an experiment finds: perplexity, bits per byte, exact token counts, seconds, and comparisons if swapped.
+
+    With it hashes of the model's content and of the text, which names alone do not tell.
+    """
     loaded = load_model(experiment.model, device=experiment.device, dtype=experiment.dtype)
     text = load_corpus(experiment.text.corpus, experiment.text.split, path=experiment.text.path)
-    return {**experiment.model_dump(), **measure(loaded, text, experiment)}
+    return {
+        **experiment.model_dump(),
+        "model_content": content_of(experiment.model),
+        "text_sha256": hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(),
+        **measure(loaded, text, experiment),
+    }
 
 
 def measure(loaded: Loaded, text: str, experiment: Experiment) -> dict[str, Any]:
@@ -62,40 +70,37 @@ def measure(loaded: Loaded, text: str, experiment: Experiment) -> dict[str, Any]
         "time_s": time.perf_counter() - started,
     }
     if swapped is not None and swapped.log is not None:
-        log = swapped.log
-        values |= {"comparisons": log.made, "full_comparisons": log.full, "comparison_ratio": log.ratio}
-        values["by_layer"] = {str(layer): counts.ratio for layer, counts in sorted(log.layers.items())}
+        values |= swapped.log.summary()
     return values
+
+
+def file_of(values: Mapping[str, Any]) -> str:
+    """What the file of an experiment's result is named after: model, text and attention."""
+    attention = values["attention"]
+    text = f"{values['text']['corpus']}-{values['text']['split']}"
+    return what_ran(values["model"], text, attention["backend"] if attention else "full")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lsh_bitnet.evaluate", description="One experiment from a YAML file."
-    )
-    parser.add_argument("config", type=Path)
+    parser = Parser(prog="python -m lsh_bitnet.evaluate", description="One experiment from a YAML file.")
+    parser.add_argument("config")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a value of the file")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the JSON file")
+    add_out(parser)
     given = parser.parse_args(arguments)
-    try:
-        changes = {key: yaml.safe_load(value) for key, value in (_pair(text) for text in given.set)}
-        values = evaluate(read_experiment(given.config, changes))
-    except ValueError as error:
-        parser.error(str(error))
-    ratio = f", {values['comparison_ratio']:.1%} of full attention's comparisons" if "comparisons" in values else ""
-    print(
-        f"perplexity {values['perplexity']:.2f}, {values['bits_per_byte']:.3f} bits per byte, "
-        f"{values['predicted_tokens']:,} tokens{ratio}"
-    )
-    print(save(values["name"], values, given.out))
-    return 0
 
+    def work() -> int:
+        folder = require_out(given)
+        values = evaluate(read_experiment(Path(given.config), given.set))
+        ratio = f", {values['comparison_ratio']:.1%} of full attention's comparisons" if "comparisons" in values else ""
+        print(
+            f"perplexity {values['perplexity']:.2f}, {values['bits_per_byte']:.3f} bits per byte, "
+            f"{values['predicted_tokens']:,} tokens{ratio}"
+        )
+        print(save(values["name"], values, folder, what=file_of(values)))
+        return 0
 
-def _pair(text: str) -> tuple[str, str]:
-    key, sign, value = text.partition("=")
-    if not sign:
-        raise ValueError(f"--set {text} is not allowed: it must be KEY=VALUE")
-    return key, value
+    return run(parser, work)
 
 
 if __name__ == "__main__":

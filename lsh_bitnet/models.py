@@ -7,6 +7,7 @@ load_model("random-bitnet")                            # two layers of random, q
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import (
     AutoModelForCausalLM,
     BitNetConfig,
@@ -39,6 +41,7 @@ HUB: Mapping[str, str] = MappingProxyType(
     }
 )
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+READ = (".json", ".safetensors", ".model", ".txt")  # of a model's folder, by what reads it
 SMALL = ("tiny-bitnet", "written-induction")
 RANDOM: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {"bitnet": BitNetConfig, "llama": LlamaConfig, "qwen3": Qwen3Config, "mistral": MistralConfig}
@@ -140,6 +143,27 @@ def _place(name: str) -> str:
     return HUB.get(name, name)
 
 
+def content_of(name: str) -> str:
+    """What is behind a model's name, as a hash or a commit: other weights under the same name are another content.
+
+    Of a folder it is the SHA-256 of its configuration, weights and tokenizer, of a hub id the commit in the cache (""
+    where there is none), of a random model its name.
+    """
+    if name.startswith("random-"):
+        return name
+    place = Path(_place(name))
+    if place.is_dir():
+        digest = hashlib.sha256()
+        for path in sorted(path for path in place.iterdir() if path.suffix in READ and path.is_file()):
+            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+            with path.open("rb") as file:
+                while block := file.read(2**24):
+                    digest.update(block)
+        return f"sha256:{digest.hexdigest()}"
+    found = try_to_load_from_cache(str(place), "config.json")
+    return f"commit:{Path(found).parent.name}" if isinstance(found, str) else ""
+
+
 def random_model(architecture: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A two-layer byte-level model of random weights with grouped heads; `changes` go to its configuration.
 
@@ -195,10 +219,10 @@ def _pickles(folder: Path) -> list[str]:
 
 
 def _in_a_line(error: BaseException) -> str:
-    """What an error says, in a line; with its kind, where that is not one whose words are written for users."""
+    """What an error says, in a line; its kind where it says nothing."""
     words = " ".join(str(error).split()).rstrip(".:")
     words = words if len(words) <= 200 else words[:200] + "..."
-    return words if isinstance(error, OSError | ValueError) and words else f"{type(error).__name__}: {words}"
+    return words or type(error).__name__
 
 
 def _how_to_get(name: str) -> str:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from lsh_bitnet.answers import measure_accuracy
-from lsh_bitnet.commands import attention_of, baseline_parser
-from lsh_bitnet.models import load_model
+from lsh_bitnet.commands import attention_of, baseline_parser, require_out, run, what_ran
+from lsh_bitnet.models import content_of, load_model, require_length
 from lsh_bitnet.results import save
 from lsh_bitnet.swap import attend_with
 from tasks.new_york import QUESTIONS, NewYork
@@ -34,18 +34,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--wording", default="short", choices=list(QUESTIONS), help="of the question")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
-    try:
+
+    def work() -> int:
+        folder = require_out(given)
         values = _measure(given)
-    except ValueError as error:
-        parser.error(str(error))
-    low, high = values["interval"]
-    print(f"Accuracy = {values['accuracy']:.1%} ({values['right']}/{values['samples']}; 95 % {low:.1%} to {high:.1%})")
-    print(save(f"baseline_synthetic_ny_adj_{given.n_samples}samples", values, given.out))
-    return 0
+        low, high = values["interval"]
+        print(
+            f"Accuracy = {values['accuracy']:.1%} ({values['right']}/{values['samples']}; 95 % {low:.1%} to {high:.1%})"
+        )
+        what = what_ran(given.model, given.attention or "full")
+        print(save(f"baseline_synthetic_ny_adj_{given.n_samples}samples", values, folder, what=what))
+        return 0
+
+    return run(parser, work)
 
 
 def _measure(given: Any) -> dict[str, Any]:
+    wanted = attention_of(given)
     loaded = load_model(given.model, device=given.device, dtype=given.dtype)
+    require_length(loaded, given.length)
     task = NewYork(
         given.length,
         nth=given.nth,
@@ -55,25 +62,29 @@ def _measure(given: Any) -> dict[str, Any]:
         tokenizer=loaded.tokenizer,
         seed=given.seed,
     )
-    wanted = attention_of(given)
-    swap = (
-        nullcontext()
-        if wanted is None
-        else attend_with(loaded.model, wanted.backend, dense_layers=wanted.dense_layers, **wanted.settings)
-    )
+    swap = nullcontext()
+    if wanted is not None:
+        settings = wanted["settings"]
+        swap = attend_with(loaded.model, wanted["backend"], dense_layers=wanted["dense_layers"], count=True, **settings)
     started = time.perf_counter()
-    with swap, torch.compiler.set_stance("force_eager"):
+    with swap as swapped, torch.compiler.set_stance("force_eager"):
         found = measure_accuracy(loaded, task, samples=given.n_samples, batch_size=given.batch_size)
-    options = {name: value for name, value in vars(given).items() if name != "out"}
-    return {
-        **options,
+    values = {name: value for name, value in vars(given).items() if name not in ("out", "settings", "dense_layers")}
+    values |= {
+        "attention": wanted,
+        "model_content": content_of(given.model),
         "accuracy": found.accuracy,
         "interval": found.interval,
         "right": found.right,
         "samples": found.samples,
         "answers": found.answers,
+        "targets": found.targets,
+        "scores": found.scores,
         "time_s": time.perf_counter() - started,
     }
+    if swapped is not None and swapped.log is not None:
+        values |= swapped.log.summary()
+    return values
 
 
 if __name__ == "__main__":

@@ -17,10 +17,14 @@ import transformers
 FOLDER = Path("results")
 
 
-def save(kind: str, values: Mapping[str, Any], folder: Path = FOLDER) -> Path:
-    """Write `values`, with when, where and by which command, to `<kind>_<timestamp>.json` and return its path."""
+def save(kind: str, values: Mapping[str, Any], folder: Path = FOLDER, *, what: str = "") -> Path:
+    """Write `values`, with when, where and by which command, and return the file's path.
+
+    It is called `<kind>_<timestamp>.json`, or `<kind>_<timestamp>_<what>.json`. Raises OSError where it cannot be
+    written.
+    """
     now = datetime.now(UTC)
-    path = folder / f"{kind}_{now:%Y%m%dT%H%M%S_%f}Z.json"
+    path = folder / f"{kind}_{now:%Y%m%dT%H%M%S_%f}Z{'_' * bool(what)}{what}.json"
     folder.mkdir(parents=True, exist_ok=True)
     content = {
         **values,

@@ -2,11 +2,46 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from attentions import resolve
+from harness.config_errors import mistakes_of
+from harness.config_source import ConfigError, apply_overrides, read_mapping
+from lsh_bitnet.models import require_device
+from tasks.corpora import CORPORA
+
+MOST = 2**31 - 1
+
+
+def _backend(name: str) -> str:
+    resolve(name)
+    return name
+
+
+def _corpus(name: str) -> str:
+    if name not in (known := ("stdlib", *CORPORA)):
+        raise ValueError(f"it must be one of {', '.join(known)}")
+    return name
+
+
+def _path(path: str) -> str:
+    if "\0" in path or not os.path.exists(path):  # noqa: PTH110, Path raises for a name that is too long
+        raise ValueError("there is no such file or folder")
+    return path
+
+
+def _device(device: str) -> str:
+    require_device(device)
+    return device
+
+
+Name = Annotated[str, Field(min_length=1, max_length=1000)]
+Layer = Annotated[int, Field(strict=True)]
 
 
 class _Part(BaseModel):
@@ -16,58 +51,54 @@ class _Part(BaseModel):
 class AttentionSettings(_Part):
     """The attention to swap in; `settings` are the backend's own, `dense_layers` stay exact."""
 
-    backend: str
-    settings: dict[str, Any] = Field(default_factory=dict)
-    dense_layers: list[int] = Field(default_factory=list)
+    backend: Annotated[Name, AfterValidator(_backend)] = Field(
+        description="the name of a backend or package.module:Class"
+    )
+    settings: dict[str, Any] = Field(default_factory=dict, description="a mapping of the backend's own settings")
+    dense_layers: list[Layer] = Field(default_factory=list, description="a list of integers")
 
 
 class Text(_Part):
     """The corpus and split that perplexity is taken on; `path` where it does not come from the hub."""
 
-    corpus: str
-    split: Literal["train", "validation", "test"] = "validation"
-    path: str | None = None
+    corpus: Annotated[Name, AfterValidator(_corpus)] = Field(description="wikitext2, wikitext103, enwik8 or stdlib")
+    split: Literal["train", "validation", "test"] = Field("validation", description="train, validation or test")
+    path: Annotated[Name, AfterValidator(_path)] | None = Field(
+        None, description="null or the path of a text file or of a folder of Parquet files"
+    )
 
 
 class Experiment(_Part):
     """One evaluation; the comments in `lsh_bitnet/configs/*.yaml` explain every key."""
 
-    name: str
-    model: str
-    attention: AttentionSettings | None = None
-    text: Text
-    seq_len: int = Field(128, ge=2)
-    batch_size: int = Field(2, ge=1)
-    max_batches: int | None = Field(None, ge=1)
-    device: str = "cpu"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    name: Annotated[str, Field(pattern=r"^[\w.+-]{1,100}$")] = Field(
+        description="at most 100 letters, digits, dots, hyphens and underscores: files are named so"
+    )
+    model: Name = Field(description="the name of a model, a folder, or a hub id")
+    attention: AttentionSettings | None = Field(None, description="null or a mapping with backend")
+    text: Text = Field(description="a mapping with corpus")
+    seq_len: int = Field(128, ge=2, le=MOST, strict=True, description="an integer of at least 2")
+    batch_size: int = Field(2, ge=1, le=MOST, strict=True, description="an integer of at least 1")
+    max_batches: int | None = Field(
+        None, ge=1, le=MOST, strict=True, description="null (all) or an integer of at least 1"
+    )
+    device: Annotated[str, AfterValidator(_device)] = Field("cpu", description="cpu, cuda, cuda:<index> or mps")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto, float32, bfloat16 or float16"
+    )
 
 
-def read_experiment(path: Path, changes: dict[str, Any] | None = None) -> Experiment:
-    """The experiment in a file, with `changes` by dotted key ("text.corpus") applied.
+def read_experiment(path: Path, changes: Sequence[str] = ()) -> Experiment:
+    """The experiment in a file, with `changes` ("text.corpus=stdlib") applied.
 
-    Raises ValueError that names the file, the key and what is allowed.
+    Raises ValueError, with a line a mistake, that names the file, the key, the value and what is allowed.
     """
+    return experiment_of(apply_overrides(read_mapping(path), changes, ()), str(path))
+
+
+def experiment_of(values: dict[str, Any], source: str) -> Experiment:
+    """The experiment that values describe. Raises ValueError as `read_experiment`; `source` is named there."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf8"))
-    except OSError as error:
-        raise ValueError(f"configuration {str(path)!r} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"configuration {str(path)!r} is no YAML: {error}") from error
-    for key, value in (changes or {}).items():
-        _put(content, key.split("."), value, key)
-    try:
-        return Experiment.model_validate(content)
+        return Experiment.model_validate(values)
     except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc']))}={fault['input']!r}: {fault['msg']}" for fault in error.errors()
-        )
-        raise ValueError(f"configuration {str(path)!r} is not allowed: {faults}") from error
-
-
-def _put(content: Any, keys: list[str], value: Any, whole: str) -> None:
-    for key in keys[:-1]:
-        content = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(content, dict):
-        raise ValueError(f"--set {whole} is not allowed: there is no mapping {'.'.join(keys[:-1])!r} in the file")
-    content[keys[-1]] = value
+        raise ConfigError(mistakes_of(error, Experiment, values), source) from error

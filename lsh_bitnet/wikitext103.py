@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lsh_bitnet.commands import attention_of, baseline_parser
-from lsh_bitnet.evaluate import evaluate
+from lsh_bitnet.commands import attention_of, baseline_parser, require_out, run
+from lsh_bitnet.evaluate import evaluate, file_of
 from lsh_bitnet.models import RANDOM, SMALL
 from lsh_bitnet.results import save
-from lsh_bitnet.settings import Experiment, Text
+from lsh_bitnet.settings import experiment_of
 from tasks.corpora import CORPORA
 
 OFFLINE = {*SMALL, *(f"random-{architecture}" for architecture in RANDOM)}
@@ -36,26 +36,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if corpus == "auto":
         corpus = "stdlib" if given.model in OFFLINE and given.path is None else "wikitext103"
     batches = "all" if given.max_batches == parser.get_default("max_batches") else f"{given.max_batches}batches"
-    try:
+
+    def work() -> int:
+        folder = require_out(given)
         values = evaluate(
-            Experiment(
-                name=f"baseline_{corpus}_{given.split}_all_{batches}",
-                model=given.model,
-                attention=attention_of(given),
-                text=Text(corpus=corpus, split=given.split, path=given.path),
-                seq_len=given.seq_len,
-                batch_size=given.batch_size,
-                max_batches=given.max_batches,
-                device=given.device,
-                dtype=given.dtype,
+            experiment_of(
+                {
+                    "name": f"baseline_{corpus}_{given.split}_all_{batches}",
+                    "model": given.model,
+                    "attention": attention_of(given),
+                    "text": {"corpus": corpus, "split": given.split, "path": given.path},
+                    **{name: getattr(given, name) for name in ("seq_len", "batch_size", "max_batches")},
+                    "device": given.device,
+                    "dtype": given.dtype,
+                },
+                "these options",
             )
         )
-    except ValueError as error:
-        parser.error(str(error))
-    print(f"{corpus} {given.split}, {values['predicted_tokens']:,} of {values['tokens']:,} tokens predicted")
-    print(f"Perplexity = {values['perplexity']:.2f} ({values['bits_per_byte']:.3f} bits per byte)")
-    print(save(values["name"], values, given.out))
-    return 0
+        print(f"{corpus} {given.split}, {values['predicted_tokens']:,} of {values['tokens']:,} tokens predicted")
+        print(f"Perplexity = {values['perplexity']:.2f} ({values['bits_per_byte']:.3f} bits per byte)")
+        print(save(values["name"], values, folder, what=file_of(values)))
+        return 0
+
+    return run(parser, work)
 
 
 if __name__ == "__main__":

@@ -13,19 +13,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import pickle
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 from transformers import BitNetConfig, BitNetForCausalLM
 
+from harness.config_source import ConfigError, dotted, read_mapping, show
+from harness.run_folder import require_folder
+from lsh_bitnet.commands import Parser, at_least, run
 from lsh_bitnet.quantised import ONLINE, quantise
 from models.tiny_bitnet_data import TOKENIZER, Mixture, Rows, checks, split_text
 from models.tiny_bitnet_layers import ROWS, register_rows, warm
@@ -72,12 +75,12 @@ class Plan(_Part):
     muon_lr: float
     adam_lr: float
     warmup: int
-    rates: list[tuple[int, float]]
+    rates: list[tuple[int, float]] = Field(min_length=1)
     quantise: tuple[int, int]
     answer_weight: float
     held_out: float
     seed: int
-    stages: list[Stage]
+    stages: list[Stage] = Field(min_length=1)
 
     @property
     def total(self) -> int:
@@ -192,6 +195,7 @@ class Training:
     def save(self) -> None:
         """State and model, each replaced in one move."""
         state = {
+            "plan": self.plan.model_dump(mode="json"),
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer, _ in self.optimizers],
             "step": self.step,
@@ -202,8 +206,19 @@ class Training:
         (self.work / "state.new").replace(self.work / "state.pt")
 
     def load(self) -> None:
-        """Go on from the state in `work`."""
-        state = torch.load(self.work / "state.pt", weights_only=True)
+        """Go on from the state in `work`.
+
+        Raises ValueError where there is none, where it cannot be read, and where it is of another plan.
+        """
+        place = self.work / "state.pt"
+        try:
+            state = torch.load(place, weights_only=True)
+        except FileNotFoundError as error:
+            raise ValueError(f"--resume: there is no state in {self.work}; start without --resume") from error
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+            raise ValueError(f"--resume: {place} cannot be read: it is damaged, or no state of this command") from error
+        if state.get("plan") != self.plan.model_dump(mode="json"):
+            raise ValueError(f"--resume: {place} is of another plan; take that plan, or another folder for --work")
         self.model.load_state_dict(state["model"])
         for (optimizer, _), stored in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(stored)
@@ -252,36 +267,54 @@ def _right(model: nn.Module, task: Task, index: int) -> float:
     return hits.float().mean().item() if task.name == "mqar_text" else float(hits.all())
 
 
-def main() -> None:
+def read_plan(path: Path) -> Plan:
+    """The plan in a file. Raises ValueError that names the key, the value and what is wrong with it."""
+    values = read_mapping(path)
+    try:
+        return Plan.model_validate(values)
+    except ValidationError as error:
+        faults = (f"{dotted(fault['loc'])}: {show(fault['input'])}: {fault['msg']}" for fault in error.errors())
+        raise ConfigError(list(faults), str(path)) from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the plan says."""
-    parser = argparse.ArgumentParser(description="Train the small BitNet.")
+    parser = Parser(prog="python -m models.tiny_bitnet", description="Train the small BitNet.")
     parser.add_argument("--plan", type=Path, default=FOLDER / "train.yaml")
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--work", type=Path, required=True, help="folder for the state and the text")
-    parser.add_argument("--every", type=int, default=500_000, help="tokens between evaluations")
-    parser.add_argument("--examples", type=int, default=16, help="examples of each task in an evaluation")
+    parser.add_argument("--every", type=at_least(1), default=500_000, help="tokens between evaluations")
+    parser.add_argument("--examples", type=at_least(1), default=16, help="examples of each task in an evaluation")
     parser.add_argument("--resume", action="store_true")
-    given = parser.parse_args()
-    plan = Plan.model_validate(yaml.safe_load(given.plan.read_text(encoding="utf8")))
-    training = Training(plan, given.work)
-    if given.resume:
-        training.load()
-    _run(training, given)
+    given = parser.parse_args(arguments)
+
+    def work() -> int:
+        for name in ("out", "work"):
+            require_folder(getattr(given, name), f"--{name}")
+        training = Training(read_plan(given.plan), given.work)
+        if given.resume:
+            training.load()
+        _run(training, given)
+        return 0
+
+    return run(parser, work)
 
 
 def _run(training: Training, given: argparse.Namespace) -> None:
     losses: list[float] = []
-    with (given.out / "log.jsonl").open("a" if given.resume else "w", encoding="utf8") as log:
-        while training.tokens < training.plan.total:
-            stage, before = training.stage, training.tokens
-            losses.append(training.advance())
-            if training.tokens // given.every > before // given.every or training.stage is not stage:
-                training.save()
-                training.export(given.out)
-                _record(training, stage.length, losses, log, given.examples)
-                losses = []
-        training.save()
-        training.export(given.out)
+    given.out.mkdir(parents=True, exist_ok=True)
+    log, mode = given.out / "log.jsonl", "a" if given.resume else "w"  # the log there is kept until there is a line
+    while training.tokens < training.plan.total:
+        stage, before = training.stage, training.tokens
+        losses.append(training.advance())
+        if training.tokens // given.every > before // given.every or training.stage is not stage:
+            training.save()
+            training.export(given.out)
+            with log.open(mode, encoding="utf8") as file:
+                _record(training, stage.length, losses, file, given.examples)
+            losses, mode = [], "a"
+    training.save()
+    training.export(given.out)
 
 
 def _record(training: Training, length: int, losses: list[float], log: TextIO, examples: int) -> None:
@@ -297,9 +330,8 @@ def _record(training: Training, length: int, losses: list[float], log: TextIO, e
         **{name: round(value, 4) for name, value in found.items()},
     }
     log.write(json.dumps(line) + "\n")
-    log.flush()
     print(line, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -5,19 +5,22 @@ python -m models.tiny_bitnet_exam --lengths 384 1024 2048 --examples 100
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from scipy.stats import binomtest
 
-from lsh_bitnet.models import load_model
+from harness.run_folder import require_folder
+from lsh_bitnet.commands import Parser, at_least, run
+from lsh_bitnet.models import load_model, require_length
 from models.tiny_bitnet import evaluate
 from models.tiny_bitnet_data import checks, split_text
 from tasks.example import Task
 from tasks.new_york import NewYork
 from tasks.text import TextBytes
 
+LEAST = 384  # tokens; no example of every task fits less
 TITLES = {
     "bits_per_byte": "bits per byte",
     "needles": "needles",
@@ -31,7 +34,9 @@ TITLES = {
 
 def table(lengths: list[int], examples: int, work: Path, text_tokens: int) -> str:
     """Markdown: a line a task, a column a length; accuracies with Wilson's 95 % interval."""
-    model, (_, held_out) = load_model("tiny-bitnet").model, split_text(work, 0.05)
+    loaded = load_model("tiny-bitnet")
+    require_length(loaded, max(lengths))
+    model, (_, held_out) = loaded.model, split_text(work, 0.05)
     columns = []
     for length in lengths:
         tasks = checks(length, held_out) | new_york(length, held_out)
@@ -62,17 +67,25 @@ def _cell(name: str, value: float, examples: int) -> str:
     return f"{value:.0%} ({interval.low:.0%} to {interval.high:.0%})"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table."""
-    parser = argparse.ArgumentParser(description="Examine the stored tiny BitNet.")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[384, 1024, 2048], help="tokens; at least 384")
-    parser.add_argument("--examples", type=int, default=100, help="of each task and length")
-    parser.add_argument("--text-tokens", type=int, default=65_536, help="of text, for bits per byte")
+    parser = Parser(prog="python -m models.tiny_bitnet_exam", description="Examine the stored tiny BitNet.")
+    parser.add_argument(
+        "--lengths", type=at_least(LEAST), nargs="+", default=[384, 1024, 2048], help=f"tokens; at least {LEAST}"
+    )
+    parser.add_argument("--examples", type=at_least(1), default=100, help="of each task and length")
+    parser.add_argument("--text-tokens", type=at_least(1), default=65_536, help="of text, for bits per byte")
     parser.add_argument("--work", type=Path, default=Path("data/tiny-bitnet"), help="folder for the text")
-    given = parser.parse_args()
-    with torch.compiler.set_stance("force_eager"):
-        print(table(given.lengths, given.examples, given.work, given.text_tokens))
+    given = parser.parse_args(arguments)
+
+    def work() -> int:
+        require_folder(given.work, "--work")
+        with torch.compiler.set_stance("force_eager"):
+            print(table(given.lengths, given.examples, given.work, given.text_tokens))
+        return 0
+
+    return run(parser, work)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -5,10 +5,12 @@ python -m models.tiny_bitnet_figure        # models/tiny-bitnet/log.jsonl to lea
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+
+from lsh_bitnet.commands import Parser, run
 
 FOLDER = Path(__file__).parent / "tiny-bitnet"
 ACCURACIES = {
@@ -23,7 +25,7 @@ def draw(log: Path, figure: Path) -> None:
     """Bits per byte on held-out text, and accuracy on tasks, over the tokens read; lines where lengths change."""
     import matplotlib.pyplot as plt
 
-    lines = pd.read_json(log, lines=True)
+    lines = _lines(log)
     drawing, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(6.5, 5), layout="constrained")
     above.plot(lines.tokens / 1e6, lines.bits_per_byte, marker=".")
     above.set(ylabel="bits per byte, held out", yscale="log", yticks=(1.5, 2, 3, 5, 10, 20))
@@ -41,6 +43,17 @@ def draw(log: Path, figure: Path) -> None:
     plt.close(drawing)
 
 
+def _lines(log: Path) -> pd.DataFrame:
+    """Raises ValueError for a file that is no such log."""
+    try:
+        lines = pd.read_json(log.open(encoding="utf8"), lines=True)
+    except (ValueError, AttributeError) as error:  # pandas' words for what is no JSON, or no mapping a line
+        raise ValueError(f"{log} cannot be read: it does not hold a JSON mapping a line") from error
+    if missing := {"tokens", "length", "bits_per_byte", *ACCURACIES} - set(lines):
+        raise ValueError(f"{log} is no log of a training: {', '.join(sorted(missing))} are missing")
+    return lines
+
+
 def _changes(lines: pd.DataFrame) -> list[tuple[float, int]]:
     """Where rows of another length begin, in million tokens, and how long those are."""
     starts = lines[lines.length != lines.length.shift()]
@@ -48,13 +61,20 @@ def _changes(lines: pd.DataFrame) -> list[tuple[float, int]]:
     return list(zip(begun / 1e6, starts.length, strict=True))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Draw the log that is stored."""
-    parser = argparse.ArgumentParser(description="Draw the learning curve of the tiny BitNet.")
+    parser = Parser(
+        prog="python -m models.tiny_bitnet_figure", description="Draw the learning curve of the tiny BitNet."
+    )
     parser.add_argument("--log", type=Path, default=FOLDER / "log.jsonl")
-    given = parser.parse_args()
-    draw(given.log, given.log.with_name("learning.svg"))
+    given = parser.parse_args(arguments)
+
+    def work() -> int:
+        draw(given.log, given.log.with_name("learning.svg"))
+        return 0
+
+    return run(parser, work)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

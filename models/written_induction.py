@@ -21,7 +21,7 @@ The MLPs are zero. Nothing depends on a random draw.
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -29,6 +29,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
+
+from harness.run_folder import require_folder
+from lsh_bitnet.commands import Parser, run
 
 BYTES = 256
 CODE = 16  # signs of a byte's code
@@ -149,14 +152,21 @@ def _write_value(attention: LlamaAttention, head: int, where: slice, *, gain: fl
     attention.o_proj.weight[where, HEAD_DIM * head : HEAD_DIM * head + CODE] = gain * torch.eye(CODE)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Write the model's folder."""
-    parser = argparse.ArgumentParser(description="Write the weights of the induction model.")
+    parser = Parser(prog="python -m models.written_induction", description="Write the weights of the induction model.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "written-induction")
-    out = parser.parse_args().out
-    build().save_pretrained(out)
-    print(f"{out}: {sum(file.stat().st_size for file in out.glob('*.safetensors')):,} bytes of weights")
+    given = parser.parse_args(arguments)
+
+    def work() -> int:
+        require_folder(given.out, "--out")
+        build().save_pretrained(given.out)
+        size = sum(file.stat().st_size for file in given.out.glob("*.safetensors"))
+        print(f"{given.out}: {size:,} bytes of weights")
+        return 0
+
+    return run(parser, work)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

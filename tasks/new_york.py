@@ -47,7 +47,8 @@ class NewYork(Task):
         None: anywhere. The metadata's `distance` is what it came to.
     wording: of the question, "full", or "short" for small models.
 
-    The score is 1 if the output's first word is the adjective.
+    The score is 1 if the output's first word is the adjective and no other of the task's adjectives is in the output:
+    naming several is no answer.
     Raises ValueError for settings that cannot be; for a length too short for its sentences or for the distance when
     an example is made.
     """
@@ -107,8 +108,8 @@ class NewYork(Task):
         return Example(prompt, answer, facts)
 
     def score(self, example: Example, output: str) -> float:
-        words = re.findall(r"\w+", output.lower())
-        return float(words[:1] == [example.answer.strip()])
+        words, answer = re.findall(r"\w+", output.lower()), example.answer.strip()
+        return float(words[:1] == [answer] and set(words) & set(ADJECTIVES) == {answer})
 
     def _split(self, parts: _Parts, lines: list[str], distance: int) -> int:
         """The last line before which the asked mention is `distance` tokens or more from the answer."""

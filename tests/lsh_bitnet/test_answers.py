@@ -33,10 +33,12 @@ def test_a_model_that_copies_is_right_where_there_is_something_to_copy(finder: L
     scored = [task.score(task.example(i), answer) for i, answer in enumerate(found.answers)]
     assert scored == [0, 1, 1] * 3
     assert (found.right, found.samples) == (6, 9)
+    assert found.scores == tuple(scored)
+    assert found.targets == tuple(task.example(i).answer for i in range(9))
 
 
 def test_a_forced_answer_is_right_where_the_decoded_one_is_whether_or_not_it_would_end(finder: Loaded) -> None:
-    assert measure_forced(finder, Echo(), samples=9) == Accuracy(6, 9, ())
+    assert measure_forced(finder, Echo(), samples=9) == Accuracy(6, 9)
 
 
 class Unended(Echo):
@@ -48,7 +50,7 @@ class Unended(Echo):
 
 
 def test_a_forced_answer_need_not_end(finder: Loaded) -> None:
-    assert measure_forced(finder, Unended(), samples=9) == Accuracy(6, 9, ())
+    assert measure_forced(finder, Unended(), samples=9) == Accuracy(6, 9)
 
 
 def test_padding_of_a_batch_changes_no_answer() -> None:
@@ -66,7 +68,7 @@ def test_an_attention_that_sees_too_little_answers_wrong(finder: Loaded) -> None
 
 
 def test_the_interval_covers_the_accuracy_and_narrows_with_samples() -> None:
-    few, many = Accuracy(8, 10, ()), Accuracy(800, 1000, ())
+    few, many = Accuracy(8, 10), Accuracy(800, 1000)
     assert few.interval == pytest.approx((0.490, 0.943), abs=1e-3)  # Wilson 1927, as tabulated
     assert many.interval[1] - many.interval[0] < 0.06
     exact = beta.ppf(0.025, 800, 201)
@@ -86,3 +88,8 @@ def test_prompts_past_the_models_length_are_refused() -> None:
 def test_sizes_below_one_are_refused(samples: int, batch_size: int) -> None:
     with pytest.raises(ValueError, match=f"samples={samples}, batch_size={batch_size} are not allowed"):
         measure_accuracy(loaded(shared("llama")), Echo(), samples=samples, batch_size=batch_size)
+
+
+def test_no_samples_cannot_be_forced() -> None:
+    with pytest.raises(ValueError, match="samples=0 is not allowed"):
+        measure_forced(loaded(shared("llama")), Echo(), samples=0)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from attentions import build
 from harness.inputs.file import File
 from lsh_bitnet import capture
+from lsh_bitnet.models import random_model
 from tests.harness.cases import a_case
 from tests.lsh_bitnet.models import ARCHITECTURES, close, loaded, logits, shared, tokens
 
@@ -49,4 +50,36 @@ def test_a_layer_that_is_not_there_and_a_text_too_long_are_refused(tmp_path: Pat
         capture(loaded(shared("llama")), "text", tmp_path, layers=[0, 7])
     with pytest.raises(ValueError, match="5000 tokens are not allowed"):
         capture(loaded(shared("llama")), "x" * 5000, tmp_path)
+    for wrong in (
+        torch.zeros(0),
+        torch.zeros(1, 0, dtype=torch.int64),
+        torch.zeros(4, dtype=torch.int64),
+        torch.zeros(1, 4),
+        "",
+    ):
+        with pytest.raises(ValueError, match="text of shape"):
+            capture(loaded(shared("llama")), wrong, tmp_path)
+    for outside in (-1, 259):
+        with pytest.raises(ValueError, match="text holds tokens outside 0 to 258"):
+            capture(loaded(shared("llama")), torch.tensor([[0, outside]]), tmp_path)
+    with pytest.raises(ValueError, match="folder: /dev/null/x cannot be made"):
+        capture(loaded(shared("llama")), "text", "/dev/null/x")
     assert not list(tmp_path.iterdir())
+
+
+def test_files_of_another_model_or_text_are_not_mixed_with_new_ones(tmp_path: Path) -> None:
+    first = capture(loaded(shared("llama")), "some text", tmp_path)
+    before = [load_file(file) for file in first]
+    assert capture(loaded(shared("llama")), "some text", tmp_path) == first  # the same again
+    for model, text in (
+        (shared("llama"), "other text"),
+        (shared("qwen3"), "some text"),
+        (random_model("llama", seed=9), "some text"),
+    ):
+        with pytest.raises(ValueError, match="is of another model or text"):
+            capture(loaded(model), text, tmp_path, layers=[0])
+    for file, tensors in zip(first, before, strict=True):
+        assert all(torch.equal(x, tensors[name]) for name, x in load_file(file).items())
+    first[1].write_bytes(first[1].read_bytes()[:100])
+    with pytest.raises(ValueError, match="or is damaged"):
+        capture(loaded(shared("llama")), "some text", tmp_path)

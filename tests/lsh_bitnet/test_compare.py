@@ -10,12 +10,14 @@ import pandas as pd
 import pytest
 import torch
 
+from harness.config import load_config
 from harness.journal import read_rows
+from harness.plan import expand
 from harness.references import Store
 from harness.subjects import Unsupported
-from lsh_bitnet import compare
-from lsh_bitnet.model_subject import ModelSubject
-from lsh_bitnet.models import Loaded
+from lsh_bitnet import attend_with, compare
+from lsh_bitnet.model_subject import ModelSubject, _error
+from lsh_bitnet.models import Loaded, random_model
 from tasks.example import Task
 from tests.harness.cases import a_case, a_row
 
@@ -60,6 +62,51 @@ def test_an_exact_attention_that_is_off_is_wrong(tmp_path: Path) -> None:
     trial = Small().setup(case, Store(tmp_path), "key")
     assert "differ from the model's own by" in trial.check(0, trial.call(0) * 1.01).wrong
     assert trial.check(0, trial.call(0) * torch.nan).wrong == "logits are not finite"
+
+
+class Ternary(Small):
+    """A random BitNet: a rounding error that takes an activation over a threshold becomes a large one."""
+
+    model: ClassVar[str] = "random-bitnet"
+
+
+def trial_of(subject: ModelSubject, tmp_path: Path, backend: str, **changes: Any) -> Any:
+    case = a_case(
+        **{"backend": backend, "settings": {}, "level": "kernel", "mode": "forward", "causal": True, **SIZES, **changes}
+    )
+    return subject.setup(case, Store(tmp_path), "key")
+
+
+def test_an_exact_attention_of_a_ternary_model_is_judged_by_what_rounding_does_in_it(tmp_path: Path) -> None:
+    trial = trial_of(Ternary(), tmp_path, "vanilla", n=512)
+    errors = []
+    for variant in (0, 1):
+        answer = trial.call(variant)
+        errors.append(_error(trial._sample(answer), trial._own[variant]))
+        assert trial.check(variant, answer).wrong == ""
+    assert max(errors) > 1e-4  # more than any fixed limit for models that do not round
+    assert trial._allowed < 0.1
+
+
+def test_what_is_allowed_is_measured_in_each_model(tmp_path: Path) -> None:
+    plain, ternary = (trial_of(subject, tmp_path, "vanilla")._allowed for subject in (Small(), Ternary()))
+    assert plain < 5e-4
+    assert ternary > 10 * plain
+
+
+@pytest.mark.parametrize("subject", [Small(), Ternary()], ids=["plain", "ternary"])
+def test_an_attention_that_is_not_exact_would_not_pass_for_one(tmp_path: Path, subject: ModelSubject) -> None:
+    trial = trial_of(subject, tmp_path, "vanilla")
+    with attend_with(trial._loaded.model, "bit_sampling", bits=0, window=60, local=1):  # of 64 tokens, the last 60
+        near = trial._sample(trial._forward(trial._ids[0]))
+    assert "differ from the model's own by" in trial._differs(near, trial._own[0], "the model's own")
+
+
+def test_measuring_what_is_allowed_leaves_the_attention_in_place(tmp_path: Path) -> None:
+    trial = trial_of(Small(), tmp_path, "simhash", settings={"bits": 2, "window": 4, "local": 2})
+    before = trial.call(0)
+    assert trial._allowed > 0
+    assert torch.equal(trial.call(0), before)
 
 
 def test_later_rounds_are_held_to_the_first_ones_answer(tmp_path: Path) -> None:
@@ -135,6 +182,87 @@ def test_the_command_sweeps_and_writes_table_and_figure(tmp_path: Path) -> None:
     assert compare.main(["--out", str(tmp_path), "--set", f"backends={backends}", *sizes]) == 0
     assert {row.label for row in read_rows(tmp_path) if row.status == "ok"} == {"flash", "simhash a"}
     assert {"report.html", "comparison.md", "comparison.svg"} <= {path.name for path in tmp_path.iterdir()}
+
+
+SWEPT = ["--set", "subject=tests.lsh_bitnet.test_compare:Small", "--set", "lengths=[64]", "--set", "rounds=1"]
+SWEPT += ["--set", "heads=4", "--set", "kv_heads=2", "--set", "head_dim=16", "--set", "threads=1"]
+FLASH = ["--set", "backends=[flash]"]
+
+
+def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a command says before it ends with 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        compare.main(arguments)
+    assert ended.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "backends=[simhash]"], "at n = 64 there is nothing to compare with; flash must be among them"),
+        (["--set", "subject=attention"], "it must be a ModelSubject"),
+        (["--set", "device=cuda:99"], "device"),
+        (["--set", "device=tpu"], "device: 'tpu' is not allowed"),
+        (["--set", "lengths=[0]"], "lengths"),
+        (["--set", "lengths"], "key=value"),
+        (["--conf", "nowhere.yml"], "nowhere.yml"),
+        (["--out", "/dev/null/x"], "--out: /dev/null/x cannot be made"),
+        (["--out", ""], "out: ''"),
+        (["--resume", "/nowhere"], "--resume: /nowhere holds no run"),
+        (["--resume", "a", "--out", "b"], "exclude each other"),
+        (["--rounds", "1"], "unrecognized arguments: --rounds 1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_compared_is_said_before_the_first_case(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compare, "sweep", lambda arguments: pytest.fail("it was measured"))
+    assert message.replace("--out: /dev", "out: /dev") in refusal([*SWEPT, *FLASH, *arguments], capsys)
+    assert not list(tmp_path.iterdir())
+
+
+class Renewed(Small):
+    """A model in a folder, whose weights may be replaced."""
+
+    model: ClassVar[str] = ""
+
+
+def test_a_folder_is_gone_on_with_by_the_same_model_text_and_settings_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept: list[list[str]] = []
+    monkeypatch.setattr(compare, "sweep", lambda arguments: swept.append(list(arguments)) or 130)  # stopped at once
+    monkeypatch.setattr(Renewed, "model", str(tmp_path / "model"))
+    random_model("llama", seed=1).save_pretrained(tmp_path / "model")
+    folder, renewed = tmp_path / "run", ["--set", "subject=tests.lsh_bitnet.test_compare:Renewed"]
+    asked = [*SWEPT, *renewed, *FLASH]
+    assert compare.main(["--out", str(folder), *asked]) == 130
+    (case,) = [one.case for one in expand(load_config(compare.CONF, [one for one in asked if one != "--set"]))]
+    (folder / "rows.jsonl").write_text(a_row(case).model_dump_json(by_alias=True) + "\n")
+    (folder / "conf.yml").write_text(
+        load_config(compare.CONF, [one for one in asked if one != "--set"]).model_dump_json()
+    )
+    assert compare.main(["--resume", str(folder)]) == 130
+    assert compare.main(["--resume", str(folder), "--set", "lengths=[64, 128]"]) == 130  # more of the same
+    for changes, message in (
+        (["--set", "lengths=[128]"], "holds flash at n = 64"),
+        (["--set", "subject=tests.lsh_bitnet.test_compare:Small"], "with other settings than"),
+        (["--set", "dtype=float64"], "with other settings than"),
+    ):
+        assert message in refusal(["--resume", str(folder), *changes], capsys)
+    random_model("llama", seed=2).save_pretrained(tmp_path / "model")
+    assert "holds rows of other weights" in refusal(["--resume", str(folder)], capsys)
+    assert len(swept) == 3
 
 
 def test_the_configuration_that_comes_with_it_can_be_planned(capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,7 +54,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-@pytest.mark.parametrize("fill", [None, 1e30], ids=str)
+@pytest.mark.parametrize("fill", [None, torch.nan, torch.inf, 1e30], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_real_tokens_are_what_they_are_alone_whatever_padding_holds(backend: str, fill: float | None) -> None:
     model: Any = random_model("llama").double()

@@ -20,7 +20,7 @@ from tasks.set_data import SetData
 from tasks.text import TextBytes
 from tasks.text_classification import FAMILIES, TextClassification
 from tasks.variable_tracking import VariableTracking
-from tasks.words import CITIES
+from tasks.words import ADJECTIVES, CITIES
 
 COUNT = 60
 
@@ -83,6 +83,24 @@ def test_the_adjective_is_before_the_nth_mention_of_new_york(nth: int) -> None:
         assert f"mention number {nth} of" in example.prompt
         others = re.findall(rf"the (\w+) (?:{'|'.join(CITIES)})\b", body, re.IGNORECASE)
         assert len({*mentions, *others}) >= nth + 1 + 3
+
+
+def test_an_answer_that_names_several_adjectives_of_new_york_is_wrong() -> None:
+    task = NewYork(1000)
+    example = task.example(0)
+    right = example.answer.strip()
+    other = next(adjective for adjective in ADJECTIVES if adjective != right)
+    for said in (example.answer, f" {right}.", f"{right.upper()}\n", f" {right} New York slept", f" {right}, {right}"):
+        assert task.score(example, said) == 1
+    for said in (
+        f" {right}, {other}",
+        f" {right} or {other.title()}",
+        f" {other} {right}",
+        f"{right}{other}",
+        "",
+        "not that",
+    ):
+        assert task.score(example, said) == 0
 
 
 def test_filler_that_speaks_of_the_same_things_is_left_out(tmp_path: Path) -> None:
