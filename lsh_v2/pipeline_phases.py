@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
-COUNT, QUICK_COUNT = 10_000, 1_000  # examples of the data phase
 
 
 @dataclass(frozen=True)
@@ -72,17 +71,24 @@ def _model(layout: Layout) -> Phase:
 
 
 def _data(layout: Layout) -> Phase:
-    path = layout.results / _quick(layout, "examples.jsonl")
-    count = QUICK_COUNT if layout.quick else COUNT
-    options = ["--quick"] if layout.quick else []
-    return Phase("data", _python("tasks.synthetic", str(path), "--count", str(count), *options), (path,))
+    config, files = config_of(layout, "train"), _examples(layout)
+    command = _python("lsh_v2.pipeline_data", str(config), str(layout.training), *map(str, files))
+    return Phase("data", command, files, (config,))
+
+
+def _examples(layout: Layout) -> tuple[Path, Path]:
+    """The files that the training reads: its own examples, and those it is judged by."""
+    train, held_out = (layout.results / _quick(layout, f"{name}_examples.jsonl") for name in ("train", "eval"))
+    return train, held_out
 
 
 def _training(layout: Layout) -> Phase:
     config, out = config_of(layout, "train"), layout.training
     names = ("training_metrics.json", "training_metrics.png", "steps.jsonl", "checkpoints", "tensorboard", "tokenizer")
-    command = _python("lsh_v2.train", str(config), "--set", f"out={out}", "--set", "profile_components=false")
-    return Phase("training", command, tuple(out / name for name in names), (config,))
+    files = _examples(layout)
+    given = (f"out={out}", "profile_components=false", f"train_file={files[0]}", f"eval_file={files[1]}")
+    command = _python("lsh_v2.train", str(config), *(part for value in given for part in ("--set", value)))
+    return Phase("training", command, tuple(out / name for name in names), (config, *files))
 
 
 def _profile(layout: Layout) -> Phase:
