@@ -20,6 +20,7 @@ from transformer_vq.precision import Selector, exact_products
 
 MAX_BITS = 24  # 2**24 buckets, as many as there are keys to fill them
 PIECE = 8192  # vectors of a head hashed at once: their features stay in the cache
+FEW = 16  # vectors of a head, whose bits one sum packs sooner than a launch or two for each bit
 
 
 class Hash(Selector, ABC):
@@ -44,10 +45,13 @@ class Hash(Selector, ABC):
 
     def _codes(self, x: Float[Tensor, "B H T D"]) -> Int[Tensor, "tables B H T"]:
         grouped = x.unflatten(1, (self.kv_heads, -1)).flatten(2, 3)
-        first, *others = self.signs(grouped).unflatten(-1, (self.tables, self.bits)).unbind(-1)
-        codes = first.long()
-        for place, sign in enumerate(others, start=1):
-            codes |= sign.long() << place
+        signs = self.signs(grouped).unflatten(-1, (self.tables, self.bits))
+        if x.shape[2] <= FEW:
+            codes = (signs.long() << torch.arange(self.bits, device=x.device)).sum(-1)
+        else:
+            codes = signs[..., 0].long()
+            for place in range(1, self.bits):
+                codes |= signs[..., place].long() << place
         return codes.unflatten(2, (-1, x.shape[2])).flatten(1, 2).movedim(-1, 0)
 
     def _generator(self) -> torch.Generator:

@@ -15,7 +15,7 @@ from torch import Tensor
 from hyper_attn.state import Drawn
 
 MOST_PROJECTIONS = 16
-PIECE = 8192  # vectors of a head that are held in float64 at once
+PIECE = 512  # vectors of a head that are held in float64 at once: they stay in the cache
 
 
 class AngularLSH(Drawn):
