@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from attentions.native import library
 
@@ -88,10 +89,15 @@ def _passed(name: str, x: Memory | Sequence[Memory] | list[int] | int | float) -
 
 
 def _address(name: str, memory: Memory) -> int | None:
-    """Where a tensor's numbers lie; raises ValueError unless they are what the kernel takes them for."""
+    """Where a tensor's numbers lie; raises ValueError unless they are what the kernel takes them for.
+
+    Raises RuntimeError within a transform of torch.func, whose tensors have no numbers of their own.
+    """
     x = memory.tensor
     if x is None:
         return None
+    if is_functorch_wrapped_tensor(x):
+        raise RuntimeError(f"{name} is within a transform of torch.func (vmap, grad, jvp), which no native kernel has")
     laid_out = x.is_contiguous() if memory.strides is None else x.stride() == memory.strides
     if x.shape == memory.shape and x.dtype == memory.dtype and x.device.type == "cpu" and laid_out:
         return x.data_ptr()
