@@ -23,16 +23,17 @@ from transformer_vq.precision import Selector, exact_products, in_own_dtype
 
 G, D = 2, 64
 CPU = torch.device("cpu")
+MKLDNN: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
 
 
 @pytest.fixture
 def reduced() -> Iterator[None]:
     """Float32 products in bfloat16 where the processor has them."""
-    before = torch.backends.mkldnn.matmul.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    before = MKLDNN.fp32_precision, torch.backends.cuda.matmul.fp32_precision
     torch.set_float32_matmul_precision("medium")
     yield
     torch.set_float32_matmul_precision("highest")
-    torch.backends.mkldnn.matmul.fp32_precision, torch.backends.cuda.matmul.fp32_precision = before
+    MKLDNN.fp32_precision, torch.backends.cuda.matmul.fp32_precision = before
 
 
 class Products(TorchDispatchMode):
@@ -44,7 +45,7 @@ class Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(name in str(func) for name in ("mm", "linear")) and args[0].dtype == torch.float32:
-            self.precisions.add(torch.backends.mkldnn.matmul.fp32_precision)
+            self.precisions.add(MKLDNN.fp32_precision)
         return func(*args, **(kwargs or {}))
 
 
@@ -218,7 +219,7 @@ def test_hyper_attention_samples_as_the_state_says() -> None:
 
 
 def test_products_are_whole_until_the_last_thread_leaves(reduced: None) -> None:
-    backend, inside, leave = torch.backends.mkldnn.matmul, threading.Event(), threading.Event()
+    backend, inside, leave = MKLDNN, threading.Event(), threading.Event()
     seen: list[str] = []
 
     def other() -> None:
@@ -243,7 +244,7 @@ def test_products_are_whole_until_the_last_thread_leaves(reduced: None) -> None:
 def test_products_go_back_to_their_precision_after_an_error(reduced: None) -> None:
     with pytest.raises(ZeroDivisionError), exact_products(CPU):
         raise ZeroDivisionError
-    assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    assert MKLDNN.fp32_precision == "bf16"
 
 
 def test_a_function_in_its_own_dtype_ends_autocast_for_itself_alone() -> None:
