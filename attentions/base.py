@@ -31,6 +31,7 @@ from attentions.inputs import (
     lasting,
     one_dtype,
     under_autocast,
+    whole_vectors,
     without_padding,
 )
 from attentions.reference import causal_pairs, softmax_attention
@@ -110,7 +111,7 @@ class Stream(ABC):
         if self.batch == 0:
             return empty_output(self._checks, q, k, v)
         with lasting():
-            q, k, v = (x.clone() if x.is_inference() else x for x in (q, k, v))
+            q, k, v = (x.clone() if x.is_inference() else x for x in whole_vectors(q, k, v))
             with autocast_off(q):
                 return self.advance(q, k, v)
 
@@ -238,6 +239,7 @@ class Attention(nn.Module, ABC):
         check_call(self, q, k, v, first=first)
         if q.shape[0] == 0 or q.shape[2] == 0:
             return empty_output(self, q, k, v)
+        q, k, v = whole_vectors(q, k, v)
         if first is not None:
             q, k, v = without_padding(q, k, v, first=first)
         if not under_autocast(q):
@@ -258,7 +260,7 @@ class Attention(nn.Module, ABC):
 
         `first` holds the first real position of each left-padded row: earlier keys are never attended,
         and earlier queries give zeros. In eval mode a call changes no state. Inputs are checked, hold a query and a
-        sequence at least, and zeros for padding.
+        sequence at least, zeros for padding, and each vector in one piece.
         """
 
     @checked

@@ -118,7 +118,12 @@ def hide_padding(x: Tensor, first: Tensor | None, start: int = 0, dim: int = 2) 
         return x
     at = torch.arange(start, start + x.shape[dim], device=x.device)
     hidden = at < first.to(x.device)[:, None]
-    return x.masked_fill(hidden.view(len(first), *[1] * (dim - 1), -1, *[1] * (x.ndim - dim - 1)), 0)
+    return x.masked_fill(hidden.view(len(first), *[1] * (dim - 1), x.shape[dim], *[1] * (x.ndim - dim - 1)), 0)
+
+
+def whole_vectors(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors with each vector in one piece: torch's CPU flash kernel reads others wrongly without a word."""
+    return tuple(x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in tensors)
 
 
 def without_padding(q: Tensor, *keyed: Tensor, first: Tensor) -> tuple[Tensor, ...]:

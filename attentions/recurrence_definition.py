@@ -14,6 +14,8 @@ PIECE = 128  # positions summed at once: their decays stay in the cache
 def sequential(terms: Terms) -> Float[Tensor, "B G R N E"]:
     """Every query row, position by position."""
     t = terms.double()
+    if t.queries == 0:
+        return t.x[:, :, None, :0].expand(-1, -1, t.c.shape[2], -1, -1)
     state, states = t.x.new_zeros(*t.x.shape[:2], t.x.shape[3], t.b.shape[3]), []
     for begin in range(0, t.b.shape[2], 256):  # decays and inputs of a few positions at once
         step, x, b = (y[:, :, begin : begin + 256] for y in (t.step, t.x, t.b))

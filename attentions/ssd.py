@@ -58,7 +58,7 @@ def ssd(
     if state is None:
         state = x.new_zeros(*x.shape[:2], x.shape[3], b.shape[3])
     past = b.shape[2] - c.shape[3]
-    chunk = min(chunk, b.shape[2])
+    chunk = max(1, min(chunk, b.shape[2]))
     c = F.pad(c, (0, 0, past, 0)) if past else c
     if native.available(x.device):
         out, last = _NativeDuality.apply(step * x, (step * rate).squeeze(-1), b, c, state, chunk)  # type: ignore[misc]

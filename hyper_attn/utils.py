@@ -119,6 +119,7 @@ def attend(
     """Softmax attention and the log-sum-exp of its scores; `bias` is added to the scores of each key."""
     if q.device.type in FLASH_DEVICES:
         op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        q, k, v = (_in_one_piece(x) for x in (q, k, v))
         return op(q, k, v, 0.0, causal, attn_mask=bias, scale=scale)
     outs, sums = [], []
     for part in _parts(q, k):
@@ -150,6 +151,7 @@ def attend_backward(
     """
     if q.device.type in FLASH_DEVICES and grad_lse is None:
         op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        grad, q, k, v, out = (_in_one_piece(x) for x in (grad, q, k, v, out))
         return op(grad, q, k, v, out, lse, 0.0, causal, attn_mask=bias, scale=scale)
     delta = (grad * out).sum(-1)
     delta = delta if grad_lse is None else delta - grad_lse
@@ -164,6 +166,11 @@ def attend_backward(
         grads.append((slope @ keys, of_keys, of_values))
     dq, dk, dv = (torch.cat(x) for x in zip(*grads, strict=True))
     return dq, dk, dv
+
+
+def _in_one_piece(x: Tensor) -> Tensor:
+    """x with each vector in one piece: the flash kernel reads others wrongly without a word."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _parts(q: Tensor, k: Tensor) -> list[slice]:

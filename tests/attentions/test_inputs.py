@@ -146,3 +146,14 @@ def test_calls_can_be_traced() -> None:
     """)
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("name", ["flash", "hyper"])
+@pytest.mark.parametrize("queries", [13, 5])
+def test_vectors_need_not_lie_in_one_piece(name: str, queries: int) -> None:
+    """torch's flash kernel for the CPU takes the last axis to be contiguous: it read neighbours, or would not run."""
+    attention = build(name, heads=4, head_dim=8, kv_heads=2, value_dim=5).eval()
+    q, k, v = (x.double() for x in sample())
+    inputs = (q[:, :, 13 - queries :], k, v)
+    apart = (x.mT.contiguous().mT for x in inputs)
+    torch.testing.assert_close(attention(*apart), attention.naive(*inputs), rtol=1e-9, atol=1e-12)
