@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers.integrations.bitnet import AutoBitLinear, BitLinear, pack_weights
 
 from lsh_bitnet import attend_with, load_model
-from lsh_bitnet.models import SMALL, random_model, require_length
+from lsh_bitnet.models import SMALL, content_of, random_model, require_length
 from lsh_bitnet.quantised import quantise
 from tasks.byte_tokenizer import ByteTokenizer
 from tests.lsh_bitnet.models import ARCHITECTURES, close, loaded, logits, shared, tokens
@@ -66,6 +70,100 @@ def test_a_missing_model_is_refused_with_how_to_get_it(monkeypatch: pytest.Monke
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"model 'nobody/nothing' cannot be loaded: .* Known are tiny-bitnet, .*hf"):
         load_model("nobody/nothing")
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def pickled(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def cut(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
+def lacking(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "pickled weights": (pickled, r"its weights are pickled \(pytorch_model\.bin\)"),
+    "cut weights": (cut, "incomplete metadata"),
+    "empty weights": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "header too small"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
+    "lacking weights": (lacking, r"its files lack 1 of its weights, such as model\.layers\.1\.mlp\.up_proj\.weight"),
+    "weights of another shape": (lambda folder: edit(folder, intermediate_size=32), "hold in another shape than"),
+    "no configuration": (lambda folder: (folder / "config.json").unlink(), "Unrecognized model"),
+    "a configuration that is no JSON": (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON"),
+    "an unknown architecture": (lambda folder: edit(folder, model_type="nonesuch"), "model type `nonesuch`"),
+    "no language model": (lambda folder: edit(folder, model_type="t5"), "Unrecognized configuration class"),
+    "a value of a wrong type": (lambda folder: edit(folder, num_attention_heads="x"), "expected int, got str"),
+    "code of its own": (
+        lambda folder: edit(folder, model_type="own", auto_map={"AutoConfig": "a.A", "AutoModelForCausalLM": "b.B"}),
+        "custom code",
+    ),
+    "a tokenizer that is no JSON": (
+        lambda folder: (folder / "tokenizer.json").write_text("{"),
+        "has no tokenizer that can be loaded",
+    ),
+}
+
+
+@pytest.mark.parametrize(("broken", "message"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_folder_is_refused_in_one_line(
+    broken: Callable[[Path], object], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared("llama").save_pretrained(tmp_path)
+    broken(tmp_path)
+    capsys.readouterr()
+    with pytest.raises(ValueError, match=message) as refused:
+        load_model(str(tmp_path))
+    assert len(str(refused.value).splitlines()) == 1
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    random_model("llama", vocab_size=300).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has no tokenizer that can be loaded"):
+        load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["", "\0", "x" * 5000, "/nowhere", "./nowhere"], ids=repr)
+def test_a_name_that_can_be_none_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"is not allowed: there is no such folder\. Known are tiny-bitnet"):
+        load_model(name)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cpu:1", "", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(device: str) -> None:
+    with pytest.raises(ValueError, match=r"device=.* is not allowed"):
+        load_model("nobody/nothing", device=device)
+
+
+def test_a_dtype_holds_for_every_kind_of_model(tmp_path: Path) -> None:
+    shared("llama").save_pretrained(tmp_path)
+    for name in ("random-llama", str(tmp_path)):
+        assert load_model(name, dtype="bfloat16").model.dtype == torch.bfloat16
+        assert load_model(name).model.dtype == torch.float32
+    with pytest.raises(ValueError, match="dtype='int8' is not allowed: it must be auto, float32"):
+        load_model("random-llama", dtype="int8")
+
+
+def test_content_changes_with_weights_and_not_with_what_lies_beside_them(tmp_path: Path) -> None:
+    random_model("llama", seed=1).save_pretrained(tmp_path)
+    first = content_of(str(tmp_path))
+    (tmp_path / "README.md").write_text("words")
+    assert content_of(str(tmp_path)) == first
+    random_model("llama", seed=2).save_pretrained(tmp_path)
+    assert content_of(str(tmp_path)) != first
+    assert content_of("random-llama") == "random-llama"
 
 
 def test_an_unknown_architecture_is_refused() -> None:

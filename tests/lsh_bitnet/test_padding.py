@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, StaticCache
 
 from attentions import BACKENDS
-from lsh_bitnet import attend_with
+from lsh_bitnet import attend_with, register
 from lsh_bitnet.models import random_model
 from lsh_bitnet.padding import real_spans
 from tests.lsh_bitnet.models import SMALL, can, close, logits, padded, positions, shared, tokens
@@ -152,6 +152,22 @@ def test_positions_that_count_padding_are_warned_of_once() -> None:
         logits(model, ids, attention_mask=mask, position_ids=counted)  # a second warning would be an error here
     with attend_with(model, "flash"):
         logits(model, ids, attention_mask=mask, position_ids=counted)
+
+
+def test_a_registered_name_cannot_derive_positions_and_warns() -> None:
+    model, (ids, mask) = random_model("llama"), padded()
+    names = register({"simhash": SMALL["simhash"]})
+    try:
+        model.set_attn_implementation("attentions_simhash")
+        with pytest.warns(UserWarning, match="position_ids count the padding on the left"):
+            logits(model, ids, attention_mask=mask)
+        together = logits(model, ids, attention_mask=mask, position_ids=positions(mask))
+        assert close(together[1:, -37:], logits(model, ids[1:, -37:]), 1e-4)
+    finally:
+        model.set_attn_implementation("sdpa")
+        for name in names:
+            for interface in (AttentionInterface, AttentionMaskInterface):
+                interface._global_mapping.pop(name)
 
 
 @pytest.mark.parametrize("values", [[1, 1, 2, 2], [0.0, 0.0, -1e9, -1e9]], ids=str)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from lsh_bitnet import load_model
-from models import tiny_bitnet, tiny_bitnet_exam
+from models import tiny_bitnet, tiny_bitnet_exam, tiny_bitnet_figure
 from models.tiny_bitnet import FOLDER, Plan, Training, evaluate
 from models.tiny_bitnet_data import KINDS, TOKENIZER, Mixture, split_text
 from models.tiny_bitnet_figure import draw
@@ -133,6 +133,65 @@ def test_a_stopped_run_goes_on_where_it_was(plan: Plan, tmp_path: Path) -> None:
     assert (resumed.step, resumed.tokens) == (3, 3 * 480)
     got += [resumed.advance() for _ in range(3)]
     assert got == pytest.approx(want, rel=1e-4)
+
+
+def test_a_run_goes_on_from_a_state_of_its_own_plan_alone(plan: Plan, tmp_path: Path) -> None:
+    training = Training(plan, tmp_path)
+    with pytest.raises(ValueError, match="there is no state in"):
+        training.load()
+    training.save()
+    other = Training(plan.model_copy(update={"seed": plan.seed + 1}), tmp_path)
+    with pytest.raises(ValueError, match=r"state\.pt is of another plan"):
+        other.load()
+    training.load()
+    content = (tmp_path / "state.pt").read_bytes()
+    for damaged in (content[: len(content) // 2], b"", b"no state"):
+        (tmp_path / "state.pt").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"state\.pt cannot be read"):
+            training.load()
+
+
+def test_a_log_is_kept_until_a_new_run_has_a_line_for_it(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan.model_dump(mode="json")))
+    (tmp_path / "log.jsonl").write_text("what was there\n")
+
+    def stop(_: Training) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Training, "advance", stop)
+    given = ["--plan", str(tmp_path / "plan.yaml"), "--out", str(tmp_path), "--work", str(tmp_path / "work")]
+    with pytest.raises(SystemExit) as ended:
+        tiny_bitnet.main(given)
+    assert ended.value.code == 130
+    assert (tmp_path / "log.jsonl").read_text() == "what was there\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("a: [", "not YAML"), ("[1]", "must be a mapping"), ("seed: x", "seed: 'x'"), ("nothing: 1", "nothing: 1")],
+)
+def test_a_plan_that_is_none_is_said_in_one_line(
+    content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "plan.yaml").write_text(content)
+    with pytest.raises(SystemExit) as ended:
+        tiny_bitnet.main(["--plan", str(tmp_path / "plan.yaml"), "--work", str(tmp_path), "--out", str(tmp_path)])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+@pytest.mark.parametrize("content", ["", "no JSON", "[1]", '{"tokens": 1}'])
+def test_a_log_that_is_none_is_said_in_one_line(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "log.jsonl").write_text(content)
+    with pytest.raises(SystemExit) as ended:
+        tiny_bitnet_figure.main(["--log", str(tmp_path / "log.jsonl")])
+    assert ended.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_the_exported_model_is_the_trained_one(plan: Plan, tmp_path: Path) -> None:
