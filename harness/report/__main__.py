@@ -2,7 +2,7 @@
 
 python -m harness.report reports/runs/2026-01-31T12-00-00
 
-prints the paths of `report.html` and `report.md`. Exit code 2 where the folder holds no readable run.
+prints the paths of `report.html` and `report.md`. Exit code 2 where the folder holds no readable run, or no row.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.config_source import LONGEST_PATH, shortened
+from harness.journal import ROWS, read_rows
 from harness.report import write_report
 
 
@@ -21,6 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="a run's folder, with rows.jsonl and run.json")
     folder = parser.parse_args(arguments).folder
     try:
+        if not folder.is_dir():
+            raise ValueError(f"{shortened(str(folder), LONGEST_PATH)}: there is no such folder")
+        if not read_rows(folder):
+            raise ValueError(f"{folder / ROWS}: there are no rows in it; measure something first")
         paths = write_report(folder)
     except (ValueError, OSError) as error:
         print(f"harness.report: {error}", file=sys.stderr)

@@ -82,7 +82,7 @@ def _row(curve: Curve, n: int, total: float, styles: Mapping[str, Style]) -> lis
 
 
 def _stage(curve: Curve) -> str:
-    return str(curve.series.case.settings[SETTING])
+    return str(curve.series.case.settings.get(SETTING, curve.label))
 
 
 def plain_slope(times: Mapping[int, float]) -> float:

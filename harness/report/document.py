@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from harness.disturbance import disturbance
 from harness.report import units
 from harness.report.answer import DEFINITIONS, answer_strip, answer_table
 from harness.report.components import component_groups
-from harness.disturbance import disturbance
 from harness.report.facts import RunFacts
 from harness.report.figures import Quantity, length_figure
 from harness.report.growth import crossover_table, growth_tables, slope_table

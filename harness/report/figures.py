@@ -18,10 +18,12 @@ from harness.report.sections import Curve, Section
 from harness.report.svg import SIZES, Size, canvas, to_svg
 from harness.scaling import PERCENTILES, Fit
 
+MOST_DRAWN = 24
 _BOUND_PT = 15
 _GRID_POINTS = 40
 _LARGEST_MISFIT = 0.2
 _LEAST_ERROR = 1e-3
+_LEAST_SPAN = 1.05  # of the axis of values
 _POINTS = "Points: medians; bars: fastest to slowest round. Lines: fits with 95 % bands, else the points joined."
 _WORST = "Points: the worst round; errors below 0.1 % are drawn there, and exact methods left out."
 _ARROWS = " Arrows: did not finish; the true value lies above the arrow’s foot."
@@ -44,17 +46,33 @@ class Quantity:
 
 def length_figure(section: Section, quantity: Quantity, styles: Mapping[str, Style], name: str) -> Figure | None:
     """One quantity against length, in both widths; None where nothing was measured."""
-    curves = [curve for curve in section.curves if points_of(curve, quantity)]
-    if not curves:
+    able = [curve for curve in section.curves if points_of(curve, quantity)]
+    if not able:
         return None
+    curves = drawn_of(able, quantity)
     where = f" on {section.title}" if section.title else ""
-    labels = units.listed([curve.label for curve in curves])
+    labels = units.listed([units.short(curve.label) for curve in curves])
     description = f"{quantity.title} against length{where}, both logarithmic, for {labels}"
-    drawings = {size: _drawing(section, quantity, styles, size, f"{name}-{size}", description) for size in SIZES}
+    drawings = {
+        size: _drawing(curves, section.lengths, quantity, styles, size, f"{name}-{size}", description) for size in SIZES
+    }
     note = _POINTS if quantity.cost else _WORST
     note += _ARROWS if any(bounds_of(curve, quantity) for curve in curves) else ""
+    if len(curves) < len(able):
+        note += f" Drawn: the {len(curves)} of {len(able)} series that reach furthest, of these the lowest."
     legend = {curve.label: styles[curve.label] for curve in curves}
     return Figure(f"{quantity.title} against length", drawings["wide"], drawings["narrow"], legend, note)
+
+
+def drawn_of(curves: Sequence[Curve], quantity: Quantity) -> list[Curve]:
+    """As many of the curves as a reader can tell apart: those that reach furthest, of these the lowest there."""
+
+    def place(curve: Curve) -> tuple[int, float]:
+        points = points_of(curve, quantity)
+        return -max(points), points[max(points)]
+
+    chosen = {curve.label for curve in sorted(curves, key=place)[:MOST_DRAWN]}
+    return [curve for curve in curves if curve.label in chosen]
 
 
 def points_of(curve: Curve, quantity: Quantity) -> dict[int, float]:
@@ -88,19 +106,25 @@ def bounds_of(curve: Curve, quantity: Quantity) -> dict[int, float]:
 
 
 def _drawing(
-    section: Section, quantity: Quantity, styles: Mapping[str, Style], size: str, name: str, description: str
+    curves: Sequence[Curve],
+    lengths: Sequence[int],
+    quantity: Quantity,
+    styles: Mapping[str, Style],
+    size: str,
+    name: str,
+    description: str,
 ) -> str:
     across = SIZES[size]
-    ends = [_end(curve, quantity, styles[curve.label]) for curve in section.curves if points_of(curve, quantity)]
+    ends = [_end(curve, quantity, styles[curve.label]) for curve in curves]
     with canvas(across.width_in, across.height_in, across.font_pt) as figure:
         margin_in = across.width_of(max(len(end.text) for end in ends)) if across.labelled else across.margin_in
         figure.subplots_adjust(*across.frame(right_in=margin_in))
         axes = figure.subplots()
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=quantity.base)
-        for order, curve in enumerate(reversed(section.curves)):
+        for order, curve in enumerate(reversed(curves)):
             _draw_curve(axes, curve, quantity, styles[curve.label], zorder=3 + order / 100)
-        _frame(axes, section.lengths, quantity, across)
+        _frame(axes, lengths, quantity, across)
         if across.labelled:
             label_ends(axes, ends, across.font_pt)
         return to_svg(figure, name, description)
@@ -109,7 +133,8 @@ def _drawing(
 def _end(curve: Curve, quantity: Quantity, style: Style) -> End:
     points = points_of(curve, quantity)
     fit = fit_to_draw(curve, quantity)
-    text = f"{curve.label} n^{fit.exponent:.2f}" if fit is not None and fit.identified else curve.label
+    label = units.short(curve.label)
+    text = f"{label} n^{fit.exponent:.2f}" if fit is not None and fit.identified else label
     return End(max(points), points[max(points)], text, style)
 
 
@@ -159,6 +184,9 @@ def _frame(axes: Axes, lengths: Sequence[int], quantity: Quantity, size: Size) -
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: units.length(round(n))))
     low, high = axes.get_ylim()
+    if not high > _LEAST_SPAN * low:  # all values alike: matplotlib's margins around one point may round to nothing
+        low, high = low / 2, high * 2
+        axes.set_ylim(low, high)
     few = quantity.base == 10 and high / low < 200
     axes.yaxis.set_major_locator(LogLocator(quantity.base, subs=(1, 2, 5) if few else (1,), numticks=9))
     axes.yaxis.set_minor_locator(NullLocator())

@@ -11,7 +11,7 @@ from harness.report.answer import EXACT, qualifies
 from harness.report.measures import name_cell
 from harness.report.palette import Style
 from harness.report.pieces import NOTHING, Cell, Column, Table
-from harness.report.sections import Curve, Section
+from harness.report.sections import DRAWS, Curve, Section
 from harness.scaling import Fit
 
 QUANTITIES = {
@@ -54,6 +54,8 @@ def _growth_table(section: Section, name: str, title: str, styles: Mapping[str, 
     headings = [heading for heading in _HEADINGS if claims or heading != _CLAIM]
     columns = [Column("method", numeric=False), *(Column(each, numeric=each not in _TEXT) for each in headings)]
     note = _READING if name == "time_s" else "Columns as under Growth of time."
+    if rows and (draws := section.curves[0].draws) < DRAWS:
+        note += f" With so many series, intervals are of {draws} draws instead of {DRAWS}."
     return Table(title=f"Growth of {title}", columns=columns, rows=rows, note=note) if rows else None
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 
 from harness.report.palette import Style, stand_in
+from harness.report.svg import drawable
 
 _LINE = 1.22
 _OFFSET_PT = 8
@@ -70,7 +71,7 @@ def _annotate(axes: Axes, end: End, rise_pt: float, *, before: bool) -> None:
         "relpos": (1 if before else 0, 0.5),
     }
     axes.annotate(
-        end.text,
+        drawable(end.text),
         (end.x, end.y),
         xytext=(-_OFFSET_PT if before else _OFFSET_PT, rise_pt),
         textcoords="offset points",

@@ -6,16 +6,16 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-import yaml
-
-from harness.report import units
+from harness.config_source import dump
 from harness.disturbance import others_share
+from harness.report import units
 from harness.report.facts import RunFacts
 from harness.report.measures import name_cell
 from harness.report.palette import Style
 from harness.report.pieces import NOTHING, Cell, Column, Note, Table
 from harness.report.sections import Curve, Section
 from harness.rows import Row
+from harness.samples import impossible_time
 
 _BAD = {"wrong", "crash"}
 
@@ -43,7 +43,9 @@ def _failures(curve: Curve) -> dict[tuple[str, str], str]:
     rounds = Counter(row.n for row in curve.rows)
     failed: dict[tuple[str, str], Counter[int]] = {}
     for row in curve.rows:
-        if row.status != "ok":
+        if reason := impossible_time(row):
+            failed.setdefault((row.status, reason), Counter())[row.n] += 1
+        elif row.status != "ok":
             failed.setdefault((row.status, row.reason), Counter())[row.n] += 1
     return {
         why: ", ".join(
@@ -126,9 +128,7 @@ def machine_table(facts: RunFacts, rows: Sequence[Row]) -> Table:
 
 def configuration(facts: RunFacts) -> Note:
     """The configuration as it was resolved, as YAML."""
-    return Note(
-        "The configuration as resolved.", code=yaml.safe_dump(facts.config, sort_keys=False, allow_unicode=True)
-    )
+    return Note("The configuration as resolved.", code=dump(facts.config))
 
 
 def reproduction(facts: RunFacts) -> Note:

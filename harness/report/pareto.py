@@ -11,6 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 
 from harness.report import units
 from harness.report.answer import ANY, EXACT, TOLERANCES, exact_time_s
+from harness.report.figures import MOST_DRAWN
 from harness.report.palette import Style, stand_in
 from harness.report.pieces import Figure
 from harness.report.sections import Curve, Section
@@ -38,13 +39,16 @@ def pareto_figure(section: Section, styles: Mapping[str, Style], name: str) -> F
     if not any(not point.curve.facts.exact for found in points.values() for point in found):
         return None
     ns = _chosen(list(points))
+    most = max(len(points[n]) for n in ns)
     where = f" on {section.title}" if section.title else ""
     description = f"Error against time{where} at {units.lengths(ns)}"
-    chosen = {n: points[n] for n in ns}
+    chosen = {n: _drawn(points[n]) for n in ns}
     drawings = {size: _drawing(chosen, styles, size, f"{name}-{size}", description) for size in _PANEL_IN}
-    shown = {point.curve.label for n in ns for point in points[n]}
+    shown = {point.curve.label for found in chosen.values() for point in found}
     legend = {curve.label: styles[curve.label] for curve in section.curves if curve.label in shown}
     note = "Left and low is better; hollow marks are controls. The line joins the methods that none beats in both."
+    if most > MOST_DRAWN:
+        note += f" Of up to {most} methods {MOST_DRAWN} are drawn, those on the line and the fastest."
     return Figure("Error against time", drawings["wide"], drawings["narrow"], legend, note)
 
 
@@ -60,6 +64,15 @@ def _points(section: Section, n: int) -> list[Point]:
         if n in curve.timings and error is not None:
             found.append(Point(curve, curve.timings[n].time_s, max(error, _EXACT_AT)))
     return found
+
+
+def _drawn(points: Sequence[Point]) -> Sequence[Point]:
+    """As many as a reader can tell apart, those that none beats first, then the fastest."""
+    if len(points) <= MOST_DRAWN:
+        return points
+    front = {point.curve.label for point in _front(points)}
+    ranked = sorted(points, key=lambda point: (point.curve.label not in front, point.time_s))
+    return ranked[:MOST_DRAWN]
 
 
 def _chosen(ns: Sequence[int]) -> list[int]:

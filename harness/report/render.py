@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import textwrap
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from harness.report.facts import read_facts
 from harness.report.keys import key, symbols
 from harness.report.palette import COLOURS
 from harness.report.pieces import Document
+from harness.report.svg import drawable
 
-_MARKDOWN_SPECIAL = "\\`*_[]<>|#~"
+_MARKDOWN_SPECIAL = re.compile(r"[\\`*\[\]<>|#~&\r\n]|(?<![^\W_])_|_(?![^\W_])")
+_MARKDOWN_ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "\r": " ", "\n": " "}
 
 
 def write_report(folder: Path) -> tuple[Path, Path]:
@@ -38,7 +41,7 @@ def render_html(document: Document) -> str:
     templates = _environment(escape=True)
     script = _source(templates, "report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return templates.get_template("report.html").render(
+    page = templates.get_template("report.html").render(
         document=document,
         colours=COLOURS,
         style=Markup(_source(templates, "report.css")),
@@ -48,6 +51,7 @@ def render_html(document: Document) -> str:
         key=key,
         symbols=symbols,
     )
+    return drawable(page)
 
 
 def render_markdown(document: Document) -> str:
@@ -56,7 +60,7 @@ def render_markdown(document: Document) -> str:
     templates.filters["plain"] = _escape_markdown
     templates.filters["indented"] = lambda text: textwrap.indent(text.rstrip(), "    ")
     text = templates.get_template("report.md").render(document=document)
-    return text.rstrip() + "\n"
+    return drawable(text.rstrip()) + "\n"
 
 
 def _environment(*, escape: bool) -> Environment:
@@ -77,18 +81,12 @@ def _source(templates: Environment, name: str) -> str:
 
 def _escape_markdown(text: str) -> str:
     """Text that Markdown shows as it is, on one line; underscores inside words need no escape."""
-    return "".join(_escaped(text, place) for place in range(len(text)))
+    return _MARKDOWN_SPECIAL.sub(_escaped, text)
 
 
-def _escaped(text: str, place: int) -> str:
-    letter = text[place]
-    if letter in "<>&":
-        return {"<": "&lt;", ">": "&gt;", "&": "&amp;"}[letter]
-    if letter == "_" and text[place - 1 : place].isalnum() and text[place + 1 : place + 2].isalnum():
-        return letter
-    if letter in _MARKDOWN_SPECIAL:
-        return f"\\{letter}"
-    return " " if letter in "\r\n" else letter
+def _escaped(found: re.Match[str]) -> str:
+    letter = found[0]
+    return _MARKDOWN_ENTITIES.get(letter) or f"\\{letter}"
 
 
 def _replace(path: Path, text: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,8 +19,9 @@ JUDGED = ("attention", "accuracy")
 # What tells series of one section apart; all else of a case names the section.
 _OF_SERIES = {"backend", "label", "settings", "control", "n"}
 _SAY_THEMSELVES = {"subject", "level", "mode", "inputs", "dtype", "device"}
-_INPUTS = ("text", "planted", "gaussian")
+_INPUTS = {"text": 0, "planted": 1, "gaussian": 2}
 _LEAST_SIZES = 3
+DRAWS, MOST_DRAWS_IN_ALL, FEWEST_DRAWS = 1000, 100_000, 200  # of a fit's bootstrap; over all series of a run; at least
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ class Timing:
 class Curve:
     """One series over n, with what its class says of itself; medians and fits are computed once."""
 
-    def __init__(self, series: Series, facts: ClassFacts) -> None:
+    def __init__(self, series: Series, facts: ClassFacts, draws: int = DRAWS) -> None:
         self.series = series
+        self.draws = draws
         self.facts = facts
         self.label = series.label
         self.control = series.case.control
@@ -88,7 +90,8 @@ class Curve:
         if name not in self._fits:
             samples = self.series.times() if name == "time_s" else self.series.quantity(name)
             positive = {n: rounds for n, rounds in samples.items() if min(map(min, rounds)) > 0}
-            self._fits[name] = fit_scaling(positive) if len(positive) >= _LEAST_SIZES else None
+            enough = len(positive) >= _LEAST_SIZES
+            self._fits[name] = fit_scaling(positive, draws=self.draws) if enough else None
         return self._fits[name]
 
 
@@ -126,13 +129,15 @@ def sections_of(rows: Sequence[Row], facts: RunFacts) -> list[Section]:
     Series stand in the order of `class_facts`, controls last; the order of rows, which is shuffled, does not matter.
     """
     groups: dict[str, list[Series]] = {}
-    for series in group_series(rows):
+    every = group_series(rows)
+    draws = min(DRAWS, max(FEWEST_DRAWS, MOST_DRAWS_IN_ALL // max(1, len(every))))
+    for series in every:
         groups.setdefault(_circumstances(series.case), []).append(series)
     cases = [group[0].case for group in groups.values()]
     sections = []
-    planned = list(facts.class_facts)
+    planned = {label: place for place, label in enumerate(facts.class_facts)}
     for case, group in zip(cases, groups.values(), strict=True):
-        curves = [Curve(series, facts.class_facts.get(series.label, ClassFacts())) for series in group]
+        curves = [Curve(series, facts.class_facts.get(series.label, ClassFacts()), draws) for series in group]
         curves.sort(key=lambda curve: (curve.control, _place(planned, curve.label)))
         varying = _varying(case, cases)
         title = ", ".join(f"{words} inputs" if name == "inputs" else words for name, words in varying.items())
@@ -144,9 +149,9 @@ def _circumstances(case: Case) -> str:
     return case.model_dump_json(exclude=_OF_SERIES)
 
 
-def _place(names: Sequence[str], name: str) -> tuple[int, str]:
-    """Sorts by the order of `names`, and what is not among them by name after them."""
-    return (names.index(name) if name in names else len(names), name)
+def _place(places: Mapping[str, int], name: str) -> tuple[int, str]:
+    """Sorts by `places`, and what is not among them by name after them."""
+    return (places.get(name, len(places)), name)
 
 
 def _rank(section: Section) -> tuple[object, ...]:

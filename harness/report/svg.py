@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from matplotlib.figure import Figure
 from harness.report.palette import COLOURS, stand_in
 
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+_NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _REFERENCE = re.compile(r"[\"(]#([^\")]+)")
 _FONT = re.compile(r"font-family: [^;]*; ?")
 # A tenth of a point is finer than a screen.
@@ -51,6 +53,11 @@ SIZES = {
     "wide": Size(10.0, 5.0, 9.5, 0.15, most_ticks=14, labelled=True),
     "narrow": Size(3.7, 4.0, 8.5, 0.15, most_ticks=6, labelled=False),
 }
+
+
+def drawable(text: str) -> str:
+    """Text without what XML cannot hold."""
+    return _NOT_XML.sub("\ufffd", text)
 
 
 @contextmanager
@@ -92,7 +99,9 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     """
     buffer = io.StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's fonts draw the text
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     ElementTree.register_namespace("", _SVG)
     ElementTree.register_namespace("xlink", _XLINK)
     root = ElementTree.fromstring(buffer.getvalue())
@@ -101,7 +110,7 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     used = set(_REFERENCE.findall(buffer.getvalue()))
     for element in root.iter():
         _adapt(element, name, used)
-    root.attrib |= {"role": "img", "aria-label": description}
+    root.attrib |= {"role": "img", "aria-label": drawable(description)}
     return ElementTree.tostring(root, encoding="unicode")
 
 

@@ -13,12 +13,16 @@ _BYTES = ((2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB")
 _COUNTS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 _MINUTES_FROM_S = 600.0
 _PERCENT_FROM = 1e-4
+_LEAST_PLAIN, _MOST_PLAIN = 1e-6, 1e12
+_LONGEST_NAME = 40
 
 
 def digits(value: float) -> str:
-    """Three significant digits without an exponent: 0.0123, 1.23, 12.3, 123, 1230."""
+    """Three significant digits: 0.0123, 1.23, 12.3, 123, 1230; with an exponent where zeros would fill the line."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
+    if not _LEAST_PLAIN <= abs(value) < _MOST_PLAIN:
+        return f"{value:.2e}"
     rounded = float(f"{value:.3g}")
     places = max(0, 2 - math.floor(math.log10(abs(rounded))))
     return f"{rounded:.{places}f}"
@@ -61,6 +65,13 @@ def length(n: int) -> str:
     if n >= 2**10 and n % 2**9 == 0:
         return f"{n / 2**10:g}K" if n % 2**10 else f"{n // 2**10}K"
     return str(n)
+
+
+def short(label: str) -> str:
+    """A label where there is little room: on one line, and with its middle left out if it is very long."""
+    plain = " ".join(label.split())
+    half = _LONGEST_NAME // 2
+    return plain if len(plain) <= _LONGEST_NAME else f"{plain[:half]}…{plain[1 - half :]}"
 
 
 def lengths(ns: Sequence[int]) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,7 +120,7 @@ def test_counts_at_a_length_that_the_run_lacks_are_ambiguous(tmp_path: Path):
     assert compare(tmp_path, counted(), counted()[:-1], machine="other") == 3
 
 
-BUSY = {"others_share": 0.4}
+BUSY: dict[str, Any] = {"others_share": 0.4}
 
 
 def test_a_slower_run_on_a_busy_machine_is_ambiguous_and_says_so(tmp_path: Path, capsys):
