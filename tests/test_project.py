@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lsh_v2": {"harness", "tasks", "attentions"},
     "lsh_bitnet": {"harness", "tasks", "attentions"},
     "bmrt": {"harness", "tasks", "attentions"},
+    "vq_training": {"harness", "tasks", "attentions", "transformer_vq"},
 }
 PACKAGES = [name for name in MAY_IMPORT if (ROOT / name).is_dir()]
 
