@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -16,6 +19,7 @@ def generate(
     prompt: Int[Tensor, "B N"],
     *,
     max_new_tokens: int,
+    first: Int[Tensor, " B"] | None = None,
     temperature: float = 0.0,
     top_k: int | None = None,
     stop: int | None = None,
@@ -24,10 +28,18 @@ def generate(
     """The tokens that follow `prompt`, at most `max_new_tokens`.
 
     `temperature` 0 takes the likeliest; `top_k` draws among so many. After `stop` a row repeats it, and generation
-    ends when every row has stopped. The model's mode is left as it was. Raises ValueError for an encoder.
+    ends when every row has stopped. `first` is the first real position of each left-padded row: rows of one length go
+    together, without their padding. The model's mode is left as it was. Raises ValueError for an encoder, for a row
+    without a token, and for settings that are not allowed.
     """
     require(model.config.causal, "causal", model.config.causal, "true to generate")
     require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "an integer of at least 1")
+    require(0 <= temperature < math.inf, "temperature", temperature, "a finite number of at least 0")
+    require(top_k is None or top_k >= 1, "top_k", top_k, "None or an integer of at least 1")
+    if first is not None:
+        settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "stop": stop}
+        return _padded(model, prompt, first, **settings, seed=seed)
+    require(prompt.shape[1] >= 1, "prompt length", prompt.shape[1], "at least 1")
     draw = torch.Generator(prompt.device).manual_seed(seed)
     training = model.training
     model.eval()
@@ -49,6 +61,24 @@ def generate(
         return tokens
     finally:
         model.train(training)
+
+
+def _padded(
+    model: LSHv2Model, prompt: Int[Tensor, "B N"], first: Int[Tensor, " B"], **settings: Any
+) -> Int[Tensor, "B T"]:
+    """The rows of each length by themselves; those that end before others repeat their last token, which is `stop`."""
+    length = prompt.shape[1]
+    fits = tuple(first.shape) == (len(prompt),) and bool(((first >= 0) & (first < length)).all())
+    require(fits, "first", first.tolist(), f"{len(prompt)} integers from 0 to {length - 1}")
+    rows: list[tuple[Tensor, Tensor]] = []
+    for begin in first.unique().tolist():
+        index = (first == begin).nonzero()[:, 0].to(prompt.device)
+        rows.append((index, generate(model, prompt[index, begin:], **settings)))
+    longest = max(tokens.shape[1] for _, tokens in rows)
+    out = prompt.new_zeros(len(prompt), longest)
+    for index, tokens in rows:
+        out[index] = torch.cat((tokens, tokens[:, -1:].expand(-1, longest - tokens.shape[1])), dim=1)
+    return out
 
 
 def choose(

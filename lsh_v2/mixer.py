@@ -39,7 +39,7 @@ class Mixer(nn.Module):
             out = self.segmented(self.attention, heads)
         else:
             out = self.attention(heads.q, heads.k, heads.v, first=first)
-        return self.back(out), self._auxiliary_loss(heads)
+        return self.back(out), self._auxiliary_loss(heads, first)
 
     def back(self, out: Float[Tensor, "B H N E"]) -> Float[Tensor, "B N C"]:
         """From heads to the model's width."""
@@ -55,12 +55,15 @@ class Mixer(nn.Module):
         state = self.attention.stream(batch)
         return None if state is None else MixerStream(self, state)
 
-    def _auxiliary_loss(self, heads: Heads) -> Float[Tensor, ""]:
-        """The attention's own loss where it has one, on one sequence of the batch for its cost."""
+    def _auxiliary_loss(self, heads: Heads, first: Int[Tensor, " B"] | None) -> Float[Tensor, ""]:
+        """The attention's own loss where it has one, on the real part of one sequence of the batch for its cost."""
         loss = getattr(self.attention, "auxiliary_loss", None)
         if loss is None or not (self.training and self._auxiliary):
             return heads.q.new_zeros((), dtype=torch.float32)
-        return loss(heads.q[:1], heads.k[:1]).float()
+        begin = 0 if first is None else int(first[0])
+        if begin >= heads.q.shape[2]:
+            return heads.q.new_zeros((), dtype=torch.float32)
+        return loss(heads.q[:1, :, begin:], heads.k[:1, :, begin:]).float()
 
 
 class MixerStream:

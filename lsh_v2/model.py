@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -21,7 +21,7 @@ from lsh_v2.configuration import ModelConfig
 from lsh_v2.loss import IGNORED, mean, token_losses
 from lsh_v2.ponder import Chosen, Halting, Stopping, divergence, expected_steps, log_halting
 from lsh_v2.reversible import Layer, Reading, middle, residual, reversible
-from lsh_v2.rotary import Rotation, rotation
+from lsh_v2.rotary import Rotation, rotation, shifted
 from lsh_v2.stream import ModelStream
 
 
@@ -52,11 +52,20 @@ class LSHv2Model(nn.Module):
         With `labels` (-100 is not counted; a causal model predicts each from the tokens before it) also `loss` and
         `cross_entropy` in nats a label, and in training its other terms `ponder_kl` and `auxiliary_loss`. With
         pondering `expected_steps`, and `steps` (B, N) at inference. `first` is the first real position of each
-        left-padded row. Raises ValueError for sequences longer than `max_seq_len` and for `first` with a memory.
+        left-padded row: what stands before it changes nothing, labels included, and its row is as it would be without.
+        Raises ValueError for sequences longer than `max_seq_len`, for `first` with a memory, and for one out of range.
         """
         self.check(input_ids.shape[1])
         require(first is None or not self.config.memory, "first", first, "None in a model with a memory")
         x, at = self.embed(input_ids), self.rotation(0, input_ids.shape[1])
+        if first is not None:
+            first = first.to(x.device)
+            padding = self._padding(first, input_ids)
+            x, at = x.masked_fill(padding.unsqueeze(-1), 0.0), shifted(at, first)
+            if labels is not None:
+                # The first real token has none before it that predicts it.
+                before = torch.cat((padding[:, :1], padding[:, :-1]), dim=1)
+                labels = labels.masked_fill(padding | before if self.config.causal else padding, IGNORED)
         out: dict[str, Tensor] = {}
         if self.training and self.halting is not None and labels is not None:
             state = self._ponder_training(x, at, first, labels, out)
@@ -110,6 +119,14 @@ class LSHv2Model(nn.Module):
         limit = self.config.max_seq_len
         require(1 <= length <= limit, "sequence length", length, f"from 1 to max_seq_len={limit}")
 
+    def _padding(self, first: Tensor, input_ids: Tensor) -> Bool[Tensor, "B N"]:
+        """Which positions stand before the first real ones."""
+        batch, length = input_ids.shape
+        fits = tuple(first.shape) == (batch,) and not first.is_floating_point()
+        fits = fits and (first.is_cuda or bool(((first >= 0) & (first <= length)).all()))
+        require(fits, "first", first.tolist(), f"{batch} integers from 0 to {length}")
+        return torch.arange(length, device=first.device) < first[:, None]
+
     def _state(self, x: Tensor, at: Rotation, first: Tensor | None, out: dict[str, Tensor]) -> Float[Tensor, "B N C"]:
         """The state that predictions are read from: each position's where it halts."""
         c, chosen, total, state = self.config, Chosen(self.stopping()), x.new_zeros(()), x
@@ -120,7 +137,8 @@ class LSHv2Model(nn.Module):
         out["auxiliary_loss"] = total / c.n_layers
         if self.halting is None or chosen.steps is None:
             return state
-        out["steps"], out["expected_steps"] = chosen.steps, chosen.steps.float().mean()
+        real = chosen.steps if first is None else chosen.steps[~self._padding(first, chosen.steps)]
+        out["steps"], out["expected_steps"] = chosen.steps, mean(real.float())
         return chosen.state
 
     def _ponder_training(

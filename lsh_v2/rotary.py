@@ -8,15 +8,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
 class Rotation(NamedTuple):
     """Cosine and sine of each position's angles, one for each pair of coordinates."""
 
-    cos: Float[Tensor, "N P"]
-    sin: Float[Tensor, "N P"]
+    cos: Float[Tensor, "*B N P"]
+    sin: Float[Tensor, "*B N P"]
 
 
 def rotation(
@@ -26,6 +26,12 @@ def rotation(
     frequency = base ** (-torch.arange(width // 2, device=device, dtype=torch.float64) / max(width // 2, 1))
     angle = torch.arange(start, start + count, device=device, dtype=torch.float64)[:, None] * frequency
     return Rotation(angle.cos().to(dtype), angle.sin().to(dtype))
+
+
+def shifted(by: Rotation, first: Int[Tensor, " B"]) -> Rotation:
+    """Each row's own angles (B, 1, N, P), where its position `first` is position 0; those before it have none."""
+    place = torch.arange(by.cos.shape[0], device=by.cos.device) - first[:, None].to(by.cos.device)
+    return Rotation(*(angle[place.clamp(min=0)].unsqueeze(1) for angle in by))
 
 
 def rotate(x: Float[Tensor, "B H N D"], by: Rotation) -> Float[Tensor, "B H N D"]:
