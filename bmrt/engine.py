@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, StoppingCriteria
@@ -23,7 +24,8 @@ from bmrt.text import Prompts
 from tasks.byte_tokenizer import ByteTokenizer
 
 # What transformers raises for a folder that holds no model, one that is damaged, or one that needs another package.
-LOADING = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
+LOADING = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError)
+LOADING += (AssertionError, SafetensorError, StrictDataclassError)
 
 
 class RecursiveCompressionEngine:
@@ -163,11 +165,13 @@ def load_model(model: str | PreTrainedModel, device: str | None = None) -> PreTr
     """A model ready to answer. Raises ValueError, with what to do, where there is none."""
     if not isinstance(model, str):
         return model
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         there = torch.empty(0, device=device).device.type != "meta"
     except (RuntimeError, AssertionError) as error:  # torch raises the latter where it was built without CUDA
-        raise ValueError(f"device={device!r} is not allowed: it must be one that torch has here: {error}") from error
+        said = str(error).partition("\n")[0].partition(". ")[0]
+        raise ValueError(f"device={device!r} is not allowed: it must be one that torch has here: {said}") from error
     require(there, "device", device, "one that can compute")
     try:
         found: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto", output_loading_info=True)

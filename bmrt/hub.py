@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from attentions.base import require
 from attentions.extras import missing_extra
 
 
 def load_hub(name: str, config: str | None, split: str) -> Any:
     """A data set as rows. Raises ValueError, with what to do, where there is none."""
+    require(bool(name), "data", name, "'generated', a .jsonl file or a hub id")
     try:
         from datasets import load_dataset
         from datasets.exceptions import DatasetsError

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from attentions.base import require
 from bmrt.cache import BoundedCache
 from bmrt.layer import BoundedLayer
 from bmrt.options import run
@@ -72,6 +73,7 @@ def growth(given: argparse.Namespace) -> str:
     """A Markdown table of exponents by strategy, of time at a fixed budget and of a plain cache's."""
     torch.set_num_threads(1)
     model, lengths = small_model(given.hidden or 64), given.lengths or LENGTHS
+    require(given.plain_most >= min(lengths), "plain_most", given.plain_most, f"at least {min(lengths)}, a length")
     makers = caches(model, given)
     taken: dict[str, dict[int, list[list[float]]]] = {name: {} for name in makers}
     prefill(model, makers["plain"](), 2 * given.chunk, given.chunk)
@@ -122,9 +124,13 @@ def caches(model: Any, given: argparse.Namespace) -> dict[str, Callable[[], Any]
 
 
 def small_model(hidden: int) -> Any:
-    """Two random layers, grouped heads of 32 (four query heads a key head) or fewer."""
+    """Two random layers, grouped heads of 32 (four query heads a key head) or fewer.
+
+    Raises ValueError for a width that its heads cannot share.
+    """
     torch.manual_seed(0)
     heads = max(4, hidden // 32)
+    require(hidden % (2 * heads) == 0, "hidden", hidden, f"a multiple of {2 * heads}: {heads} heads of an even width")
     config = LlamaConfig(
         vocab_size=259,
         hidden_size=hidden,

@@ -124,8 +124,9 @@ def require_writable(folder: Path, name: str = "save_dir") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        raise ValueError(f"{name}={str(folder)!r} cannot be written to: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # the latter for a zero byte
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{name}={str(folder)!r} cannot be written to: {reason}") from error
 
 
 def require_distinct(name: str, values: Sequence[str]) -> None:

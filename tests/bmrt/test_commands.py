@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 
-from bmrt import ablation, babilong, engine, longbench, ruler, run_single_sample
+from bmrt import ablation, babilong, engine, longbench, measure, ruler, run_single_sample
 from bmrt.babilong_data import PLACES, generate
 from bmrt.evaluation import Sample, interval
 from bmrt.generated import Generated
@@ -264,6 +266,26 @@ def test_ablation_runs_the_grid_and_continues(
         (ruler.main, ["--length", "40"], "length=40"),
         (ruler.main, ["--data", "bmrt/README.md.jsonl"], "cannot be read"),
         (ruler.main, ["--tasks", "niah_double"], "task='niah_double'"),
+        (run_single_sample.main, ["--data", "generated", "--device", ""], "device=''"),
+        (run_single_sample.main, ["--data", "generated", "--device", "meta"], "device='meta'"),
+        (run_single_sample.main, ["--data", "generated", "--stop_words", ""], "stop_words=['']"),
+        (run_single_sample.main, ["--data", "generated", "--results_file", "README.md/x"], "results_file='README.md'"),
+        (babilong.main, ["--data", "generated", "--num_samples", "-1"], "num_samples=-1"),
+        (babilong.main, ["--data", "generated", "--start_sample_index", "-1"], "start_sample_index=-1"),
+        (babilong.main, ["--data", "generated", "--dataset_config", "999999M"], "1,048,574,951,424"),
+        (babilong.main, ["--data", "generated", "--dataset_config", "²k"], "dataset_config='²k'"),
+        (babilong.main, ["--data", "generated", "--tasks", "qa1", "qa1"], "tasks='qa1 qa1'"),
+        (babilong.main, ["--data", "generated", "--save_dir", "a\0b"], "save_dir='a\\x00b' cannot be written to"),
+        (babilong.main, ["--data", ""], "data=''"),
+        (babilong.main, ["--data", "generated", "--compression_ratio", "nan"], "compression_ratio=nan"),
+        (longbench.main, ["--max_len", "0"], "max_len=0"),
+        (longbench.main, ["--num_samples", "0"], "num_samples=0"),
+        (longbench.main, ["--num_bits", "99"], "bits=99"),
+        (longbench.main, ["--num_tables", "1000000000"], "num_tables=1000000000"),
+        (longbench.main, ["--hybrid_primary", "best"], "strategy='best'"),
+        (ruler.main, ["--seed", "-1"], "seed=-1"),
+        (ruler.main, ["--length", "1000000000000"], "1,000,000,000,000"),
+        (ruler.main, ["--tasks", "vt", "vt"], "tasks='vt vt'"),
         (ablation.main, ["--model_path", "./no/such"], "model_path='./no/such'"),
         (ablation.main, ["--protection_divisor", "1"], "protection_divisor=1"),
         (ablation.main, ["--tasks", "niah_double"], "task='niah_double'"),
@@ -275,7 +297,83 @@ def test_mistakes_end_with_one_clear_line(
     with pytest.raises(SystemExit) as ended:
         main([*common, *options])
     assert ended.value.code == 2
-    assert said in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def damaged(model: Path, folder: Path, damage: str) -> Path:
+    """A copy of a model's folder with something wrong in it."""
+    shutil.copytree(model, folder)
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    match damage:
+        case "no JSON":
+            config.write_text("{")
+        case "unknown kind":
+            config.write_text('{"model_type": "nothing"}')
+        case "wrong type":
+            config.write_text(config.read_text().replace('"hidden_size": 32', '"hidden_size": "wide"'))
+        case "no weights":
+            weights.unlink()
+        case "cut off":
+            weights.write_bytes(weights.read_bytes()[:100])
+        case "a layer too few":
+            config.write_text(config.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'))
+        case "fewer words" | "padding beyond":
+            loaded: Any = AutoModelForCausalLM.from_pretrained(model)
+            loaded.resize_token_embeddings(64)
+            if damage == "fewer words":
+                loaded.config.pad_token_id = 0
+            loaded.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "no JSON",
+        "unknown kind",
+        "wrong type",
+        "no weights",
+        "cut off",
+        "a layer too few",
+        "fewer words",
+        "padding beyond",
+    ],
+)
+def test_a_damaged_model_is_no_traceback_and_gives_no_answers(
+    byte_model: Path, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = damaged(byte_model, tmp_path / "model", damage), tmp_path / "out"
+    with pytest.raises(SystemExit) as ended:
+        babilong.main(
+            f"--model_path {path} --tokenizer bytes --data generated --dataset_config 0k --save_dir {out}".split()
+        )
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert ("tokenizer's token" if damage == "fewer words" else "model_path=") in err
+    assert not any(file.stat().st_size for file in out.glob("*.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["growth", "--plain_most", "1"], "plain_most=1"),
+        (["memory", "--chunk", "0"], "chunk=0"),
+        (["memory", "--hidden", "33"], "hidden=33"),
+        (["overhead", "--rounds", "0"], "rounds=0"),
+        (["memory", "--strategies", "best"], "strategy='best'"),
+        (["memory", "--lengths", "-4"], "lengths=-4"),
+    ],
+)
+def test_mistakes_of_measurements_too(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        measure.main(options)
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("method", ["sampling", ""])

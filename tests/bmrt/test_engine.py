@@ -187,3 +187,49 @@ def test_a_question_is_needed() -> None:
 def test_every_selector_is_a_strategy_with_a_title() -> None:
     titles = [Settings(selector_type=name).title for name in ("exact", "lsh", "hybrid", "recent", "full")]
     assert titles == ["exact", "frequency_rank", "exact+frequency_rank 0.5", "recent", "full"]
+
+
+@pytest.mark.parametrize(
+    "context", ["A text.", "user", "[", "]", "", " ", "  a\n", "[user]", "assistant", "\n[assistant]"]
+)
+@pytest.mark.parametrize("question", ["What?", " What? ", "[user]", "user"])
+@pytest.mark.parametrize("content", ["m['content']", "m['content'] | trim", "m['content'].lstrip()"])
+def test_a_message_is_found_where_it_is_in_a_template(context: str, question: str, content: str) -> None:
+    """Also where its words occur in the template, and where the template strips it."""
+    prompts = Prompts(byte_level(TEMPLATE.replace("m['content']", content)))
+    before, after = (prompts.decode(ids) for ids in prompts.split(context, question))
+    asked, plain = question, content == "m['content']"
+    if "trim" in content:
+        asked = asked.rstrip()
+    if not plain and not context.strip():
+        asked = asked.lstrip()
+    assert after == f"{asked}[end][assistant]"
+    assert before == f"[user]{context if plain else context.lstrip()}"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("m['content'] | upper", "changes messages"), ("m['content'] + m['content']", "2 times"), ("''", "0 times")],
+)
+def test_templates_that_change_a_message_are_refused(content: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Prompts(byte_level(TEMPLATE.replace("m['content']", content))).split("A text.", "What?")
+
+
+@pytest.mark.parametrize("text", ["é" * 50, "日本語" * 20, "aé日" * 20, "🙂" * 12])
+@pytest.mark.parametrize("tokens", range(0, 40, 3))
+def test_a_text_cut_in_the_middle_is_no_longer_than_asked(text: str, tokens: int) -> None:
+    """Bytes of a character that is cut through would be encoded as three of U+FFFD each."""
+    for tokenizer in (ByteTokenizer(), byte_level()):
+        prompts = Prompts(tokenizer)
+        cut = prompts.middle_cut(text, tokens)
+        assert prompts.count(cut) <= tokens
+        assert "\ufffd" not in cut
+        assert set(cut) <= set(text)
+        assert prompts.count(cut) >= tokens - 10
+
+
+def test_halves_of_characters_are_refused() -> None:
+    for tokenizer in (ByteTokenizer(), byte_level()):
+        with pytest.raises(ValueError, match="half of a character"):
+            Prompts(tokenizer).split("left\ud800right", "What?")
