@@ -46,6 +46,7 @@ NEEDED: dict[str, list[str]] = {
     "harness.report.__main__": ["no-such-run"],
     "harness.regress": ["no-such-run", "--baseline", "no-such-baseline.json"],
     "lsh_bitnet.evaluate": [str(ROOT / "lsh_bitnet/configs/wt2_bitnet_full.yaml")],
+    "lsh_v2.pipeline_data": [str(ROOT / "lsh_v2/quick.yml"), "out", "train.jsonl", "eval.jsonl"],
     "models.tiny_bitnet": ["--work", "work"],
     "tasks.synthetic": ["examples.jsonl"],
 }
