@@ -308,9 +308,15 @@ def main(arguments: list[str] | None = None) -> int:
     if not names:
         parser.error("name a backend, or --all")
     try:
-        backends, device = {name: resolve(name) for name in names}, str(torch.device(chosen.device))
-    except (ValueError, RuntimeError) as error:
+        backends = {name: resolve(name) for name in names}
+    except ValueError as error:
         print(error, file=sys.stderr)
+        return 2
+    device = chosen.device
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        print(f"--device {device}: {error}", file=sys.stderr)
         return 2
     failures = 0
     for name, backend in backends.items():
