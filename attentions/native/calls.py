@@ -65,8 +65,10 @@ def useful_threads(work: int) -> int:
     return 1 if work < ALONE else torch.get_num_threads()
 
 
-def filled(x: Tensor, wide: int) -> Tensor:
-    """x, contiguous, with zeros up to `wide` on its last axis."""
+def filled(x: Tensor, wide: int, shape: tuple[int, ...]) -> Tensor:
+    """x, which must have this shape, contiguous, with zeros up to `wide` on its last axis."""
+    if x.shape != shape:
+        raise ValueError(f"a tensor of shape {tuple(x.shape)} was given to a kernel that takes one of shape {shape}")
     return (F.pad(x, (0, wide - x.shape[-1])) if wide > x.shape[-1] else x).contiguous()  # a pad of nothing copies
 
 

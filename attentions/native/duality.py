@@ -31,7 +31,7 @@ def forward(
     """
     inputs, (wide, states, _, _), dtype = *_inputs(x, log, b, c, chunk), x.dtype
     (B, G, T, E), R, S, chunks = x.shape, c.shape[2], b.shape[-1], -(-x.shape[2] // chunk)
-    y, last = x.new_empty(B, G, R, T, wide), _turned(state, wide, states).clone()
+    y, last = x.new_empty(B, G, R, T, wide), _turned(state, wide, states, (B, G, E, S)).clone()
     before = x.new_empty(B, G, chunks, states, wide) if checkpoints else None
     call(
         "duality",
@@ -57,14 +57,14 @@ def backward(
     """Gradients of x, log, b, c and the state to start from."""
     inputs, (wide, states, parts, sharing), dtype = *_inputs(x, log, b, c, chunk), x.dtype
     (B, G, T, E), (K, R, S), chunks = x.shape, (*c.shape[1:3], b.shape[-1]), -(-x.shape[2] // chunk)
-    dx, dstate = x.new_empty(B, G, T, wide), _turned(grad_state, wide, states).clone()
+    dx, dstate = x.new_empty(B, G, T, wide), _turned(grad_state, wide, states, (B, G, E, S)).clone()
     dlog = x.new_empty(1 if sharing > 1 else parts, B, G, T)  # where b and c are shared the parts are of rows
     db, dc = x.new_empty(parts, B, K, T, states), x.new_empty(parts, B, K, R, T, states)
     call(
         "duality",
         f"duality_backward_{NAMES[dtype]}",
         **inputs,
-        dy=Memory(filled(grad, wide), (B, G, R, T, wide), dtype),
+        dy=Memory(filled(grad, wide, (B, G, R, T, E)), (B, G, R, T, wide), dtype),
         before=Memory(before, (B, G, chunks, states, wide), dtype),
         dx=Memory(dx, (B, G, T, wide), dtype),
         dlog=Memory(dlog, tuple(dlog.shape), dtype),
@@ -80,23 +80,24 @@ def _inputs(
     x: Tensor, log: Tensor, b: Tensor, c: Tensor, chunk: int
 ) -> tuple[dict[str, Memory | list[int]], tuple[int, int, int, int]]:
     """What both functions of the kernel begin with; channels and states in whole vectors, parts and rows that share."""
-    (B, G, T, E), (K, R), dtype = x.shape, c.shape[1:3], x.dtype
+    (B, G, T, E), (K, R), S, dtype = x.shape, c.shape[1:3], b.shape[-1], x.dtype
     if chunk < 1 or K < 1 or G % K:
         raise ValueError(f"chunk={chunk} and {K} keys for {G} rows: a chunk has a position, and rows share evenly")
-    wide, states = whole_vectors(E, dtype), whole_vectors(b.shape[3], dtype)
+    wide, states = whole_vectors(E, dtype), whole_vectors(S, dtype)
     threads, sharing = useful_threads(x.numel() * states), G // K
     divisible = sharing if sharing > 1 else wide // whole_vectors(1, dtype)
     parts = min(divisible, -(-threads * sharing // max(B * G, 1)))  # idle threads take a share of rows or channels
     inputs: dict[str, Memory | list[int]] = {
-        "x": Memory(filled(x, wide), (B, G, T, wide), dtype),
+        "x": Memory(filled(x, wide, (B, G, T, E)), (B, G, T, wide), dtype),
         "log": Memory(log.contiguous(), (B, G, T), dtype),
-        "b": Memory(filled(b, states), (B, K, T, states), dtype),
-        "c": Memory(filled(c, states), (B, K, R, T, states), dtype),
+        "b": Memory(filled(b, states, (B, K, T, S)), (B, K, T, states), dtype),
+        "c": Memory(filled(c, states, (B, K, R, T, S)), (B, K, R, T, states), dtype),
         "sizes": [B * G, sharing, R, T, states, wide, chunk, parts, threads],
     }
     return inputs, (wide, states, parts, sharing)
 
 
-def _turned(state: Tensor, wide: int, states: int) -> Tensor:
-    """A state (E, S) as the kernel keeps it, (S, E) in whole vectors."""
-    return filled(filled(state, states).transpose(-1, -2), wide)
+def _turned(state: Tensor, wide: int, states: int, shape: tuple[int, int, int, int]) -> Tensor:
+    """A state (B, G, E, S) of this shape as the kernel keeps it, (B, G, S, E) in whole vectors."""
+    B, G, E, _ = shape
+    return filled(filled(state, states, shape).transpose(-1, -2), wide, (B, G, states, E))

@@ -43,7 +43,7 @@ def forward(
     """Output, last state and, if asked for, the states that `backward` starts its chunks from."""
     inputs, wide, dtype = _inputs(u, delta, a, b, c), whole_vectors(u.shape[-1], u.dtype), u.dtype
     B, G, M, E = u.shape
-    last = filled(state.transpose(-1, -2), wide).clone()
+    last = filled(state.transpose(-1, -2), wide, (B, G, STATES, E)).clone()
     y = u.new_empty(*c.shape[:-1], wide)
     chunks = -(-M // constant("selective_scan", "scan_chunk"))
     states = u.new_empty(B, G, chunks, STATES, wide) if checkpoints else None
@@ -81,7 +81,7 @@ def backward(
         "selective_scan",
         f"scan_backward_{NAMES[dtype]}",
         **inputs,
-        dy=Memory(filled(grad, wide), (*c.shape[:-1], wide), dtype),
+        dy=Memory(filled(grad, wide, (*c.shape[:-1], E)), (*c.shape[:-1], wide), dtype),
         states=Memory(states, (B, G, chunks, STATES, wide), dtype),
         du=Memory(du, shape, dtype),
         ddelta=Memory(ddelta, shape, dtype),
@@ -106,9 +106,9 @@ def _inputs(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> dict[s
     wide = whole_vectors(E, dtype)
     threads = useful_threads(u.numel() * STATES)
     return {
-        "u": Memory(filled(u, wide), (B, G, M, wide), dtype),
-        "delta": Memory(filled(delta, wide), (B, G, M, wide), dtype),
-        "a": Memory(filled(a.transpose(-1, -2), wide), (G, STATES, wide), dtype),
+        "u": Memory(filled(u, wide, (B, G, M, E)), (B, G, M, wide), dtype),
+        "delta": Memory(filled(delta, wide, (B, G, M, E)), (B, G, M, wide), dtype),
+        "a": Memory(filled(a.transpose(-1, -2), wide, (G, STATES, E)), (G, STATES, wide), dtype),
         "b": Memory(b.contiguous(), (B, G, M, STATES), dtype),
         "c": Memory(c.contiguous(), (B, G, R, N, STATES), dtype),
         "sizes": [B * G, G, R, M, N, wide, threads],

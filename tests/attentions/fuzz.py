@@ -27,6 +27,7 @@ from attentions.controls import RandomSupport
 
 CLASSES: dict[str, type[Attention]] = {**BACKENDS, "random_support": RandomSupport}
 ROWS = 24  # judged of a long call
+BUILD_LIMIT_S = 3000.0  # sanitizers make a kernel a minute's work, and the machine may be busy
 Inputs = tuple[Tensor, Tensor, Tensor]
 
 
@@ -201,6 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--calls", type=int, required=True)
     parser.add_argument("--backends", nargs="*", default=list(CLASSES))
     chosen = parser.parse_args(arguments)
+    native.BUILD_LIMIT_S = native.LOCK_LIMIT_S = BUILD_LIMIT_S
     seen: Counter[str] = Counter()
     mismatches = []
     for i in range(chosen.calls):
