@@ -47,7 +47,8 @@ NEEDED: dict[str, list[str]] = {
     "harness.regress": ["no-such-run", "--baseline", "no-such-baseline.json"],
     "lsh_bitnet.evaluate": [str(ROOT / "lsh_bitnet/configs/wt2_bitnet_full.yaml")],
     "lsh_v2.pipeline_data": [str(ROOT / "lsh_v2/quick.yml"), "out", "train.jsonl", "eval.jsonl"],
-    "models.tiny_bitnet": ["--work", "work"],
+    "models.tiny_bitnet": ["--work", "work", "--out", "out"],
+    "models.written_induction": ["--out", "out"],
     "tasks.synthetic": ["examples.jsonl"],
 }
 REFUSED_S = 120.0  # a wrong value is found before any work
