@@ -11,7 +11,7 @@ from lsh_v2.generation import generate
 from lsh_v2.loss import IGNORED
 from tests.lsh_v2.small import VOCABULARY, small_model, token_ids
 
-FIRST = torch.tensor([0, 5, 9])
+FIRST = torch.tensor([5, 0, 9])
 KINDS: list[dict[str, Any]] = [
     {"attention": "flash"},
     {"attention": "flash", "use_ponder": False, "reversible": False, "latent": False},
@@ -78,6 +78,7 @@ def test_an_embedding_that_is_nan_matters_only_where_it_is_read() -> None:
     # Logits of the token itself are NaN, whatever is read; those of all others are as they were.
     found = model(ids.masked_fill(pad, VOCABULARY - 1), first=FIRST)["logits"][..., : VOCABULARY - 1]
     assert torch.equal(found[~pad], want["logits"][..., : VOCABULARY - 1][~pad])
+    assert found.isfinite().all()
 
 
 @pytest.mark.parametrize("attention", ["flash", "hyper"])
@@ -127,3 +128,12 @@ def test_ignored_labels_stay_ignored() -> None:
     one, two = (model(padded(0), labels, first=first)["cross_entropy"] for first in (FIRST, torch.zeros(3).long()))
     assert torch.isfinite(one)
     assert not torch.equal(one, two)
+
+
+def test_the_auxiliary_loss_is_that_of_the_real_part() -> None:
+    model = small_model(attention="lsh_v2", auxiliary_weight=1.0).train()
+    begin = int(FIRST[0])
+    with_padding = model(padded(0)[:1], padded(0)[:1], first=FIRST[:1])["auxiliary_loss"]
+    alone = model(padded(0)[:1, begin:], padded(0)[:1, begin:])["auxiliary_loss"]
+    torch.testing.assert_close(with_padding, alone, rtol=1e-6, atol=1e-6)
+    assert alone.abs() > 0
