@@ -13,7 +13,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attentions.base import Attention, Cost, Problem, Stream
-from attentions.inputs import hide_padding
 from attentions.recurrence_definition import naive_both_ways, unrolled
 from attentions.recurrence_terms import Terms, at_least_float32, both_ways
 
@@ -54,13 +53,14 @@ class Recurrence(Attention):
         first: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B H N E"]:
         learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+        del first  # a call hides padding: a value of zero leaves the state at zero, a query of zero reads zero
         if self.causal and q.shape[2] == k.shape[2] and not learns:
-            return self._by_segments(q, k, v, first)
-        terms = self._terms(q, k, v, first, at_least_float32(q.dtype))
+            return self._by_segments(q, k, v)
+        terms = self.terms(*(x.to(at_least_float32(x.dtype)) for x in (q, k, v)))
         out = both_ways(terms, lambda t: self.scan(t)[0], causal=self.causal)
-        return hide_padding(out.flatten(1, 2), first, k.shape[2] - q.shape[2]).to(q.dtype)
+        return out.flatten(1, 2).to(q.dtype)
 
-    def _by_segments(self, q: Tensor, k: Tensor, v: Tensor, first: Tensor | None) -> Tensor:
+    def _by_segments(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """A segment after another from the state of the one before, so that no step makes memory of the whole length.
 
         Terms of a million tokens are gigabytes of fresh pages, whose first touch took 0.4 of the time.
@@ -68,7 +68,7 @@ class Recurrence(Attention):
         out, state = v.new_empty(*q.shape[:3], v.shape[3]), None
         for start in range(0, q.shape[2], SEGMENT):
             piece = slice(start, start + SEGMENT)
-            parts = (hide_padding(x[:, :, piece], first, start).to(at_least_float32(x.dtype)) for x in (q, k, v))
+            parts = (x[:, :, piece].to(at_least_float32(x.dtype)) for x in (q, k, v))
             found, state = self.scan(self.terms(*parts), state)
             out[:, :, piece] = found.flatten(1, 2)
         return out
@@ -83,7 +83,6 @@ class Recurrence(Attention):
         rows: Int[Tensor, " R"] | None = None,
     ) -> Float[Tensor, "B H R E"]:
         """The recurrence in float64: all rows position by position, named ones by what it adds up to."""
-        k, v = (hide_padding(x, first) for x in (k, v))
         at = torch.arange(q.shape[2], device=q.device) if rows is None else rows.to(q.device)
         if rows is None:
             out = naive_both_ways(self.terms(q.double(), k.double(), v.double()), causal=self.causal).flatten(1, 2)
@@ -138,11 +137,6 @@ class Recurrence(Attention):
     def draw(self) -> torch.Generator:
         """The source of the fixed projections: a function of the seed alone."""
         return torch.Generator().manual_seed(self.seed)
-
-    def _terms(self, q: Tensor, k: Tensor, v: Tensor, first: Tensor | None, dtype: torch.dtype) -> Terms:
-        q = hide_padding(q, first, k.shape[2] - q.shape[2])
-        k, v = (hide_padding(x, first) for x in (k, v))  # a value of zero leaves the state at zero
-        return self.terms(*(x.to(dtype) for x in (q, k, v)))
 
 
 class RecurrentStream(Stream):
