@@ -41,7 +41,7 @@ def exact(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (64, 64), (67, 67), (101, 101), (13, 101), (1, 67)])
 @pytest.mark.parametrize("settings", [{"block_size": 128, "min_seq_len": 8}, {"block_size": 4, "min_seq_len": 128}])
 def test_blocks_or_leaves_of_the_whole_length_are_exact(
-    settings: dict[str, int], queries: int, keys: int, causal: bool
+    settings: dict[str, Any], queries: int, keys: int, causal: bool
 ) -> None:
     q, k, v = sample(queries, keys)
     out, lse = HyperAttention(8, sample_size=4, **settings)(q, k, v, causal=causal, return_lse=True)
