@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from harness.metrics import METRICS
 from harness.report.facts import ClassFacts, RunFacts
@@ -91,8 +91,15 @@ class Curve:
             samples = self.series.times() if name == "time_s" else self.series.quantity(name)
             positive = {n: rounds for n, rounds in samples.items() if min(map(min, rounds)) > 0}
             enough = len(positive) >= _LEAST_SIZES
-            self._fits[name] = fit_scaling(positive, draws=self.draws) if enough else None
+            frozen = tuple((n, tuple(map(tuple, rounds))) for n, rounds in positive.items())
+            self._fits[name] = _fit(frozen, self.draws) if enough else None
         return self._fits[name]
+
+
+@lru_cache(maxsize=1024)
+def _fit(samples: tuple[tuple[int, tuple[tuple[float, ...], ...]], ...], draws: int) -> Fit:
+    """Fits of equal samples once: many series count the same comparisons and bytes."""
+    return fit_scaling(dict(samples), draws=draws)
 
 
 @dataclass(frozen=True)
