@@ -84,9 +84,9 @@ class Prompts:
         while True:
             half = room // 2
             cut = self.decode(ids[:half]).rstrip(BROKEN) + self.decode(ids[len(ids) - half :]).lstrip(BROKEN)
-            if (excess := self.count(cut) - tokens) <= 0:
+            if (length := self.count(cut)) <= tokens:
                 return cut
-            room = max(0, room - excess)
+            room = min(room - 1, room * tokens // length)
 
     def _encode(self, text: str) -> list[int]:
         try:

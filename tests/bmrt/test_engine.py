@@ -233,3 +233,21 @@ def test_halves_of_characters_are_refused() -> None:
     for tokenizer in (ByteTokenizer(), byte_level()):
         with pytest.raises(ValueError, match="half of a character"):
             Prompts(tokenizer).split("left\ud800right", "What?")
+
+
+def test_a_cut_text_that_is_encoded_longer_again_is_cut_further() -> None:
+    class Unsure:
+        """Letters, and for all else one token whose text is five letters."""
+
+        bos_token_id = eos_token_id = chat_template = None
+
+        def encode(self, text: str, **options: bool) -> list[int]:
+            return [ord(letter) if letter.isascii() else 0 for letter in text]
+
+        def decode(self, tokens: list[int], **options: bool) -> str:
+            return "".join(chr(token) if token else "<unk>" for token in tokens)
+
+    prompts = Prompts(Unsure())
+    for tokens in range(30):
+        cut = prompts.middle_cut("aé" * 40, tokens)
+        assert tokens - 12 <= prompts.count(cut) <= tokens
