@@ -130,6 +130,17 @@ def test_readme_draws_the_tree_that_is_there() -> None:
     assert all((ROOT / name).is_dir() for name in drawn)
 
 
+@pytest.mark.parametrize("package", ["lsh_bitnet", "lsh_v2", "bmrt", "transformer_vq", "hyper_attn"])
+def test_readme_maps_the_original_project_to_files_that_are_there(package: str) -> None:
+    lines = (ROOT / package / "README.md").read_text(encoding="utf8").splitlines()
+    right = [line.split("|")[2] for line in lines if line.startswith("|") and line.count("|") == 3]
+    named = {
+        path for cell in right for path in re.findall(r"(?:`|\]\()(?:\.\./)?([\w/]+/(?:\w+\.(?:py|cpp))?)[`)]", cell)
+    }
+    assert named, "it maps no module"
+    assert not [path for path in named if not (ROOT / path).exists()]
+
+
 def test_no_file_names_a_path_of_one_machine() -> None:
     """Nothing committed depends on where somebody's checkout lies."""
     pattern = re.compile(r"(?<![\w.])/(work|root|home/\w+|Users/\w+)/")
