@@ -115,8 +115,8 @@ class Stream(ABC):
             with autocast_off(q):
                 return self.advance(q, k, v)
 
-    def reorder(self, index: Int[Tensor, " B"]) -> None:
-        """Keep the sequences that `index` names, in its order (beam search).
+    def reorder(self, index: Tensor) -> None:
+        """Keep the sequences that `index` (B,) names, in its order (beam search).
 
         Raises ValueError for an index that is no vector of integers from 0 to the batch's size - 1.
         """
