@@ -76,13 +76,8 @@ def _facts(
     here = machine.describe(ceilings.pop("gpu"))
     before = folder.facts
     there = before.get("machine", {}).get("name", here.name)
-    if there != here.name and there == machine.common_name(here.gpu, here.cpu, here.cores, here.memory_bytes):
-        raise FolderError(
-            f"--resume: {folder.path} does not say which processor of the name {here.cpu} it was measured on, so it "
-            f"cannot be told from this one; measure in a new folder"
-        )
-    if there != here.name:
-        raise FolderError(f"--resume: {folder.path} was measured on {there}; this machine is {here.name}")
+    if why := machine.why_other(here, there):
+        raise FolderError(f"--resume: {folder.path} {why}")
     commit, dirty = machine.commit()
     return {
         "run": before.get("run") or (earlier[0].run if earlier else new_name()),

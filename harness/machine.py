@@ -89,6 +89,15 @@ def common_name(gpu: str, cpu: str, count: int, memory_bytes: float) -> str:
     return "-".join(slug for part in parts if (slug := _slug(part)))
 
 
+def why_other(here: Machine, name: str) -> str:
+    """Why what was measured on the machine of that name cannot go on here, to end a sentence; empty if it can."""
+    if name == here.name:
+        return ""
+    if name == common_name(here.gpu, here.cpu, here.cores, here.memory_bytes):
+        return f"does not say which {here.cpu} it was measured on, so it may be another one; measure in a new folder"
+    return f"was measured on {name}; this machine is {here.name}"
+
+
 def versions() -> dict[str, str]:
     """Version of Python and of each installed library that can change a measurement."""
     found = {"python": platform.python_version()}

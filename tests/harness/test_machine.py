@@ -67,6 +67,17 @@ def test_what_does_not_decide_speed_is_not_in_the_name(tmp_path: Path, monkeypat
     assert told(monkeypatch, tmp_path).name == told(monkeypatch, tmp_path, flags=f"tsc {V4} constant_tsc").name
 
 
+def test_a_run_goes_on_only_on_a_machine_that_is_told_to_be_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = told(monkeypatch, tmp_path)
+    assert machine.why_other(here, here.name) == ""
+    older = machine.common_name("", here.cpu, here.cores, here.memory_bytes)
+    assert "does not say which AMD EPYC it was measured on" in machine.why_other(here, older)
+    other = told(monkeypatch, tmp_path, flags=V3)
+    assert machine.why_other(other, here.name) == f"was measured on {here.name}; this machine is {other.name}"
+
+
 def test_a_system_that_tells_nothing_has_a_name_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "absent")
     monkeypatch.setattr(machine, "CACHES", tmp_path / "absent")
