@@ -20,6 +20,7 @@ from harness.names import is_path
 from harness.plan import Planned, expand
 from harness.plan_checks import build_mistakes
 from harness.rows import Case
+from harness.subjects import subject_content
 
 PLANNING_S = 600.0  # limit of building each class at its longest length, when each alone has been built in time
 SAID = ("paper", "exact", "approximates", "claimed_time", "causality")
@@ -36,11 +37,15 @@ class ClassFacts:
 
 @dataclass(frozen=True)
 class Plan:
-    """The cases of a sweep, facts of each backend, and how looking at an outsider ended where that failed."""
+    """The cases of a sweep, facts of each backend, and how looking at an outsider ended where that failed.
+
+    `contents` has what each subject named by a path reads, where it says so.
+    """
 
     planned: Sequence[Planned]
     classes: Mapping[str, ClassFacts]
     faults: Mapping[str, Outcome] = field(default_factory=dict)
+    contents: Mapping[str, str] = field(default_factory=dict)
 
     def fault(self, case: Case) -> Outcome | None:
         """The outcome that a case has because of what it names."""
@@ -70,7 +75,8 @@ def make_plan(config: Config, executor: Executor, *, stages: bool = False) -> Pl
     if made.answer["mistakes"]:
         raise ConfigError(made.answer["mistakes"])
     planned = [Planned(Case(**case), rounds) for case, rounds in made.answer["planned"]]
-    return Plan(planned, {name: ClassFacts(**facts) for name, facts in made.answer["classes"].items()}, faults)
+    classes = {name: ClassFacts(**facts) for name, facts in made.answer["classes"].items()}
+    return Plan(planned, classes, faults, made.answer["contents"])
 
 
 def plan_here(planned: Sequence[Planned]) -> Plan:
@@ -119,8 +125,10 @@ def plan_in_child(*, config: dict[str, Any], faulty: list[str], stages: bool) ->
         sound = [one for one in planned if one.case.backend not in faulty]
         planned = [*component_cases(sound), *(one for one in planned if one.case.backend in faulty)]
     backends = {one.case.backend: None for one in planned}
+    subjects = {one.case.subject: None for one in planned if is_path(one.case.subject)}
     return {
         "mistakes": [],
         "planned": [[one.case.model_dump(), one.rounds] for one in planned],
         "classes": {name: asdict(facts_of(name, faulty)) for name in backends},
+        "contents": {name: subject_content(name) for name in subjects if name not in faulty},
     }

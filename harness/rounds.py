@@ -221,6 +221,7 @@ class Rounds:
                     source_hash(*dict.fromkeys([*_module(case.backend), self._plan.classes[case.backend].module])),
                     source_hash("harness.measure", *_module(SUBJECTS.get(case.subject, case.subject))),
                     identity(case.inputs),
+                    self._plan.contents.get(case.subject, ""),
                 )
             )
         return case.digest(self._all.environment, self._identities[names])

@@ -87,7 +87,11 @@ class Trial(ABC):
 
 
 class Subject(Protocol):
-    """A kind of thing to measure."""
+    """A kind of thing to measure.
+
+    One that reads files of its own, such as a model's weights, has a `content()` too: a hash of them, so that rows of
+    other files are not taken for its own when a run goes on.
+    """
 
     def setup(self, case: Case, store: Store, key: str) -> Trial:
         """Make a case ready to run, outside the clock. Raises `Unsupported` where it cannot.
@@ -101,3 +105,9 @@ def subject_of(name: str) -> Subject:
     """The subject behind a name in `SUBJECTS` or a path. Raises ValueError where there is none."""
     found: Any = import_path(SUBJECTS.get(name, name))
     return found()
+
+
+def subject_content(name: str) -> str:
+    """A hash of the files that the subject behind a path reads, "" where it names none. Raises as `subject_of`."""
+    content = getattr(subject_of(name), "content", None)
+    return "" if content is None else content()

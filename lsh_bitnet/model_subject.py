@@ -32,7 +32,7 @@ from harness.rows import Case
 from harness.subjects import Facts, Finding, Trial, Unsupported
 from lsh_bitnet.answers import measure_forced
 from lsh_bitnet.dispatch import MODEL_DECIDES, Dispatch
-from lsh_bitnet.models import Loaded, load_model
+from lsh_bitnet.models import Loaded, content_of, load_model
 from lsh_bitnet.perplexity import Perplexity, measure_perplexity
 from lsh_bitnet.swap import Swap, attend_with
 from tasks.corpora import load_corpus
@@ -54,6 +54,10 @@ class ModelSubject:
     def task(self, loaded: Loaded, n: int) -> Task | None:
         """What accuracy is taken on; None takes none."""
         return Needles(n, wording="short", tokenizer=loaded.tokenizer, seed=1)
+
+    def content(self) -> str:
+        """The model's weights, configuration and tokenizer, as a hash."""
+        return content_of(self.model)
 
     def setup(self, case: Case, store: Store, key: str) -> Trial:
         if case.mode != "forward" or not case.causal:

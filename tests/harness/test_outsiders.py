@@ -152,3 +152,18 @@ def test_a_sound_outsider_is_planned_as_one_of_the_project_s_own(executor: Execu
 def test_nothing_is_started_for_a_configuration_without_outsiders(executor: Executor) -> None:
     plan = make_plan(config(), None)  # type: ignore[arg-type]
     assert outcomes(plan) == {"vanilla": ("", "")}
+
+
+def test_what_a_subject_reads_is_part_of_its_plan(
+    executor: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    weights = tmp_path / "weights"
+    (tmp_path / "reader.py").write_text(
+        f"class Reads:\n    def content(self):\n        return open({str(weights)!r}).read()\nclass Silent: pass\n"
+    )
+    weights.write_text("one")
+    plan = make_plan(config(subject=["reader:Reads", "reader:Silent"]), executor)
+    assert plan.contents == {"reader:Reads": "one", "reader:Silent": ""}
+    weights.write_text("two")
+    assert make_plan(config(subject=["reader:Reads"]), executor).contents == {"reader:Reads": "two"}

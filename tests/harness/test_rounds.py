@@ -76,6 +76,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
         environment: str = "here",
         check: Callable[[], None] = lambda: None,
         faults: dict[str, Outcome] | None = None,
+        contents: dict[str, str] | None = None,
     ) -> list[Row]:
         monkeypatch.setattr(time, "monotonic", lambda: executor.now)
         budget = Budget(case_s=60.0, memory_gb=1.0, total_s=total_s)
@@ -83,7 +84,8 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
         earlier = read_rows(tmp_path)
         journal = Journal(tmp_path)
         try:
-            made, pretending = replace(plan_here(planned), faults=faults or {}), cast(Executor, executor)
+            made = replace(plan_here(planned), faults=faults or {}, contents=contents or {})
+            pretending = cast(Executor, executor)
             rounds = Rounds(made, circumstances, journal, pretending, tmp_path, PlainLog(), earlier)
             rounds.prime()
             rounds.run(check)
@@ -227,6 +229,13 @@ def test_resuming_measures_nothing_twice_and_loses_nothing(sweep: Any) -> None:
     assert len(again.asked) == 9 - 4
     found = [(row.key, row.round) for row in rows]
     assert len(found) == len(set(found)) == 9
+
+
+def test_a_subject_that_reads_other_files_is_measured_anew(sweep: Any) -> None:
+    for content, asked in (("one", 3), ("one", 0), ("two", 3), ("one", 0)):
+        executor = Pretending(ok)
+        sweep(executor, plan(), contents={"attention": content})
+        assert len(executor.asked) == asked
 
 
 def test_another_environment_is_measured_anew(sweep: Any) -> None:
