@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.config_source import LONGEST_PATH, shortened
-from harness.journal import ROWS, read_rows
-from harness.report import write_report
+from harness.journal import ROWS, latest, read_rows
+from harness.report.facts import read_facts
+from harness.report.render import write_rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,9 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not folder.is_dir():
             raise ValueError(f"{shortened(str(folder), LONGEST_PATH)}: there is no such folder")
-        if not read_rows(folder):
+        facts, rows = read_facts(folder), latest(read_rows(folder))
+        if not rows:
             raise ValueError(f"{folder / ROWS}: there are no rows in it; measure something first")
-        paths = write_report(folder)
+        paths = write_rows(folder, facts, rows)
     except (ValueError, OSError) as error:
         print(f"harness.report: {error}", file=sys.stderr)
         return 2

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import re
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -13,11 +14,12 @@ from markupsafe import Markup
 
 from harness.journal import latest, read_rows
 from harness.report.document import build_document
-from harness.report.facts import read_facts
+from harness.report.facts import RunFacts, read_facts
 from harness.report.keys import key, symbols
 from harness.report.palette import COLOURS
 from harness.report.pieces import Document
 from harness.report.svg import drawable
+from harness.rows import Row
 
 _MARKDOWN_SPECIAL = re.compile(r"[\\`*\[\]<>|#~&\r\n]|(?<![^\W_])_|_(?![^\W_])")
 _MARKDOWN_ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "\r": " ", "\n": " "}
@@ -28,8 +30,12 @@ def write_report(folder: Path) -> tuple[Path, Path]:
 
     Returns their paths. Raises ValueError where one of the inputs is missing or unreadable.
     """
-    facts = read_facts(folder)
-    document = build_document(latest(read_rows(folder)), facts)
+    return write_rows(folder, read_facts(folder), latest(read_rows(folder)))
+
+
+def write_rows(folder: Path, facts: RunFacts, rows: Sequence[Row]) -> tuple[Path, Path]:
+    """`write_report` for what has been read."""
+    document = build_document(rows, facts)
     html, markdown = folder / "report.html", folder / "report.md"
     _replace(html, render_html(document))
     _replace(markdown, render_markdown(document))

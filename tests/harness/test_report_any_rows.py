@@ -173,7 +173,7 @@ def test_a_line_that_is_cut_or_nested_without_end_is_skipped_and_named(
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write("[" * 100_000 + '\n{"schema": 1, "n": 51')
     assert main([str(tmp_path)]) == 0
-    assert [record.getMessage().partition("rows.jsonl ")[2] for record in caplog.records[:2]] == [
+    assert [record.getMessage().partition("rows.jsonl ")[2] for record in caplog.records] == [
         "line 3 is torn and is skipped",
         "line 4 is torn and is skipped",
     ]
