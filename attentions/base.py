@@ -24,7 +24,6 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from attentions.inputs import (
-    autocast_off,
     check_first,
     check_index,
     check_inputs,
@@ -35,6 +34,7 @@ from attentions.inputs import (
     without_padding,
 )
 from attentions.reference import causal_pairs, softmax_attention
+from transformer_vq.precision import without_autocast
 
 # Relative error (Frobenius norm of the difference over that of the naive output) that plain softmax
 # attention makes in each precision with room for a factor of two, after flash-attention's own tests.
@@ -112,7 +112,7 @@ class Stream(ABC):
             return empty_output(self._checks, q, k, v)
         with lasting():
             q, k, v = (x.clone() if x.is_inference() else x for x in whole_vectors(q, k, v))
-            with autocast_off(q):
+            with without_autocast(q.device):
                 return self.advance(q, k, v)
 
     def reorder(self, index: Tensor) -> None:
@@ -156,7 +156,7 @@ def checked(method: Callable[..., Any]) -> Callable[..., Any]:
             return _without_rows(method.__name__, self, given, count)
         if first is not None:
             given = without_padding(*given, first=first)
-        with autocast_off(q):
+        with without_autocast(q.device):
             return method(self, *given, **options)
 
     return run

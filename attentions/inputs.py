@@ -134,16 +134,6 @@ def without_padding(q: Tensor, *keyed: Tensor, first: Tensor) -> tuple[Tensor, .
 
 
 @contextlib.contextmanager
-def autocast_off(x: Tensor) -> Iterator[None]:
-    """Operations on this tensor's device keep their dtype."""
-    if not under_autocast(x):
-        yield
-        return
-    with torch.autocast(x.device.type, enabled=False):
-        yield
-
-
-@contextlib.contextmanager
 def lasting() -> Iterator[None]:
     """What is made inside is no inference tensor, so that it can be written to later, in whatever mode."""
     if not torch.is_inference_mode_enabled():
