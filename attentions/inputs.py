@@ -91,6 +91,21 @@ def check_first(first: Tensor, q: Tensor, k: Tensor) -> None:
             raise ValueError(f"first holds {wrong[0]}: it must be from 0 to the number of keys, {k.shape[2]}")
 
 
+def check_tokens(x: Tensor, weight: Tensor, *, first: Tensor | None = None, rows: Tensor | None = None) -> None:
+    """Raise ValueError unless x (B, N, C), `first` and `rows` fit a block whose projection has `weight` (_, C)."""
+    width = weight.shape[1]
+    if x.ndim != 3 or x.shape[2] != width:
+        raise ValueError(f"x has shape {tuple(x.shape)}: it must be (B, N, {width}), batch, tokens and model_dim")
+    if x.device != weight.device:
+        raise ValueError(f"x is on {x.device} and the block's weights on {weight.device}: they must be on one device")
+    if x.dtype != weight.dtype and not (x.is_floating_point() and under_autocast(x)):
+        raise ValueError(f"x is {x.dtype} and the block's weights are {weight.dtype}: they must have one dtype")
+    if first is not None:
+        check_first(first, x[:, None], x[:, None])
+    if rows is not None:
+        check_index("rows", rows, x.shape[1])
+
+
 def check_index(name: str, index: Tensor, size: int) -> None:
     """Raise ValueError unless `index` is a vector of integers from 0 to size - 1."""
     if index.dtype not in INTEGERS or index.ndim != 1:

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from attentions.base import Attention, require
+from attentions.inputs import check_tokens
 
 
 def rotate(x: Float[Tensor, "B H N D"], base: float = 10_000.0) -> Float[Tensor, "B H N D"]:
@@ -52,7 +53,11 @@ class AttentionLayer(nn.Module):
         return rotate(q), rotate(k), v
 
     def forward(self, x: Float[Tensor, "B N C"], *, first: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B N C"]:
-        """One attention layer, x (B, N, model_dim) to the same shape; `first` as in `Attention.forward`."""
+        """One attention layer, x (B, N, model_dim) to the same shape; `first` as in `Attention.forward`.
+
+        Raises ValueError for tokens and padding that do not fit it.
+        """
+        check_tokens(x, self.to_q.weight, first=first)
         return self.to_out(rearrange(self.attention(*self.project(x), first=first), "b h n e -> b n (h e)"))
 
     def naive(
@@ -63,5 +68,6 @@ class AttentionLayer(nn.Module):
         rows: Int[Tensor, " R"] | None = None,
     ) -> Float[Tensor, "B R C"]:
         """The same layer with the attention's definition, its last steps in float64."""
+        check_tokens(x, self.to_q.weight, first=first, rows=rows)
         out = self.attention.naive(*self.project(x), first=first, rows=rows)
         return rearrange(out, "b h r e -> b r (h e)") @ self.to_out.weight.double().T

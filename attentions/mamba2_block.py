@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from attentions.base import require
-from attentions.inputs import hide_padding
+from attentions.inputs import check_tokens, hide_padding
 from attentions.mixers import CONVOLUTION, LINEAR, SILU, check_mixer, copy_weights
 from attentions.recurrence import published_steps, softplus
 from attentions.recurrence_definition import naive_both_ways
@@ -145,7 +145,11 @@ class Mamba2Block(nn.Module):
         return mixer
 
     def forward(self, x: Float[Tensor, "B N C"], *, first: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B N C"]:
-        """The whole block; positions before `first` are padding and give zeros."""
+        """The whole block; positions before `first` are padding and give zeros.
+
+        Raises ValueError for tokens and padding that do not fit it.
+        """
+        check_tokens(x, self.in_proj.weight, first=first)
         gate, terms = self._terms(x, first)
 
         def scan(t: Terms) -> Tensor:
@@ -161,6 +165,7 @@ class Mamba2Block(nn.Module):
         rows: Int[Tensor, " R"] | None = None,
     ) -> Float[Tensor, "B R C"]:
         """The same block in float64 with the recurrence position by position."""
+        check_tokens(x, self.in_proj.weight, first=first, rows=rows)
         block = copy.deepcopy(self).double()
         rows = torch.arange(x.shape[1], device=x.device) if rows is None else rows
         gate, terms = block._terms(x.double(), first)

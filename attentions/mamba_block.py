@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from attentions.base import require
-from attentions.inputs import hide_padding
+from attentions.inputs import check_tokens, hide_padding
 from attentions.mixers import CONVOLUTION, LINEAR, SILU, check_mixer, copy_weights
 from attentions.recurrence import published_steps, softplus
 from attentions.recurrence_definition import naive_both_ways
@@ -112,7 +112,11 @@ class MambaBlock(nn.Module):
         return mixer
 
     def forward(self, x: Float[Tensor, "B N C"], *, first: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B N C"]:
-        """The whole block; positions before `first` are padding and give zeros."""
+        """The whole block; positions before `first` are padding and give zeros.
+
+        Raises ValueError for tokens and padding that do not fit it.
+        """
+        check_tokens(x, self.in_proj.weight, first=first)
         if self.causal and not torch.is_grad_enabled():
             return self._in_pieces(x, first)
         u, gate, terms = self._terms(x, first)
@@ -131,6 +135,7 @@ class MambaBlock(nn.Module):
         rows: Int[Tensor, " R"] | None = None,
     ) -> Float[Tensor, "B R C"]:
         """The same block in float64 with the recurrence position by position."""
+        check_tokens(x, self.in_proj.weight, first=first, rows=rows)
         block = copy.deepcopy(self).double()
         rows = torch.arange(x.shape[1], device=x.device) if rows is None else rows
         u, gate, terms = block._terms(x.double(), first)
@@ -143,7 +148,7 @@ class MambaBlock(nn.Module):
         A piece begins early by what the convolution looks back, and those positions are dropped.
         """
         state, outs, back = None, [], self.conv1d.kernel_size[0] - 1
-        for start in range(0, x.shape[1], PIECE):
+        for start in range(0, max(x.shape[1], 1), PIECE):
             early = min(start, back)
             u, gate, t = self._terms(x[:, start - early : start + PIECE], first, start - early)
             u, gate = u[:, early:], gate[:, early:]

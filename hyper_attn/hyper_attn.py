@@ -82,13 +82,18 @@ class HyperAttention(Drawn):
         """Attention output, with `return_lse` also the log of the estimated normaliser (float32 at least).
 
         Causal queries are the last N of the M positions. Half precision is computed in float32. Raises
-        ValueError for heads that are no multiple of the key heads and for more causal queries than keys.
+        ValueError for tensors that do not fit the settings or each other, for no keys, for heads that are no multiple
+        of the key heads and for more causal queries than keys.
         """
         q, k, v = query, key, value
-        if q.shape[1] % k.shape[1]:
-            raise ValueError(f"heads={q.shape[1]} is not allowed: it must be a multiple of {k.shape[1]} key heads")
-        if causal and q.shape[2] > k.shape[2]:
-            raise ValueError(f"queries={q.shape[2]} is not allowed: causal attention needs at most {k.shape[2]}")
+        self._check(q, k, v, causal)
+        if not q.shape[:3].numel():
+            out = q.new_zeros(*q.shape[:3], v.shape[3]) + 0 * (q.sum() + k.sum() + v.sum())
+            return (
+                (out, out.to(torch.promote_types(out.dtype, torch.float32)).sum(-1, keepdim=True))
+                if return_lse
+                else out
+            )
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         selection, leaves = self.select(q, k, causal)
         dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -99,6 +104,30 @@ class HyperAttention(Drawn):
         out, lse = _Attend.apply(*wide, scale, selection, leaves)  # type: ignore[misc]
         out = out[..., : v.shape[-1]].to(q.dtype)
         return (out, lse.unsqueeze(-1)) if return_lse else out
+
+    def _check(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> None:
+        """Raise ValueError for what kernels and indices would read wrongly."""
+        mixed = torch.amp.is_autocast_available(q.device.type) and torch.is_autocast_enabled(q.device.type)
+        for name, x in {"query": q, "key": k, "value": v}.items():
+            if x.ndim != 4 or not x.is_floating_point() or x.device != q.device or (x.dtype != q.dtype and not mixed):
+                raise ValueError(
+                    f"{name} of shape {tuple(x.shape)}, {x.dtype} on {x.device}, is not allowed: it must have four "
+                    f"axes and floating-point numbers of the query's type, {q.dtype} on {q.device}"
+                )
+        (batch, heads), (key_heads, keys), width = q.shape[:2], k.shape[1:3], self.lsh.projections.shape[1]
+        for name, x, wanted in (
+            ("query", q, (batch, heads, q.shape[2], width)),
+            ("key", k, (batch, key_heads, keys, width)),
+            ("value", v, (batch, key_heads, keys, v.shape[3])),
+        ):
+            if x.shape != wanted:
+                raise ValueError(f"{name} of shape {tuple(x.shape)} is not allowed: it must be {wanted}")
+        if not key_heads or heads % key_heads:
+            raise ValueError(f"heads={heads} is not allowed: it must be a multiple of {key_heads} key heads")
+        if causal and q.shape[2] > keys:
+            raise ValueError(f"queries={q.shape[2]} is not allowed: causal attention needs at most {keys}")
+        if q.shape[2] and not keys:
+            raise ValueError("keys=0 is not allowed: queries need a key at least")
 
     def select(
         self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], causal: bool

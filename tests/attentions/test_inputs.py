@@ -9,6 +9,7 @@ import textwrap
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from attentions import Attention, Problem, build
 from attentions.vanilla import Vanilla
@@ -58,6 +59,59 @@ def test_refusal_of_padding_says_where_it_may_end(attention: Attention, first: l
     for call in (attention, attention.naive):
         with pytest.raises(ValueError, match=says):
             call(*sample(), first=torch.tensor(first))
+
+
+@pytest.fixture(params=["vanilla", "mamba", "mamba2"])
+def block(request: pytest.FixtureRequest) -> Module:
+    return build(request.param, heads=2, head_dim=8).block(16).eval()
+
+
+def test_blocks_refuse_what_does_not_fit() -> None:
+    """In a process of its own: annotations that are checked, as in these tests, would refuse most of it before."""
+    script = textwrap.dedent("""
+        import torch
+        from attentions import build
+
+        x = torch.zeros(2, 13, 16)
+        padding = {
+            "first holds 14: it must be from 0 to": [0, 14],
+            "first holds -1": [-1, 0],
+            "first is torch.int64 of shape (1,)": [1],
+            "first is torch.float32": [0.0, 1.0],
+            "first is torch.bool": [True, False],
+        }
+        tokens = {
+            "x has shape (2, 13, 15): it must be (B, N, 16)": x[..., 1:],
+            "x has shape (13, 16)": x[0],
+            "x has shape (1, 2, 13, 16)": x[None],
+            "x is torch.float64 and the block's weights are torch.float32": x.double(),
+            "x is torch.int64": x.long(),
+            "x is on meta and the block's weights on cpu": x.to("meta"),
+        }
+        wrong = {says: (x, torch.tensor(first)) for says, first in padding.items()}
+        wrong |= {says: (given, None) for says, given in tokens.items()}
+        for name in ("vanilla", "mamba", "mamba2"):
+            block = build(name, heads=2, head_dim=8).block(16).eval()
+            for call in (block, block.naive):
+                for says, (given, first) in wrong.items():
+                    try:
+                        call(given, first=first)
+                    except ValueError as error:
+                        assert says in str(error), f"{name}: {error}, not {says}"
+                    else:
+                        raise AssertionError(f"{name} takes what should be refused: {says}")
+    """)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("shape", [(0, 13, 16), (2, 0, 16), (0, 0, 16)])
+@pytest.mark.parametrize("grad", [True, False])
+def test_blocks_answer_nothing_to_nothing(block: Module, shape: tuple[int, ...], grad: bool) -> None:
+    with torch.set_grad_enabled(grad):
+        for first in (None, torch.zeros(shape[0], dtype=torch.int64)):
+            assert block(torch.zeros(shape), first=first).shape == shape
+            assert block.naive(torch.zeros(shape), first=first).shape == shape
 
 
 def test_rows_outside_the_queries_are_refused(attention: Attention) -> None:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import subprocess
+import sys
+import textwrap
 from typing import Any
 
 import pytest
@@ -233,3 +236,50 @@ def test_impossible_shapes_are_refused() -> None:
         HyperAttention(8)(q, k, v, causal=True)
     with pytest.raises(ValueError, match="heads=3 is not allowed: it must be a multiple of 2 key heads"):
         HyperAttention(8)(q, k[:, :2], v[:, :2])
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    """In a process of its own: annotations that are checked, as in these tests, would refuse much of it before."""
+    script = textwrap.dedent("""
+        import torch
+        from hyper_attn.hyper_attn import HyperAttention
+
+        attention = HyperAttention(8, block_size=8, sample_size=8, min_seq_len=16)
+        q, k, v = torch.randn(2, 4, 60, 8), torch.randn(2, 2, 60, 8), torch.randn(2, 2, 60, 5)
+        wrong = {
+            "value of shape (2, 2, 40, 5)": (q, k, v[:, :, :40]),
+            "key of shape (1, 2, 60, 8)": (q, k[:1], v[:1]),
+            "value of shape (1, 2, 60, 5)": (q, k, v[:1]),
+            "value of shape (2, 1, 60, 5)": (q, k, v[:, :1]),
+            "key of shape (2, 2, 60, 4)": (q, k[..., :4], v),
+            "query of shape (2, 4, 60, 4)": (q[..., :4], k[..., :4], v),
+            "query of shape (4, 60, 8)": (q[0], k[0], v[0]),
+            "torch.float64 on cpu": (q, k.double(), v),
+            "torch.int64 on cpu": (q.long(), k.long(), v.long()),
+            "torch.float32 on meta": (q, k.to("meta"), v),
+            "multiple of 0 key heads": (q, k[:, :0], v[:, :0]),
+            "multiple of 3 key heads": (q, k[:, :1].repeat(1, 3, 1, 1), v[:, :1].repeat(1, 3, 1, 1)),
+        }
+        for says, given in wrong.items():
+            for causal in (True, False):
+                try:
+                    attention(*given, causal=causal)
+                except ValueError as error:
+                    assert says in str(error), f"{error}, not {says}"
+                else:
+                    raise AssertionError(f"taken, though it should be refused: {says}")
+        try:
+            attention(q, k[:, :, :0], v[:, :, :0])
+        except ValueError as error:
+            assert "keys=0" in str(error)
+        else:
+            raise AssertionError("queries without a key are taken")
+        for given in ((q[:0], k[:0], v[:0]), (q[:, :, :0], k, v), (q[:, :, :0], k[:, :, :0], v[:, :, :0])):
+            for causal in (True, False):
+                q0 = given[0].clone().requires_grad_()
+                out, lse = attention(q0, *given[1:], causal=causal, return_lse=True)
+                assert out.shape == (*q0.shape[:3], 5) and lse.shape == (*q0.shape[:3], 1), (out.shape, lse.shape)
+                out.sum().backward()
+    """)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
