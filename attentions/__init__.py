@@ -50,7 +50,7 @@ def resolve(name: str) -> type[Attention]:
     """
     if name in BACKENDS:
         return BACKENDS[name]
-    if ":" not in name:
+    if ":" not in name or name.startswith("."):  # a relative import has nothing here to be relative to
         near = difflib.get_close_matches(name, BACKENDS, n=3)
         hint = f"did you mean {', '.join(near)}? " if near else ""
         raise ValueError(
