@@ -188,6 +188,35 @@ def test_what_does_not_fit_is_refused() -> None:
         layer(VQAttention, causal=False).run(x, state=state)
 
 
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_an_empty_batch_has_an_empty_output_and_teaches_nothing(
+    kind: type[Layer], causal: bool, training: bool
+) -> None:
+    made, nothing = layer(kind, causal=causal).train(training), sample()[:0].requires_grad_()
+    before, usual = {name: x.clone() for name, x in made.state_dict().items()}, made.eval().run(sample())
+    result = made.train(training).run(nothing)
+    assert result.out.shape == (0, 50, WIDTH)
+    assert result.loss.item() == 0
+    assert result.figures == dict.fromkeys(usual.figures, 0.0)
+    (result.out.sum() + result.loss).backward()
+    assert nothing.grad is not None
+    assert nothing.grad.shape == nothing.shape
+    assert all(torch.equal(x, before[name]) for name, x in made.state_dict().items())
+    if causal:
+        assert made.run(nothing, state=result.state).out.shape == (0, 50, WIDTH)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_tokens_of_another_dtype_are_refused_but_under_autocast(kind: type[Layer]) -> None:
+    made = layer(kind).float()
+    with pytest.raises(ValueError, match=r"x of torch\.float64 is not allowed: the layer's weights are torch\.float32"):
+        made(sample())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.isfinite(made(sample().bfloat16())).all()
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_published_configuration_is_finite(causal: bool) -> None:
     """d_model 1024, one head, 128 codes, blocks of 32."""

@@ -79,10 +79,12 @@ class BaseAttention(nn.Module):
         """One call. Attention stays within stretches of equal `doc_ids`; without them all is document 0.
 
         `state` continues an earlier causal call's sequences, where their document goes on. `quadratic` computes the
-        same by dense softmax, without a state. Raises ValueError for shapes that do not fit and for a state where none
-        can be used.
+        same by dense softmax, without a state. An empty batch has an empty output. Raises ValueError for shapes that do
+        not fit and for a state where none can be used.
         """
         self._check(x, doc_ids, state, quadratic)
+        if not len(x):
+            return self._of_nothing(x)
         raw, k, v = self._project(x)
         keys, queries = self.key_quantiser(k), self.query_quantiser and self.query_quantiser(raw)
         parts = _Parts(
@@ -106,6 +108,10 @@ class BaseAttention(nn.Module):
             raise ValueError(
                 f"x of shape {tuple(x.shape)} is not allowed: it must be (batch, length >= 1, {self.config.d_model})"
             )
+        weight, kind = self.to_q.weight, x.device.type
+        mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and x.is_floating_point()
+        if x.dtype != weight.dtype and not mixed:
+            raise ValueError(f"x of {x.dtype} is not allowed: the layer's weights are {weight.dtype}")
         if doc_ids is not None and doc_ids.shape != x.shape[:2]:
             raise ValueError(f"doc_ids of shape {tuple(doc_ids.shape)} is not allowed: it must be {tuple(x.shape[:2])}")
         if state is not None and (quadratic or not self.config.causal):
@@ -170,6 +176,15 @@ class BaseAttention(nn.Module):
         out = F.dropout(out, self.config.p_dropres, self.training)
         kept = F.dropout(out.new_ones(len(out), 1, 1), self.config.p_droplyr, self.training)
         return out * kept
+
+    def _of_nothing(self, x: Tensor) -> Result:
+        """What an empty batch gives: no output, figures of zero, and codebooks stay as they are."""
+        c, v = self.config, self._project(x)[2]
+        out, names = self._finish(x, v), ("keys",) if self.query_quantiser is None else ("keys", "queries")
+        figures = {f"{what}_{name}": 0.0 for what in names for name in ("commitment", "codebook", "perplexity")}
+        keys = State.empty(0, c.n_head, self.key_quantiser.codes, c.value_dim, x.device)
+        state = LayerState(keys, torch.zeros(0, dtype=torch.int64, device=x.device)) if c.causal else None
+        return Result(out, v.sum(), figures, state)
 
     def _result(self, out: Tensor, quantised: dict[str, Quantised], state: LayerState | None) -> Result:
         loss = self.config.c_beta * torch.stack([one.commitment for one in quantised.values()]).sum()
