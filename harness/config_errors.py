@@ -31,6 +31,8 @@ def _line(details: ErrorDetails, model: type[BaseModel], raw: dict[str, Any]) ->
         return f"{dotted(path)}: this key is missing; it must be {allowed}"
     if kind == "value_error":
         reason = str(details["ctx"]["error"]) if "ctx" in details else details["msg"]
+        if not path:  # keys that disagree with each other, which the reason names
+            return reason
         return f"{dotted(path)}: {show(_value(path, raw, details))} is not allowed; {reason}"
     return f"{dotted(path)}: {show(_value(path, raw, details))} is not allowed; it must be {allowed}"
 

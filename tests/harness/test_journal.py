@@ -64,10 +64,27 @@ def test_a_row_of_another_schema_is_refused_and_stays(tmp_path: Path, schema: ob
     assert (tmp_path / ROWS).read_text() == text
 
 
-def test_a_row_with_an_unknown_field_is_refused_by_its_name(tmp_path: Path) -> None:
-    line = {**json.loads(a_row().model_dump_json(by_alias=True)), "flavour": 1}
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"flavour": 1}, "flavour: this key is unknown"),
+        ({"label": None}, "label: null is not allowed; it must be a valid string"),
+        ({"n": 0}, "n: 0 is not allowed; it must be greater than or equal to 1"),
+        ({"n": "x"}, "n: 'x' is not allowed; it must be a valid integer"),
+    ],
+)
+def test_a_row_that_is_none_is_refused_in_words(tmp_path: Path, changes: dict[str, object], said: str) -> None:
+    line = {**json.loads(a_row().model_dump_json(by_alias=True)), **changes}
     (tmp_path / ROWS).write_text(json.dumps(line))
-    with pytest.raises(JournalError, match=r"line 1 is not a row of schema 1: flavour"):
+    with pytest.raises(JournalError, match=f"line 1 is not a row of schema 1: {said}"):
+        read_rows(tmp_path)
+
+
+def test_a_row_that_lacks_a_field_is_refused_by_its_name(tmp_path: Path) -> None:
+    line = json.loads(a_row().model_dump_json(by_alias=True))
+    del line["label"]
+    (tmp_path / ROWS).write_text(json.dumps(line))
+    with pytest.raises(JournalError, match=r"line 1 is not a row of schema 1: label: this key is missing\."):
         read_rows(tmp_path)
 
 

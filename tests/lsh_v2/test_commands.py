@@ -135,7 +135,7 @@ def test_values_of_the_long_arena_that_cannot_be(value: str, words: str, capsys:
         (["--lengths", "many"], "invalid int value: 'many'"),
         (["--lengths", "2000000000000"], "--lengths 2000000000000 is not allowed"),
         (["--size", "huge"], "target_params='huge' is not allowed"),
-        (["--set", "attention=flush"], "did you mean flash"),
+        (["--set", "attention=flush"], "cannot be used:\n  no backend is called 'flush'; did you mean flash"),
         (["--set", "target_params=3"], "--set target_params is not allowed; --size says it"),
         (["--set", "n_heads=-1"], "n_heads: -1 is not allowed"),
         (["--out", "file"], "--out: file cannot be made: it is not a folder"),
@@ -157,7 +157,7 @@ def test_options_of_the_profile(arguments: list[str], words: str, capsys: pytest
         (["--tokens", "x"], "invalid int value"),
         (["--tokens", "131073"], "sequence length=131073 is not allowed"),
         (["--size", "-3"], "target_params='-3' is not allowed"),
-        (["--set", "attention=flush"], "did you mean flash"),
+        (["--set", "attention=flush"], "cannot be used:\n  no backend is called 'flush'; did you mean flash"),
         (["--set", "="], "must have the form key=value"),
     ],
 )
