@@ -58,7 +58,7 @@ class Mixer(nn.Module):
     def _auxiliary_loss(self, heads: Heads, first: Int[Tensor, " B"] | None) -> Float[Tensor, ""]:
         """The attention's own loss where it has one, on the real part of one sequence of the batch for its cost."""
         loss = getattr(self.attention, "auxiliary_loss", None)
-        if loss is None or not (self.training and self._auxiliary):
+        if loss is None or not (self.training and self._auxiliary) or not len(heads.q):
             return heads.q.new_zeros((), dtype=torch.float32)
         begin = 0 if first is None else int(first[0])
         if begin >= heads.q.shape[2]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from attentions.base import require
+from attentions.inputs import INTEGERS
 from lsh_v2.block import Block
 from lsh_v2.configuration import ModelConfig
 from lsh_v2.loss import IGNORED, mean, token_losses
@@ -122,7 +123,7 @@ class LSHv2Model(nn.Module):
     def _padding(self, first: Tensor, input_ids: Tensor) -> Bool[Tensor, "B N"]:
         """Which positions stand before the first real ones."""
         batch, length = input_ids.shape
-        fits = tuple(first.shape) == (batch,) and not first.is_floating_point()
+        fits = tuple(first.shape) == (batch,) and first.dtype in INTEGERS
         fits = fits and (first.is_cuda or bool(((first >= 0) & (first <= length)).all()))
         require(fits, "first", first.tolist(), f"{batch} integers from 0 to {length}")
         return torch.arange(length, device=first.device) < first[:, None]

@@ -137,3 +137,18 @@ def test_the_auxiliary_loss_is_that_of_the_real_part() -> None:
     alone = model(padded(0)[:1, begin:], padded(0)[:1, begin:])["auxiliary_loss"]
     torch.testing.assert_close(with_padding, alone, rtol=1e-6, atol=1e-6)
     assert alone.abs() > 0
+
+
+@pytest.mark.parametrize("settings", KINDS)
+def test_an_empty_batch_has_an_empty_answer_in_training_too(settings: dict[str, Any]) -> None:
+    nothing = padded(0)[:0]
+    for model in (small_model(**settings).train(), small_model(**settings)):
+        out = model(nothing, labels=nothing, first=FIRST[:0])
+        assert out["logits"].shape == (0, 21, VOCABULARY)
+        assert torch.isfinite(out["loss"])
+        out["loss"].backward()
+
+
+def test_truth_values_are_no_positions() -> None:
+    with pytest.raises(ValueError, match="3 integers from 0 to 21"):
+        small_model()._padding(torch.tensor([True, False, False]), padded(0))
