@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from harness.config_errors import reason_of
 from harness.machine import common_name
 from harness.points import LARGEST, SMALLEST
 from harness.rows import Case
@@ -170,4 +171,4 @@ def _read(path: Path, remedy: str) -> Any:
 
 def _malformed(path: Path, error: ValidationError) -> BaselineError:
     first = error.errors()[0]
-    return BaselineError(f"{path}: {'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}")
+    return BaselineError(f"{path}: {'.'.join(map(str, first['loc'])) or 'the whole'}: {reason_of(first)}")

@@ -20,6 +20,16 @@ def mistakes_of(error: ValidationError, model: type[BaseModel], raw: dict[str, A
     return [_line(details, model, raw) for details in error.errors()[:MOST]]
 
 
+def reason_of(details: ErrorDetails) -> str:
+    """What is wrong with a key of a file that a program wrote, where no description says what is allowed."""
+    if details["type"] == "missing":
+        return "this key is missing"
+    if details["type"] == "extra_forbidden":
+        return "this key is unknown"
+    reason = details["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
+    return f"{show(details['input'])} is not allowed; {reason}"
+
+
 def _line(details: ErrorDetails, model: type[BaseModel], raw: dict[str, Any]) -> str:
     path = _written(details["loc"], raw)
     owner, allowed = _declared(details["loc"], model)

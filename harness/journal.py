@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
-from harness.config_source import show
+from harness.config_errors import reason_of
 from harness.rows import SCHEMA, Row
 
 ROWS = "rows.jsonl"
@@ -116,17 +115,8 @@ def _parse(line: str, where: str) -> Row | None:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise JournalError(
-            f"{where} is not a row of schema {SCHEMA}: {key}: {_in_words(first)}. Nothing was changed"
+            f"{where} is not a row of schema {SCHEMA}: {key}: {reason_of(first)}. Nothing was changed"
         ) from error
-
-
-def _in_words(details: ErrorDetails) -> str:
-    if details["type"] == "missing":
-        return "this key is missing"
-    if details["type"] == "extra_forbidden":
-        return "this key is unknown"
-    reason = details["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
-    return f"{show(details['input'])} is not allowed; {reason}"
 
 
 def _write(file: int, data: bytes) -> None:
