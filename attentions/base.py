@@ -13,11 +13,12 @@ aligns the other way, to the top left.)
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeGuard
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -185,7 +186,8 @@ class Attention(nn.Module, ABC):
     chosen); `tolerance` dtype -> relative error allowed against its own `naive`; `claimed_components` by name of a
     component the share of the time and the exponent over n that its authors claim.
 
-    Raises ValueError for heads that are not a multiple of kv_heads and for sizes below one.
+    Raises ValueError for heads that are not a multiple of kv_heads, for sizes that are no integers of at least one, and
+    for a scale that is no finite number.
     """
 
     paper: ClassVar[str]
@@ -209,14 +211,19 @@ class Attention(nn.Module, ABC):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        sizes = {"heads": heads, "head_dim": head_dim, "kv_heads": kv_heads, "value_dim": value_dim, "max_len": max_len}
+        for name, size in sizes.items():
+            optional = name not in ("heads", "head_dim")
+            allowed = f"{'None or ' if optional else ''}an integer of at least 1"
+            require((optional and size is None) or (_is_integer(size) and size >= 1), name, size, allowed)
+        require(_is_integer(seed), "seed", seed, "an integer")
+        number = isinstance(scale, int | float) and not isinstance(scale, bool) and math.isfinite(scale)
+        require(scale is None or number, "scale", scale, "None or a finite number")
         self.heads = heads
         self.head_dim = head_dim
         self.kv_heads = heads if kv_heads is None else kv_heads
         self.value_dim = head_dim if value_dim is None else value_dim
-        for name in ("heads", "head_dim", "kv_heads", "value_dim"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "an integer of at least 1")
         require(heads % self.kv_heads == 0, "kv_heads", self.kv_heads, f"a divisor of heads={heads}")
-        require(max_len is None or max_len >= 1, "max_len", max_len, "None or an integer of at least 1")
         self.causal = causal
         self.scale = head_dim**-0.5 if scale is None else scale
         self.max_len = max_len
@@ -354,6 +361,10 @@ class Attention(nn.Module, ABC):
         from attentions.layer import AttentionLayer  # the layer needs this class
 
         return AttentionLayer(model_dim, self)
+
+
+def _is_integer(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def require(condition: bool, name: str, value: object, allowed: str) -> None:

@@ -43,7 +43,7 @@ def under_autocast(x: Tensor) -> bool:
 def check_inputs(attention: Attention, q: Tensor, k: Tensor, v: Tensor | None) -> None:
     """Raise ValueError unless q (B, H, N, D), k (B, G, M, D) and v (B, G, M, E) fit the attention and each other."""
     a, given = attention, (q, k) if v is None else (q, k, v)
-    if all(x.ndim == 4 and x.dtype == q.dtype and x.device == q.device for x in given):
+    if all(x.ndim == 4 and x.dtype == q.dtype and x.device == q.device and x.layout is torch.strided for x in given):
         (B, H, _, D), (of_k, G, M, width) = q.shape, k.shape
         fits = of_k == B and a.heads == H and a.kv_heads == G and D == width == a.head_dim
         if fits and (v is None or v.shape == (B, G, M, a.value_dim)):
@@ -61,6 +61,8 @@ def _refuse(a: Attention, given: dict[str, Tensor]) -> None:
             raise ValueError(f"{name} is {x.dtype} and q is {q.dtype}: q, k and v must have one dtype")
         if x.device != q.device:
             raise ValueError(f"{name} is on {x.device} and q on {q.device}: q, k and v must be on one device")
+        if x.layout is not torch.strided:
+            raise ValueError(f"{name} has the layout {x.layout}: it must be dense (torch.strided)")
     batch, keys = q.shape[0], k.shape[2]
     wanted = {
         "q": (batch, a.heads, q.shape[2], a.head_dim),

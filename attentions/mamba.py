@@ -36,12 +36,13 @@ class Mamba(Recurrence):
         self.rank = -(-E // 16)
 
         def normal(*size: int) -> Tensor:
-            return torch.randn(size, generator=draw)
+            return torch.randn(size, generator=draw, dtype=torch.float32)
 
         self.register_buffer("to_b", normal(G, head_dim, states) * head_dim**-0.5)
         self.register_buffer("to_c", normal(heads, head_dim, states))
         self.register_buffer("step_down", normal(G, E, self.rank) * E**-0.5)
-        self.register_buffer("step_up", (2 * torch.rand(G, self.rank, E, generator=draw) - 1) * self.rank**-0.5)
+        uniform = torch.rand(G, self.rank, E, generator=draw, dtype=torch.float32)
+        self.register_buffer("step_up", (2 * uniform - 1) * self.rank**-0.5)
         self.register_buffer("step_bias", published_steps((G, 1, E), draw))
 
     to_b: Tensor

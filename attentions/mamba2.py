@@ -33,9 +33,10 @@ class Mamba2(Recurrence):
         require(1 <= chunk <= 1024, "chunk", chunk, "an integer from 1 to 1024")  # scratch is its square
         self.chunk = chunk
         G, draw = self.kv_heads, self.draw()
-        self.register_buffer("to_step", torch.randn(G, head_dim, 1, generator=draw) * head_dim**-0.5)
+        to_step = torch.randn(G, head_dim, 1, generator=draw, dtype=torch.float32)
+        self.register_buffer("to_step", to_step * head_dim**-0.5)
         self.register_buffer("step_bias", published_steps((G, 1, 1), draw))
-        self.register_buffer("rate", -(1 + 15 * torch.rand(G, 1, 1, generator=draw)))
+        self.register_buffer("rate", -(1 + 15 * torch.rand(G, 1, 1, generator=draw, dtype=torch.float32)))
 
     to_step: Tensor
     step_bias: Tensor

@@ -170,9 +170,13 @@ def inverse_softplus(x: Tensor) -> Tensor:
 
 
 def published_steps(shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
-    """Bias whose softplus is log-uniform between 1e-3 and 1e-1, as both Mamba papers initialise it."""
-    low, high = torch.tensor([1e-3, 1e-1]).log().tolist()
-    return inverse_softplus((low + (high - low) * torch.rand(shape, generator=generator)).exp())
+    """Bias whose softplus is log-uniform between 1e-3 and 1e-1, as both Mamba papers initialise it.
+
+    A generator's draw is in float32, the same whatever torch's default dtype is.
+    """
+    low, high = torch.tensor([1e-3, 1e-1], dtype=torch.float32).log().tolist()
+    dtype = None if generator is None else torch.float32
+    return inverse_softplus((low + (high - low) * torch.rand(shape, generator=generator, dtype=dtype)).exp())
 
 
 def project(x: Float[Tensor, "*batch T D"], weight: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from attentions.base import require
-from attentions.inputs import INTEGERS
+from attentions.inputs import INTEGERS, holds_values
 from lsh_v2.block import Block
 from lsh_v2.configuration import ModelConfig
 from lsh_v2.loss import IGNORED, mean, token_losses
@@ -54,8 +54,12 @@ class LSHv2Model(nn.Module):
         `cross_entropy` in nats a label, and in training its other terms `ponder_kl` and `auxiliary_loss`. With
         pondering `expected_steps`, and `steps` (B, N) at inference. `first` is the first real position of each
         left-padded row: what stands before it changes nothing, labels included, and its row is as it would be without.
-        Raises ValueError for sequences longer than `max_seq_len`, for `first` with a memory, and for one out of range.
+        Raises ValueError for ids that are no tokens, for sequences longer than `max_seq_len`, for `first` with a
+        memory, and for one out of range.
         """
+        tokens = input_ids.ndim == 2 and input_ids.dtype in INTEGERS
+        given = f"{input_ids.dtype} of shape {tuple(input_ids.shape)}"
+        require(tokens, "input_ids", given, "integers of shape (batch, length)")
         self.check(input_ids.shape[1])
         require(first is None or not self.config.memory, "first", first, "None in a model with a memory")
         x, at = self.embed(input_ids), self.rotation(0, input_ids.shape[1])
@@ -87,7 +91,11 @@ class LSHv2Model(nn.Module):
         return ModelStream(self, streams) if len(streams) == self.config.n_layers else None
 
     def embed(self, input_ids: Int[Tensor, "B N"]) -> Float[Tensor, "B N C"]:
-        """Token vectors of unit variance."""
+        """Token vectors of unit variance. Raises ValueError for ids that are no tokens of the vocabulary."""
+        last = self.config.vocab_size - 1
+        if not input_ids.is_cuda and input_ids.numel() and holds_values(input_ids):  # a GPU would have to be waited for
+            least, most = (int(x) for x in input_ids.aminmax())
+            require(least >= 0 and most <= last, "input_ids", least if least < 0 else most, f"from 0 to {last}")
         return self.embedding(input_ids) * self.config.d_model**0.5
 
     def head(self, state: Float[Tensor, "B N C"]) -> Float[Tensor, "B N V"]:

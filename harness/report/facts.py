@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from harness.config_errors import reason_of
+
 
 class _Part(BaseModel):
     # A later version may write more than this one prints.
@@ -74,5 +76,5 @@ def read_facts(folder: Path) -> RunFacts:
             f"{path}: cannot be read ({error.strerror}); a report needs rows.jsonl and run.json"
         ) from error
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'text'}: {fault['msg']}" for fault in error.errors())
-        raise ValueError(f"{path}: {faults}") from error
+        faults = [f"{'.'.join(map(str, fault['loc'])) or 'text'}: {reason_of(fault)}" for fault in error.errors()]
+        raise ValueError(f"{path}: {'; '.join(faults)}") from error

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from attentions import Attention, Problem, build
+from attentions import BACKENDS, Attention, Problem, build
 from attentions.vanilla import Vanilla
 
 
@@ -111,7 +111,7 @@ def test_blocks_answer_nothing_to_nothing(block: Module, shape: tuple[int, ...],
     with torch.set_grad_enabled(grad):
         for first in (None, torch.zeros(shape[0], dtype=torch.int64)):
             assert block(torch.zeros(shape), first=first).shape == shape
-            assert block.naive(torch.zeros(shape), first=first).shape == shape
+            assert block.naive(torch.zeros(shape), first=first).shape == shape  # type: ignore[operator]
 
 
 def test_rows_outside_the_queries_are_refused(attention: Attention) -> None:
@@ -211,3 +211,49 @@ def test_vectors_need_not_lie_in_one_piece(name: str, queries: int) -> None:
     inputs = (q[:, :, 13 - queries :], k, v)
     apart = (x.mT.contiguous().mT for x in inputs)
     torch.testing.assert_close(attention(*apart), attention.naive(*inputs), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_sparse_tensors_are_refused_by_name(name: str) -> None:
+    a = build(name, heads=2, head_dim=8, max_len=16).eval()
+    q = torch.randn(1, 2, 5, 8)
+    for which in range(3):
+        given = [q, q, q]
+        given[which] = q.to_sparse()
+        with pytest.raises(ValueError, match=f"{'qkv'[which]} has the layout torch.sparse_coo"):
+            a(*given)
+
+
+def test_settings_of_another_kind_are_refused_by_name() -> None:
+    """In a process of its own, since types are checked before the code under pytest."""
+    program = """
+        from attentions import BACKENDS, build
+        nan, inf = float("nan"), float("inf")
+        wrong = [("heads", 2.0), ("heads", "2"), ("heads", True), ("head_dim", 8.0), ("kv_heads", 1.0),
+                 ("value_dim", -1), ("max_len", 0.5), ("scale", nan), ("scale", inf), ("scale", "1"), ("seed", 1.5),
+                 ("seed", None)]
+        for name in BACKENDS:
+            for setting, value in wrong:
+                try:
+                    build(name, **{"heads": 2, "head_dim": 8, setting: value})
+                except ValueError as error:
+                    if str(error).startswith(f"{setting}={value!r} is not allowed"):
+                        continue
+                    print(name, setting, value, error)
+                else:
+                    print(name, setting, value, "is taken")
+        print("tried")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("tried\n", "")
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_draws_do_not_depend_on_the_default_dtype(name: str) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        other = build(name, heads=2, head_dim=8, seed=3).state_dict()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for key, value in build(name, heads=2, head_dim=8, seed=3).state_dict().items():
+        assert torch.equal(value.double(), other[key].double()), key

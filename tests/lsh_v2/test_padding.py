@@ -152,3 +152,18 @@ def test_an_empty_batch_has_an_empty_answer_in_training_too(settings: dict[str, 
 def test_truth_values_are_no_positions() -> None:
     with pytest.raises(ValueError, match="3 integers from 0 to 21"):
         small_model()._padding(torch.tensor([True, False, False]), padded(0))
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        (torch.zeros(1, 4), r"torch.float32 of shape \(1, 4\)"),
+        (torch.zeros(4, dtype=torch.int64), r"torch.int64 of shape \(4,\)"),
+        (torch.full((1, 4), -1), "input_ids=-1 is not allowed"),
+        (torch.full((1, 4), 10**6), "input_ids=1000000 is not allowed"),
+    ],
+)
+def test_ids_that_are_no_tokens_are_refused(ids: Any, said: str) -> None:
+    model = small_model()
+    with pytest.raises(ValueError, match=said):
+        model(ids)
