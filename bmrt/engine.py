@@ -161,18 +161,23 @@ def settings_of(values: dict[str, Any]) -> Settings:
     return Settings(**values)
 
 
-def load_model(model: str | PreTrainedModel, device: str | None = None) -> PreTrainedModel:
-    """A model ready to answer. Raises ValueError, with what to do, where there is none."""
-    if not isinstance(model, str):
-        return model
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+def require_device(device: str) -> None:
+    """Raise ValueError for a device that torch does not have here."""
     try:
         there = torch.empty(0, device=device).device.type != "meta"
     except (RuntimeError, AssertionError) as error:  # torch raises the latter where it was built without CUDA
         said = str(error).partition("\n")[0].partition(". ")[0]
         raise ValueError(f"device={device!r} is not allowed: it must be one that torch has here: {said}") from error
     require(there, "device", device, "one that can compute")
+
+
+def load_model(model: str | PreTrainedModel, device: str | None = None) -> PreTrainedModel:
+    """A model ready to answer. Raises ValueError, with what to do, where there is none."""
+    if not isinstance(model, str):
+        return model
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    require_device(device)
     try:
         found: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto", output_loading_info=True)
     except LOADING as error:

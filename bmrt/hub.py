@@ -6,6 +6,8 @@ from typing import Any
 
 from attentions.base import require
 from attentions.extras import missing_extra
+from harness.command_line import in_words
+from harness.config_source import shortened
 
 
 def load_hub(name: str, config: str | None, split: str) -> Any:
@@ -20,6 +22,6 @@ def load_hub(name: str, config: str | None, split: str) -> Any:
         return load_dataset(name, config, split=split)
     except (OSError, ValueError, RuntimeError, LookupError, DatasetsError) as error:
         raise ValueError(
-            f"data set {name!r} ({config}, {split}) cannot be loaded: {error}. Give a .jsonl file, 'generated', or a "
-            "hub id that is in the cache or can be downloaded"
+            f"data set {shortened(name)!r} ({config}, {split}) cannot be loaded: {in_words(error)}. Give a .jsonl "
+            "file, 'generated', or a hub id that is in the cache or can be downloaded"
         ) from error

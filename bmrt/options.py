@@ -15,9 +15,10 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from attentions.base import require
-from bmrt.engine import RecursiveCompressionEngine
+from bmrt.engine import RecursiveCompressionEngine, require_device
 from bmrt.settings import LSH_MODES, SELECTORS, Settings
 from bmrt.strategies.ties import TIES
+from harness.command_line import MOST, in_words
 
 SETTINGS = {  # option of the command line -> setting
     "method": "selector_type",
@@ -102,10 +103,12 @@ def run(
         warnings.filterwarnings("default", module="bmrt")
         try:
             _require_counts(given)
+            if getattr(given, "device", None) is not None:
+                require_device(given.device)
             Settings(**_settings(given))  # before anything is loaded
             print(main(given))
         except (ValueError, OSError, ImportError) as error:
-            parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
+            parser.exit(2, f"{parser.prog}: {in_words(error)}\n")
         except torch.OutOfMemoryError as error:
             said = " ".join(str(error).split())
             parser.exit(2, f"{parser.prog}: {said} Smaller blocks (--block_size) or a smaller --budget need less\n")
@@ -137,9 +140,10 @@ def require_distinct(name: str, values: Sequence[str]) -> None:
 def _require_counts(given: argparse.Namespace) -> None:
     for name, least in LEAST.items():
         value = getattr(given, name, None)
-        require(value is None or value >= least, name, value, f"an integer of at least {least}")
+        allowed = f"an integer from {least} to {MOST}"
+        require(value is None or least <= value <= MOST, name, value, allowed)
     for length in getattr(given, "lengths", None) or ():
-        require(length >= 1, "lengths", length, "integers of at least 1")
+        require(1 <= length <= MOST, "lengths", length, f"integers from 1 to {MOST}")
 
 
 def _settings(given: argparse.Namespace) -> dict[str, Any]:

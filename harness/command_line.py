@@ -6,6 +6,8 @@ import argparse
 import contextlib
 from collections.abc import Callable, Iterator
 
+from harness.config_source import LONGEST_PATH, shortened
+
 MOST = 2**31 - 1  # of anything counted on a command line
 
 
@@ -30,5 +32,15 @@ def mistakes_in_words(parser: argparse.ArgumentParser) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        said = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
-        parser.exit(2, f"{parser.prog}: {' '.join(said.split())}\n")
+        parser.exit(2, f"{parser.prog}: {in_words(error)}\n")
+
+
+def in_words(error: Exception) -> str:
+    """An error's message in one line: of an OSError the path, cut to a readable length, and the reason."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return " ".join(str(error).split())
+    return (
+        error.strerror
+        if error.filename is None
+        else f"{shortened(str(error.filename), LONGEST_PATH)}: {error.strerror}"
+    )

@@ -20,6 +20,8 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
+from harness.command_line import in_words
+from harness.config_source import LONGEST_PATH, shortened
 from lsh_v2.endings import end
 from lsh_v2.files import digest
 from lsh_v2.pipeline_phases import Layout
@@ -41,7 +43,10 @@ def write_package(root: Path, out: Path) -> dict[str, Any]:
     """
     entries = dict(sorted(_entries(root)))
     if not any(name.startswith("final_results/") for name in entries):
-        raise ValueError(f"{root} holds no final_results/pipeline_results.json: run python -m lsh_v2.pipeline first")
+        raise ValueError(
+            f"{shortened(str(root), LONGEST_PATH)} holds no final_results/pipeline_results.json: "
+            "run python -m lsh_v2.pipeline first"
+        )
     manifest = {name: {"bytes": path.stat().st_size, "sha256": digest(path)} for name, path in entries.items()}
     try:
         with NamedTemporaryFile(dir=out.absolute().parent, delete=False) as part:
@@ -79,7 +84,8 @@ def check_package(path: Path) -> list[str]:
                         faults.append(f"{name} has another SHA-256 than the manifest says")
             return faults
     except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is no package: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else in_words(error)
+        raise ValueError(f"{shortened(str(path), LONGEST_PATH)} is no package: {reason}") from error
 
 
 def _entries(root: Path) -> Iterator[tuple[str, Path]]:

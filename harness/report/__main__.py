@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.command_line import in_words
 from harness.config_source import LONGEST_PATH, shortened
 from harness.journal import ROWS, latest, read_rows
 from harness.report.facts import read_facts
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"{folder / ROWS}: there are no rows in it; measure something first")
         paths = write_rows(folder, facts, rows)
     except (ValueError, OSError) as error:
-        print(f"harness.report: {error}", file=sys.stderr)
+        print(f"harness.report: {in_words(error)}", file=sys.stderr)
         return 2
     for path in paths:
         print(path)

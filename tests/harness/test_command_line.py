@@ -28,6 +28,8 @@ def test_count_refuses_anything_else_and_names_it(text: str) -> None:
         (ValueError("this\n  is wrong"), "tool: this is wrong\n"),
         (FileNotFoundError(2, "No such file or directory", "a.txt"), "tool: a.txt: No such file or directory\n"),
         (OSError("no reason"), "tool: no reason\n"),
+        (OSError(36, "File name too long", "x" * 5000), f"tool: {'x' * 297}...: File name too long\n"),
+        (IsADirectoryError(21, "Is a directory", "a\nb"), "tool: a\\nb: Is a directory\n"),
     ],
 )
 def test_mistake_is_one_line_and_status_2(error: Exception, line: str, capsys: pytest.CaptureFixture[str]) -> None:
