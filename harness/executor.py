@@ -214,7 +214,8 @@ class _Server:
         """The server's next line; None where none comes in time, or ever."""
         deadline = time.monotonic() + time_s
         while b"\n" not in self._received:
-            if not self.alive or not self._receive(max(0.0, deadline - time.monotonic())):
+            left_s = max(0.0, deadline - time.monotonic())  # a wait may end before, with nothing from the server
+            if not self.alive or (not self._receive(left_s) and left_s == 0.0):
                 return None
         line, _, rest = self._received.partition(b"\n")
         self._received = rest

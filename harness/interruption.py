@@ -7,6 +7,7 @@ swallows it; between a row's measuring and its writing. So the handler raises no
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from types import FrameType, TracebackType
@@ -29,8 +30,14 @@ class Interruption:
         self.asked = False
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt if a signal has come since the context was opened."""
+        """Raises KeyboardInterrupt if a signal has come since the context was opened.
+
+        Any other signal that Python hears, such as a child's end, makes `fileno` readable too, until this is called.
+        """
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._heard, 2**16)
         if self.asked:
+            os.write(self._tell, b"\0")  # whoever waits next is woken too
             raise KeyboardInterrupt
 
     def fileno(self) -> int:
@@ -39,7 +46,8 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         self._heard, self._tell = os.pipe()
-        os.set_blocking(self._tell, False)
+        for end in (self._heard, self._tell):
+            os.set_blocking(end, False)
         self._woken = signal.set_wakeup_fd(self._tell, warn_on_full_buffer=False)
         self._before = [signal.signal(number, self._note) for number in SIGNALS]
         self._mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

@@ -206,3 +206,25 @@ def test_a_child_dies_with_its_parent_even_if_that_is_killed_outright(tmp_path: 
     assert servers
     for pid in [*servers, *map(int, pids.read_text().split())]:
         assert wait_until(lambda pid=pid: is_gone(pid)), f"{pid} outlives its parent"
+
+
+def test_signals_that_interrupt_nothing_cost_a_job_no_time(tmp_path: Path) -> None:
+    """Python tells of every signal that it hears, a child's end for one, where it tells of Ctrl-C."""
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: None)
+    done = threading.Event()
+
+    def disturb() -> None:
+        while not done.wait(0.01):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    thread = threading.Thread(target=disturb)
+    try:
+        with Interruption() as interruption, Executor(tmp_path, interruption) as fresh:
+            thread.start()
+            outcome = run(fresh, "sleep", seconds=0.5)
+            assert not interruption.asked
+    finally:
+        done.set()
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+    assert (outcome.status, outcome.reason) == ("ok", "")
