@@ -104,11 +104,12 @@ def require_folder(path: Path, argument: str) -> None:
     """Raise FolderError, naming the argument, unless `path` is a folder that can be written, or can be made."""
     if "\0" in str(path):
         raise FolderError(f"{argument}: {str(path)!r} is not allowed; a path has no zero byte")
+    _require_short_path(path, argument)  # before its thousands of parents are looked for
     there = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
     if not there.is_dir():
         what = "it is not a folder" if there == path else f"{there} is not a folder"
         raise FolderError(f"{argument}: {path} cannot be made: {what}")
-    _require_short(path, there, argument)
+    _require_short_names(path, there, argument)
     _require_writable(there, argument)
 
 
@@ -122,13 +123,18 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _require_short(path: Path, there: Path, argument: str) -> None:
-    """Raise FolderError for a path that is longer than the file system of its existing part `there` allows."""
-    longest, whole = os.pathconf(there, "PC_NAME_MAX"), os.pathconf(there, "PC_PATH_MAX")
-    if any(len(os.fsencode(name)) > longest for name in path.parts):
-        raise FolderError(f"{argument}: '{str(path)[:60]}...' is not allowed; a name has at most {longest} bytes")
+def _require_short_path(path: Path, argument: str) -> None:
+    """Raise FolderError for a path that is longer than the system allows."""
+    whole = os.pathconf("/", "PC_PATH_MAX")
     if len(os.fsencode(path.absolute())) >= whole:
         raise FolderError(f"{argument}: '{str(path)[:60]}...' is not allowed; a path has less than {whole} bytes")
+
+
+def _require_short_names(path: Path, there: Path, argument: str) -> None:
+    """Raise FolderError for a name that is longer than the file system of the path's existing part `there` allows."""
+    longest = os.pathconf(there, "PC_NAME_MAX")
+    if any(len(os.fsencode(name)) > longest for name in path.parts):
+        raise FolderError(f"{argument}: '{str(path)[:60]}...' is not allowed; a name has at most {longest} bytes")
 
 
 def _require_writable(path: Path, argument: str) -> None:

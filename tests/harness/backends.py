@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -280,3 +281,29 @@ class Learns(Right):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, first: Tensor | None = None) -> Tensor:
         return super().forward(q, k, v) * self.shown
+
+
+class Staged(Right):
+    """Two stages, of which one claims three quarters of the time and another exponent."""
+
+    claimed_components = {"scores": (0.75, 0.5)}  # noqa: RUF012
+
+    def components(self, q: Tensor, k: Tensor, v: Tensor) -> Mapping[str, Callable[[], object]]:
+        return {"scores": lambda: q @ k.mT, "output": lambda: [self(q, k, v)]}
+
+
+class Learning(Staged):
+    """Its first stage gives what it learnt."""
+
+    def __init__(self, *sizes: Any, **settings: Any) -> None:
+        super().__init__(*sizes, **settings)
+        self.learnt = torch.nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def prepare(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+        self.learnt.data = q.sum()
+
+    def components(self, q: Tensor, k: Tensor, v: Tensor) -> Mapping[str, Callable[[], object]]:
+        return {"learnt": lambda: self.learnt + q[0, 0, 0, 0]}
+
+    def why_not(self, problem: Problem) -> str:
+        return "it is too long" if problem.keys > 100 else super().why_not(problem)

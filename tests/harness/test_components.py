@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,6 @@ import torch
 import yaml
 from torch import Tensor
 
-from attentions import Problem
 from harness.components import SUBJECT, ComponentSubject, ComponentTrial, component_cases
 from harness.config import Config
 from harness.journal import ROWS, read_rows
@@ -25,21 +27,10 @@ from harness.report import write_report
 from harness.report.components import plain_slope
 from harness.rows import Case
 from harness.subjects import Unsupported
-from tests.harness.backends import Right
 from tests.harness.cases import a_row
 from tests.harness.test_sweep import BASE
 
-
-class Staged(Right):
-    """Two stages, of which one claims three quarters of the time and another exponent."""
-
-    claimed_components = {"scores": (0.75, 0.5)}  # noqa: RUF012
-
-    def components(self, q: Tensor, k: Tensor, v: Tensor) -> Mapping[str, Callable[[], object]]:
-        return {"scores": lambda: q @ k.mT, "output": lambda: [self(q, k, v)]}
-
-
-NAME = "tests.harness.test_components:Staged"
+NAME = "tests.harness.backends:Staged"
 CONFIG = BASE | {
     "backends": [{"name": NAME, "label": "staged"}, "tests.harness.backends:Right"],
     "lengths": [64, 128, 256],
@@ -79,16 +70,25 @@ def test_plain_slope_is_pulled_down_by_a_floor() -> None:
     assert math.isnan(plain_slope({64: 1.0}))
 
 
-def test_profile_reports_shares_and_claims_of_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    conf, folder = tmp_path / "conf.yml", tmp_path / "run"
+@pytest.fixture(scope="module")
+def profiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the command, which took several children to make."""
+    place = tmp_path_factory.mktemp("profiled")
+    conf, folder = place / "conf.yml", place / "run"
     conf.write_text(yaml.safe_dump(CONFIG))
-    assert main([str(conf), "--out", str(folder)]) == 0
-    assert f"report: {folder / 'report.html'}" in capsys.readouterr().out
-    rows = read_rows(folder)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main([str(conf), "--out", str(folder)]) == 0
+    assert f"report: {folder / 'report.html'}" in out.getvalue()
+    return folder
+
+
+def test_profile_reports_shares_and_claims_of_stages(profiled: Path) -> None:
+    rows = read_rows(profiled)
     assert {(row.label, row.status) for row in rows} == {
         ("staged", "ok"), ("staged: scores", "ok"), ("staged: output", "ok"),
     }  # fmt: skip
-    report = (folder / "report.md").read_text()
+    report = (profiled / "report.md").read_text()
     table = report[report.index("Stages of staged at 256 tokens") :].splitlines()
     scores, output = (next(line for line in table if line.startswith(f"| staged: {name} ")) for name in
                       ("scores", "output"))  # fmt: skip
@@ -100,10 +100,9 @@ def test_profile_reports_shares_and_claims_of_stages(tmp_path: Path, capsys: pyt
     assert "Never timed" not in report
 
 
-def test_a_stage_without_a_time_is_named_and_leaves_the_others_their_table(tmp_path: Path) -> None:
-    conf, folder = tmp_path / "conf.yml", tmp_path / "run"
-    conf.write_text(yaml.safe_dump(CONFIG))
-    assert main([str(conf), "--out", str(folder)]) == 0
+def test_a_stage_without_a_time_is_named_and_leaves_the_others_their_table(profiled: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(profiled, folder)
     untimed = {"status": "timeout", "reason": "too long", "time_s": None, "samples_s": None}
     rows = [row.model_copy(update=untimed if row.label == "staged: output" else {}) for row in read_rows(folder)]
     (folder / ROWS).write_text("".join(f"{row.model_dump_json(by_alias=True)}\n" for row in rows))
@@ -142,23 +141,6 @@ def test_profile_without_any_stage_says_so(tmp_path: Path, capsys: pytest.Captur
     assert "no backend of this configuration names its stages" in capsys.readouterr().err
 
 
-class Learning(Staged):
-    """Its first stage gives what it learnt."""
-
-    def __init__(self, *sizes: Any, **settings: Any) -> None:
-        super().__init__(*sizes, **settings)
-        self.learnt = torch.nn.Parameter(torch.zeros(()), requires_grad=False)
-
-    def prepare(self, q: Tensor, k: Tensor, v: Tensor) -> None:
-        self.learnt.data = q.sum()
-
-    def components(self, q: Tensor, k: Tensor, v: Tensor) -> Mapping[str, Callable[[], object]]:
-        return {"learnt": lambda: self.learnt + q[0, 0, 0, 0]}
-
-    def why_not(self, problem: Problem) -> str:
-        return "it is too long" if problem.keys > 100 else super().why_not(problem)
-
-
 class Inputs(Store):
     """Ones, twos or threes by variant; what is learnt is kept nowhere."""
 
@@ -186,7 +168,7 @@ def component(backend: str, stage: str, n: int = 64) -> Case:
 
 @pytest.mark.usefixtures("grad_restored")
 def test_stage_is_of_an_attention_that_has_learnt_and_runs_on_both_sets_of_inputs() -> None:
-    case = component("tests.harness.test_components:Learning", "learnt")
+    case = component("tests.harness.backends:Learning", "learnt")
     trial = ComponentSubject().setup(case, Inputs(Path()), "key")
     learnt = 3.0 * 2 * 64 * 8
     assert [float(trial.call(variant)) for variant in (0, 1)] == [learnt + 1, learnt + 2]
@@ -194,7 +176,7 @@ def test_stage_is_of_an_attention_that_has_learnt_and_runs_on_both_sets_of_input
 
 @pytest.mark.usefixtures("grad_restored")
 def test_stage_of_what_cannot_run_is_unsupported_with_its_reason() -> None:
-    case = component("tests.harness.test_components:Learning", "learnt", n=128)
+    case = component("tests.harness.backends:Learning", "learnt", n=128)
     with pytest.raises(Unsupported, match="it is too long"):
         ComponentSubject().setup(case, Inputs(Path()), "key")
 

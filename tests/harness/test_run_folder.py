@@ -44,3 +44,14 @@ def test_a_folder_without_leave_to_write_is_refused(tmp_path: Path) -> None:
             require_folder(tmp_path / "new", "out")
     finally:
         tmp_path.chmod(0o700)
+
+
+def test_a_path_of_thousands_of_folders_is_refused_before_any_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The 50,000 parents of one took half a minute."""
+
+    def look(path: Path) -> bool:
+        raise AssertionError(f"{len(str(path))} letters were looked for")
+
+    monkeypatch.setattr(os.path, "lexists", look)
+    with pytest.raises(FolderError, match="a path has less than"):
+        require_folder(Path("x/" * 50_000), "out")
