@@ -76,17 +76,20 @@ class _Module:
         return self.name if self.path.name == "__init__.py" else self.name.rpartition(".")[0]
 
 
-def _imports(module: _Module) -> Iterator[_Module]:
+@cache
+def _imports(module: _Module) -> list[_Module]:
     if module.path.suffix != ".py":
-        return
-    for node in ast.walk(_tree(module.path)):
+        return []
+    found: list[_Module] = []
+    for node in _nodes(module.path):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield from _module(alias.name)
+                found += _module(alias.name)
         elif isinstance(node, ast.ImportFrom):
             base = _absolute(node, module.package)
             for alias in node.names:
-                yield from _origin_of(base, alias.name)
+                found += _origin_of(base, alias.name)
+    return list(dict.fromkeys(found))
 
 
 def _absolute(node: ast.ImportFrom, package: str) -> str:
@@ -120,12 +123,12 @@ def _reexported(package: _Module, name: str) -> tuple[str, str] | None:
     return None
 
 
+@cache
 def _native_sources(path: Path) -> set[Path]:
     """Native files that the module's strings name, beside it or in the folder `native` there, and what they include."""
     if path.suffix != ".py":
         return set()
-    tree = _tree(path)
-    words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    words = {node.value for node in _nodes(path) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     folders = (path.parent, path.parent / "native")
     there = {file for folder in folders for kind in NATIVE for file in folder.glob(kind)}
     named = {file for file in there if file.name in words or file.stem in words}
@@ -154,6 +157,11 @@ def _meaning(path: Path) -> str:
 @cache
 def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), filename=str(path))
+
+
+@cache
+def _nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(_tree(path)))
 
 
 def _module(name: str) -> Iterator[_Module]:

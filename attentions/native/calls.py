@@ -80,30 +80,35 @@ def plain(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 def _passed(name: str, x: Memory | Sequence[Memory] | list[int] | int | float) -> object:
     if isinstance(x, Memory):
-        return ctypes.c_void_p(_address(name, x))
+        return ctypes.c_void_p(_addresses(name, (x,))[0])
     if isinstance(x, int):
         return ctypes.c_int64(x)
     if isinstance(x, float):
         return ctypes.c_double(x)
     if x and isinstance(x[0], Memory):
-        return (ctypes.c_void_p * len(x))(*(_address(name, y) for y in x))  # type: ignore[arg-type]
+        return (ctypes.c_void_p * len(x))(*_addresses(name, x))  # type: ignore[arg-type]
     return (ctypes.c_int64 * len(x))(*x)  # type: ignore[arg-type]
 
 
-def _address(name: str, memory: Memory) -> int | None:
-    """Where a tensor's numbers lie; raises ValueError unless they are what the kernel takes them for.
+def _addresses(name: str, memories: Sequence[Memory]) -> list[int | None]:
+    """The addresses of tensors' numbers; raises ValueError unless they are what the kernel takes them for.
 
     Raises RuntimeError within a transform of torch.func, whose tensors have no numbers of their own.
     """
-    x = memory.tensor
-    if x is None:
-        return None
-    if is_functorch_wrapped_tensor(x):
-        raise RuntimeError(f"{name} is within a transform of torch.func (vmap, grad, jvp), which no native kernel has")
-    laid_out = x.is_contiguous() if memory.strides is None else x.stride() == memory.strides
-    if x.shape == memory.shape and x.dtype == memory.dtype and x.device.type == "cpu" and laid_out:
-        return x.data_ptr()
-    raise ValueError(
-        f"{name} is {x.dtype} of shape {tuple(x.shape)} and strides {x.stride()} on {x.device}: the kernel takes "
-        f"{memory.dtype} of shape {memory.shape}, {memory.strides or 'contiguous'}, on the CPU"
-    )
+    found: list[int | None] = []
+    for x, shape, dtype, strides in memories:
+        if x is None:
+            found.append(None)
+            continue
+        if is_functorch_wrapped_tensor(x):
+            raise RuntimeError(
+                f"{name} is within a transform of torch.func (vmap, grad, jvp), which no native kernel has"
+            )
+        laid_out = x.is_contiguous() if strides is None else x.stride() == strides
+        if not (x.shape == shape and x.dtype == dtype and x.device.type == "cpu" and laid_out):
+            raise ValueError(
+                f"{name} is {x.dtype} of shape {tuple(x.shape)} and strides {x.stride()} on {x.device}: the kernel "
+                f"takes {dtype} of shape {shape}, {strides or 'contiguous'}, on the CPU"
+            )
+        found.append(x.data_ptr())
+    return found

@@ -35,9 +35,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def forget() -> None:
-    source._find.cache_clear()
-    source._tree.cache_clear()
-    source._meaning.cache_clear()
+    for cached in (source._find, source._tree, source._nodes, source._imports, source._native_sources, source._meaning):
+        cached.cache_clear()
 
 
 def hash_after(project: Path, name: str, text: str) -> str:
