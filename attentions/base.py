@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, TypeGuard
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -35,6 +35,7 @@ from attentions.inputs import (
     without_padding,
 )
 from attentions.reference import causal_pairs, softmax_attention
+from attentions.settings import is_integer, of_declared_kinds, require
 from transformer_vq.precision import without_autocast
 
 # Relative error (Frobenius norm of the difference over that of the naive output) that plain softmax
@@ -215,8 +216,8 @@ class Attention(nn.Module, ABC):
         for name, size in sizes.items():
             optional = name not in ("heads", "head_dim")
             allowed = f"{'None or ' if optional else ''}an integer of at least 1"
-            require((optional and size is None) or (_is_integer(size) and size >= 1), name, size, allowed)
-        require(_is_integer(seed), "seed", seed, "an integer")
+            require((optional and size is None) or (is_integer(size) and size >= 1), name, size, allowed)
+        require(is_integer(seed), "seed", seed, "an integer")
         number = isinstance(scale, int | float) and not isinstance(scale, bool) and math.isfinite(scale)
         require(scale is None or number, "scale", scale, "None or a finite number")
         self.heads = heads
@@ -230,8 +231,10 @@ class Attention(nn.Module, ABC):
         self.seed = seed
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Check the inputs of what a subclass writes beside `forward`."""
+        """Check the settings of a subclass, and the inputs of what it writes beside `forward`."""
         super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            setattr(cls, "__init__", of_declared_kinds(cls.__init__))  # noqa: B010, mypy and pyright refuse to assign it
         for name in ("naive", "prepare", "comparisons", "components"):
             if name in vars(cls):
                 setattr(cls, name, checked(vars(cls)[name]))
@@ -361,16 +364,6 @@ class Attention(nn.Module, ABC):
         from attentions.layer import AttentionLayer  # the layer needs this class
 
         return AttentionLayer(model_dim, self)
-
-
-def _is_integer(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def require(condition: bool, name: str, value: object, allowed: str) -> None:
-    """Raise ValueError that names a setting, its value and what is allowed, unless `condition` holds."""
-    if not condition:
-        raise ValueError(f"{name}={value!r} is not allowed: it must be {allowed}")
 
 
 def check_call(

@@ -20,11 +20,12 @@ INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 def one_dtype(*tensors: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
-    """The tensors in one dtype where autocast is on: `dtype` if given, else their own, or autocast's where they differ.
+    """q, k and v in one dtype where autocast is on: `dtype` if given, else their own, or autocast's where they differ.
 
     Models under autocast often differ: rotary embeddings in float32 beside values in bfloat16. As autocast does, it
-    leaves float64 alone. What still differs is for the checks to refuse.
+    leaves float64 alone. What still differs is for the checks to refuse. Raises ValueError for what is no tensor.
     """
+    require_tensors(dict(zip("qkv", tensors, strict=False)))
     wanted = dtype or tensors[0].dtype
     if all(x.dtype == wanted for x in tensors) or not under_autocast(tensors[0]):
         return tensors
@@ -49,6 +50,13 @@ def check_inputs(attention: Attention, q: Tensor, k: Tensor, v: Tensor | None) -
         if fits and (v is None or v.shape == (B, G, M, a.value_dim)):
             return
     _refuse(a, dict(zip("qkv", given, strict=False)))
+
+
+def require_tensors(given: dict[str, Tensor]) -> None:
+    """Raise ValueError unless each of these is a tensor."""
+    for name, x in given.items():
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{name} is {type(x).__name__}: it must be a tensor")
 
 
 def _refuse(a: Attention, given: dict[str, Tensor]) -> None:
@@ -80,6 +88,7 @@ def _refuse(a: Attention, given: dict[str, Tensor]) -> None:
 
 def check_first(first: Tensor, q: Tensor, k: Tensor) -> None:
     """Raise ValueError unless `first` names for each sequence a position from 0 to M, where M is padding alone."""
+    require_tensors({"first": first})
     if first.dtype not in INTEGERS or first.shape != q.shape[:1]:
         raise ValueError(
             f"first is {first.dtype} of shape {tuple(first.shape)}: it must hold one integer a sequence, "
@@ -95,7 +104,10 @@ def check_first(first: Tensor, q: Tensor, k: Tensor) -> None:
 
 def check_tokens(x: Tensor, weight: Tensor, *, first: Tensor | None = None, rows: Tensor | None = None) -> None:
     """Raise ValueError unless x (B, N, C), `first` and `rows` fit a block whose projection has `weight` (_, C)."""
+    require_tensors({"x": x})
     width = weight.shape[1]
+    if x.layout is not torch.strided:
+        raise ValueError(f"x has the layout {x.layout}: it must be dense (torch.strided)")
     if x.ndim != 3 or x.shape[2] != width:
         raise ValueError(f"x has shape {tuple(x.shape)}: it must be (B, N, {width}), batch, tokens and model_dim")
     if x.device != weight.device:
@@ -110,6 +122,7 @@ def check_tokens(x: Tensor, weight: Tensor, *, first: Tensor | None = None, rows
 
 def check_index(name: str, index: Tensor, size: int) -> None:
     """Raise ValueError unless `index` is a vector of integers from 0 to size - 1."""
+    require_tensors({name: index})
     if index.dtype not in INTEGERS or index.ndim != 1:
         raise ValueError(f"{name} is {index.dtype} of shape {tuple(index.shape)}: it must be a vector of integers")
     if holds_values(index):

@@ -11,15 +11,20 @@ from attentions.base import Attention, require
 from attentions.inputs import check_tokens
 
 
-def rotate(x: Float[Tensor, "B H N D"], base: float = 10_000.0) -> Float[Tensor, "B H N D"]:
+def rotate(
+    x: Float[Tensor, "B H N D"], first: Int[Tensor, " B"] | None = None, *, base: float = 10_000.0
+) -> Float[Tensor, "B H N D"]:
     """Rotary position embedding, halves paired as in GPT-NeoX; an odd last dimension stays as it is.
 
-    Su et al. 2021, RoFormer, https://arxiv.org/abs/2104.09864, equation 34. Scores depend on the
-    difference of positions alone, so left padding changes none.
+    Su et al. 2021, RoFormer, https://arxiv.org/abs/2104.09864, equation 34. Positions count from each row's first real
+    token, `first`. Scores depend on the difference of positions alone, but the hash of a key does not.
     """
     half = x.shape[-1] // 2
     frequency = base ** (-torch.arange(half, device=x.device, dtype=torch.float64) / max(half, 1))
-    angle = torch.arange(x.shape[2], device=x.device, dtype=torch.float64)[:, None] * frequency
+    position = torch.arange(x.shape[2], device=x.device)
+    if first is not None:
+        position = (position - first.to(x.device)[:, None, None]).clamp(min=0)  # (B, 1, N)
+    angle = position[..., None] * frequency
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     a, b, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1)
@@ -44,13 +49,13 @@ class AttentionLayer(nn.Module):
             self.to_out = nn.Linear(a.heads * a.value_dim, model_dim, bias=False)
 
     def project(
-        self, x: Float[Tensor, "B N C"]
+        self, x: Float[Tensor, "B N C"], first: Int[Tensor, " B"] | None = None
     ) -> tuple[Float[Tensor, "B H N D"], Float[Tensor, "B G N D"], Float[Tensor, "B G N E"]]:
         """What the attention sees: rotated queries and keys, and values."""
         q = rearrange(self.to_q(x), "b n (h d) -> b h n d", h=self.attention.heads)
         k = rearrange(self.to_k(x), "b n (g d) -> b g n d", g=self.attention.kv_heads)
         v = rearrange(self.to_v(x), "b n (g e) -> b g n e", g=self.attention.kv_heads)
-        return rotate(q), rotate(k), v
+        return rotate(q, first), rotate(k, first), v
 
     def forward(self, x: Float[Tensor, "B N C"], *, first: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B N C"]:
         """One attention layer, x (B, N, model_dim) to the same shape; `first` as in `Attention.forward`.
@@ -58,7 +63,7 @@ class AttentionLayer(nn.Module):
         Raises ValueError for tokens and padding that do not fit it.
         """
         check_tokens(x, self.to_q.weight, first=first)
-        return self.to_out(rearrange(self.attention(*self.project(x), first=first), "b h n e -> b n (h e)"))
+        return self.to_out(rearrange(self.attention(*self.project(x, first), first=first), "b h n e -> b n (h e)"))
 
     def naive(
         self,
@@ -69,5 +74,5 @@ class AttentionLayer(nn.Module):
     ) -> Float[Tensor, "B R C"]:
         """The same layer with the attention's definition, its last steps in float64."""
         check_tokens(x, self.to_q.weight, first=first, rows=rows)
-        out = self.attention.naive(*self.project(x), first=first, rows=rows)
+        out = self.attention.naive(*self.project(x, first), first=first, rows=rows)
         return rearrange(out, "b h r e -> b r (h e)") @ self.to_out.weight.double().T

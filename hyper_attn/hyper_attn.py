@@ -36,7 +36,7 @@ class HyperAttention(Drawn):
     `input_dim` is D; `lsh_num_projs` signs a code; `block_size` keys a block; `sample_size` keys drawn for each head
     (and each square of the causal recursion), none for 0; below `min_seq_len` keys attention is exact. `cuda` changes
     nothing: kernels follow the tensors' device. Draws are a function of `seed`, which is part of the state. Raises
-    ValueError for settings below one, for samples below none, and for a `cuda` that is no bool.
+    ValueError for settings below one, for samples below none, and for settings of another kind.
     """
 
     added: ClassVar[tuple[str, ...]] = ("_extra_state",)
@@ -57,6 +57,8 @@ class HyperAttention(Drawn):
         for name, value, least in (*((*size, 1) for size in sizes.items()), ("sample_size", sample_size, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name}={value!r} is not allowed: it must be an integer of at least {least}")
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise ValueError(f"seed={seed!r} is not allowed: it must be an integer")
         if not isinstance(cuda, bool):
             raise ValueError(f"cuda={cuda!r} is not allowed: it must be True or False")
         self.lsh = AngularLSH(input_dim, lsh_num_projs, seed=seed)
@@ -82,11 +84,13 @@ class HyperAttention(Drawn):
         """Attention output, with `return_lse` also the log of the estimated normaliser (float32 at least).
 
         Causal queries are the last N of the M positions. Half precision is computed in float32. Raises
-        ValueError for tensors that do not fit the settings or each other, for no keys, for heads that are no multiple
-        of the key heads and for more causal queries than keys.
+        ValueError for tensors that do not fit the settings or each other, for a scale that is no number, for no keys,
+        for heads that are no multiple of the key heads and for more causal queries than keys.
         """
         q, k, v = query, key, value
         self._check(q, k, v, causal)
+        if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float)):
+            raise ValueError(f"scale={scale!r} is not allowed: it must be None or a number")
         if not q.shape[:3].numel():
             out = q.new_zeros(*q.shape[:3], v.shape[3]) + 0 * (q.sum() + k.sum() + v.sum())
             return (
@@ -107,8 +111,13 @@ class HyperAttention(Drawn):
 
     def _check(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> None:
         """Raise ValueError for what kernels and indices would read wrongly."""
+        given = {"query": q, "key": k, "value": v}
+        for name, x in given.items():
+            if not isinstance(x, Tensor) or x.layout is not torch.strided:
+                kind = x.layout if isinstance(x, Tensor) else type(x).__name__
+                raise ValueError(f"{name} of kind {kind} is not allowed: it must be a dense tensor")
         mixed = torch.amp.is_autocast_available(q.device.type) and torch.is_autocast_enabled(q.device.type)
-        for name, x in {"query": q, "key": k, "value": v}.items():
+        for name, x in given.items():
             if x.ndim != 4 or not x.is_floating_point() or x.device != q.device or (x.dtype != q.dtype and not mixed):
                 raise ValueError(
                     f"{name} of shape {tuple(x.shape)}, {x.dtype} on {x.device}, is not allowed: it must have four "

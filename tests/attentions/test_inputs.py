@@ -80,6 +80,7 @@ def test_blocks_refuse_what_does_not_fit() -> None:
             "first is torch.float32": [0.0, 1.0],
             "first is torch.bool": [True, False],
         }
+        no_tensors = {"first is list: it must be a tensor": [0, 1], "first is int: it must be a tensor": 3}
         tokens = {
             "x has shape (2, 13, 15): it must be (B, N, 16)": x[..., 1:],
             "x has shape (13, 16)": x[0],
@@ -87,8 +88,12 @@ def test_blocks_refuse_what_does_not_fit() -> None:
             "x is torch.float64 and the block's weights are torch.float32": x.double(),
             "x is torch.int64": x.long(),
             "x is on meta and the block's weights on cpu": x.to("meta"),
+            "x has the layout torch.sparse_coo": x.to_sparse(),
+            "x is NoneType: it must be a tensor": None,
+            "x is list: it must be a tensor": [1],
         }
         wrong = {says: (x, torch.tensor(first)) for says, first in padding.items()}
+        wrong |= {says: (x, first) for says, first in no_tensors.items()}
         wrong |= {says: (given, None) for says, given in tokens.items()}
         for name in ("vanilla", "mamba", "mamba2"):
             block = build(name, heads=2, head_dim=8).block(16).eval()
@@ -224,16 +229,57 @@ def test_sparse_tensors_are_refused_by_name(name: str) -> None:
             a(*given)
 
 
+def test_what_is_no_tensor_is_refused_by_name() -> None:
+    """In a process of its own, since types are checked before the code under pytest."""
+    program = """
+        import torch
+        from attentions import BACKENDS, build
+        x = torch.zeros(1, 2, 5, 8)
+        for name in BACKENDS:
+            a = build(name, heads=2, head_dim=8, max_len=16).eval()
+            calls = {"q": (None, x, x), "k": (x, [1], x), "v": (x, x, 3)}
+            for call in (a, a.naive):
+                for says, given in calls.items():
+                    try:
+                        call(*given)
+                    except ValueError as error:
+                        assert str(error).startswith(f"{says} is "), error
+                try:
+                    call(x, x, x, first=[0])
+                except ValueError as error:
+                    assert str(error) == "first is list: it must be a tensor", error
+        print("tried")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("tried\n", "")
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_padding_of_a_layer_changes_no_token(name: str) -> None:
+    """Positions, and so the hashes of rotated keys, count from the first real token."""
+    layer = build(name, heads=4, head_dim=16, kv_heads=2).block(64).double().eval()
+    x = torch.randn(2, 300, 64, dtype=torch.float64)
+    padded = layer(x, first=torch.tensor([0, 100]))
+    torch.testing.assert_close(padded[1:, 100:], layer(x[1:, 100:]), rtol=1e-9, atol=1e-10)
+
+
 def test_settings_of_another_kind_are_refused_by_name() -> None:
     """In a process of its own, since types are checked before the code under pytest."""
     program = """
-        from attentions import BACKENDS, build
+        from attentions import BACKENDS, build, settings_of
         nan, inf = float("nan"), float("inf")
         wrong = [("heads", 2.0), ("heads", "2"), ("heads", True), ("head_dim", 8.0), ("kv_heads", 1.0),
                  ("value_dim", -1), ("max_len", 0.5), ("scale", nan), ("scale", inf), ("scale", "1"), ("seed", 1.5),
                  ("seed", None)]
+        kinds = {"010", 1.5, b"x", object, None, (1.5,)}
+        taken = {"None": None, "float": 1.5}
         for name in BACKENDS:
-            for setting, value in wrong:
+            own = [(setting, value) for setting, found in settings_of(BACKENDS[name]).items() for value in kinds
+                   if setting not in ("heads", "head_dim", "causal") and setting not in dict(wrong)
+                   and not any(part in taken and value == taken[part] for part in found.annotation.split(" | "))
+                   and not (found.annotation == "str" and isinstance(value, str))]
+            assert len(own) >= 4 or name in ("vanilla", "flash", "mamba"), own
+            for setting, value in wrong + own:
                 try:
                     build(name, **{"heads": 2, "head_dim": 8, setting: value})
                 except ValueError as error:
