@@ -115,32 +115,36 @@ def padding_alone_gives_zeros(c: Candidate) -> None:
 def padding_may_hold_anything(c: Candidate) -> None:
     """NaN, infinity and huge numbers in padding leave output and gradients as they are, with N = M and N < M."""
     a = c.make()
+    fillers = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30], dtype=torch.float64, device=c.device)
     for queries, keys in ((67, 67), (29, 67)):
         clean = c.sample(a, queries, keys)
         if a.why_not(problem_of(a, clean[0], clean[1], backward=True)):
             continue
         first = torch.tensor([0, 43], device=c.device)
         want, wanted = _with_gradients(a, clean, first)
-        for filler in (torch.nan, torch.inf, -torch.inf, 1e30):
-            dirty = [x.clone() for x in clean]
-            for x in dirty:
-                x[1, :, : max(0, 43 - keys + x.shape[2])] = filler
-            got, grads = _with_gradients(a, dirty, first)
-            agree(got, want, 1e-12, f"padding of {filler}, {queries} of {keys}")
-            for name, x, y in zip("qkv", grads, wanted, strict=True):
-                agree(x, y, 1e-12, f"gradient of {name} beside padding of {filler}, {queries} of {keys}")
-                assert not x[1, :, : max(0, 43 - keys + x.shape[2])].any(), f"padding of {filler} has a gradient"
-            agree(a.naive(*dirty, first=first), a.naive(*clean, first=first), 1e-12, f"naive, padding of {filler}")
+        dirty = [x.clone() for x in clean]
+        padded = [max(0, 43 - keys + x.shape[2]) for x in clean]
+        for x, count in zip(dirty, padded, strict=True):
+            x[1, :, :count] = fillers.to(x.dtype).repeat(11)[:count, None]
+        got, grads = _with_gradients(a, dirty, first)
+        agree(got, want, 1e-12, f"padding of what is no number, {queries} of {keys}")
+        for name, x, y, count in zip("qkv", grads, wanted, padded, strict=True):
+            agree(x, y, 1e-12, f"gradient of {name} beside padding of what is no number, {queries} of {keys}")
+            assert not x[1, :, :count].any(), f"padding has a gradient in {name}"
+        agree(a.naive(*dirty, first=first), a.naive(*clean, first=first), 1e-12, "naive, padding of what is no number")
 
 
 def autocast_changes_nothing(c: Candidate) -> None:
     """Under autocast an attention computes in the dtype of its inputs, or in autocast's where theirs differ.
 
-    Forward, backward and stream, padded and not. Where backward itself runs under autocast, torch rounds its products.
+    Forward, backward and stream; each pair of autocast's dtype, the inputs' dtype and padding once. Where backward
+    itself runs under autocast, torch rounds its products.
     """
     kind = torch.device(c.device).type
+    padding = torch.tensor([0, 23], device=c.device)
     for half in (x for x in HALVES if x in c.backend.tolerance):
         for dtype in (torch.float32, half):
+            first = padding if (dtype == half) == (half == torch.bfloat16) else None
             a = c.make(dtype)
             inputs = c.sample(a, 67, 67, dtype=dtype)
             mixed = inputs
@@ -149,18 +153,17 @@ def autocast_changes_nothing(c: Candidate) -> None:
             if a.why_not(problem_of(a, inputs[0], inputs[1], backward=True)):
                 continue
             tolerance = c.backend.tolerance[dtype]
-            for first in (None, torch.tensor([0, 23], device=c.device)):
-                want, wanted = _with_gradients(a, inputs, first)
-                with torch.autocast(kind, dtype=half):
-                    out, inside = _with_gradients(a, mixed, first)
-                    leaves = [x.detach().clone().requires_grad_() for x in mixed]
-                    again = a(*leaves, first=first)
-                assert out.dtype == dtype, f"{out.dtype} instead of {dtype} under autocast to {half}"
-                agree(out, want, tolerance, f"{dtype} under autocast to {half}")
-                after, rounded = _gradients(again, leaves), c.backend.tolerance[half]
-                for grads, where, allowed in ((inside, "inside", rounded), (after, "after", tolerance)):
-                    for name, x, y in zip("qkv", grads, wanted, strict=True):
-                        agree(x, y, allowed, f"gradient of {name} in {dtype}, taken {where} autocast to {half}")
+            want, wanted = _with_gradients(a, inputs, first)
+            with torch.autocast(kind, dtype=half):
+                out, inside = _with_gradients(a, mixed, first)
+                leaves = [x.detach().clone().requires_grad_() for x in mixed]
+                again = a(*leaves, first=first)
+            assert out.dtype == dtype, f"{out.dtype} instead of {dtype} under autocast to {half}"
+            agree(out, want, tolerance, f"{dtype} under autocast to {half}")
+            after, rounded = _gradients(again, leaves), c.backend.tolerance[half]
+            for grads, where, allowed in ((inside, "inside", rounded), (after, "after", tolerance)):
+                for name, x, y in zip("qkv", grads, wanted, strict=True):
+                    agree(x, y, allowed, f"gradient of {name} in {dtype}, taken {where} autocast to {half}")
             stream = a.stream(B)
             if stream is None:
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from types import TracebackType
 
@@ -24,6 +25,12 @@ def missing_extra(extra: str, error: ImportError) -> MissingExtraError:
         f"`pip install -e '.[{extra}]'`",
         name=error.name,
     )
+
+
+def require_installed(package: str, extra: str) -> None:
+    """Raises MissingExtraError unless a package of this extra is there, which is found without importing it."""
+    if importlib.util.find_spec(package) is None:
+        raise missing_extra(extra, ModuleNotFoundError(name=package))
 
 
 _previous = sys.excepthook

@@ -10,6 +10,11 @@ blocks, useful ones 4·64 a query-key pair. `reformer-pytorch` takes part where 
 
 from __future__ import annotations
 
+from attentions.stopping import hold, interruptible
+
+if __name__ == "__main__":
+    hold()  # before the imports that take long
+
 import argparse
 import importlib.util
 from collections.abc import Callable
@@ -180,4 +185,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(interruptible(main))

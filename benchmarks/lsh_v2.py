@@ -14,6 +14,11 @@ are trained on a stretch of the text that nothing is measured on.
 
 from __future__ import annotations
 
+from attentions.stopping import hold, interruptible
+
+if __name__ == "__main__":
+    hold()  # before the imports that take long
+
 import argparse
 import statistics
 import time
@@ -325,4 +330,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(interruptible(main))

@@ -12,6 +12,11 @@ resident peak beyond inputs and output over the bytes of both. `mambapy` takes p
 
 from __future__ import annotations
 
+from attentions.stopping import hold, interruptible
+
+if __name__ == "__main__":
+    hold()  # before the imports that take long
+
 import argparse
 import importlib
 import importlib.util
@@ -156,4 +161,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(interruptible(main))

@@ -11,6 +11,11 @@ inputs and output, over the bytes of q, k, v and out.
 
 from __future__ import annotations
 
+from attentions.stopping import hold, interruptible
+
+if __name__ == "__main__":
+    hold()  # before the imports that take long
+
 import argparse
 import time
 from collections.abc import Callable
@@ -136,4 +141,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(interruptible(main))

@@ -10,6 +10,11 @@ the nearest codewords, so both stand here. Causal unless it says full. Every out
 
 from __future__ import annotations
 
+from attentions.stopping import hold, interruptible
+
+if __name__ == "__main__":
+    hold()  # before the imports that take long
+
 import argparse
 from collections.abc import Callable
 
@@ -107,4 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(interruptible(main))

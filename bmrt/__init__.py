@@ -1,17 +1,20 @@
 """KV-cache compression for Hugging Face models, with memory that is bounded."""
 
-from attentions.extras import missing_extra
+from __future__ import annotations
 
-try:
-    import transformers  # noqa: F401  # every module below needs it
-except ImportError as error:
-    raise missing_extra("models", error) from error
+from typing import TYPE_CHECKING
 
-from bmrt.budget import Budget
-from bmrt.cache import BoundedCache
-from bmrt.engine import RecursiveCompressionEngine
-from bmrt.settings import Settings
-from bmrt.strategies import STRATEGIES, Hybrid, build_strategy
+from attentions.extras import require_installed
+from attentions.on_demand import on_demand
+
+require_installed("transformers", "models")  # every module below needs it
+
+if TYPE_CHECKING:
+    from bmrt.budget import Budget
+    from bmrt.cache import BoundedCache
+    from bmrt.engine import RecursiveCompressionEngine
+    from bmrt.settings import Settings
+    from bmrt.strategies import STRATEGIES, Hybrid, build_strategy
 
 __all__ = [
     "STRATEGIES",
@@ -22,3 +25,11 @@ __all__ = [
     "Settings",
     "build_strategy",
 ]
+__getattr__ = on_demand(
+    "bmrt",
+    budget=("Budget",),
+    cache=("BoundedCache",),
+    engine=("RecursiveCompressionEngine",),
+    settings=("Settings",),
+    strategies=("STRATEGIES", "Hybrid", "build_strategy"),
+)

@@ -10,6 +10,11 @@ One model load; interrupted runs continue. Writes <save_dir>/ablation.md, ablati
 
 from __future__ import annotations
 
+from attentions.stopping import hold, interruptible
+
+if __name__ == "__main__":
+    hold()  # before the imports that take long
+
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -141,4 +146,4 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(interruptible(main))

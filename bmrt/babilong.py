@@ -9,6 +9,11 @@ prints accuracy with its 95 % interval.
 
 from __future__ import annotations
 
+from attentions.stopping import hold, interruptible
+
+if __name__ == "__main__":
+    hold()  # before the imports that take long
+
 import argparse
 import csv
 from pathlib import Path
@@ -52,4 +57,4 @@ def _write_csv(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(interruptible(main))

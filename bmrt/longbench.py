@@ -12,6 +12,11 @@ runs continue.
 
 from __future__ import annotations
 
+from attentions.stopping import hold, interruptible
+
+if __name__ == "__main__":
+    hold()  # before the imports that take long
+
 import argparse
 import re
 from collections.abc import Iterable
@@ -197,4 +202,4 @@ def _items(source: str) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(interruptible(main))

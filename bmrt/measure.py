@@ -12,6 +12,11 @@ turn, medians; the plain one is transformers' own cache in the same chunks. `sel
 
 from __future__ import annotations
 
+from attentions.stopping import hold, interruptible
+
+if __name__ == "__main__":
+    hold()  # before the imports that take long
+
 import argparse
 import statistics
 import time
@@ -192,4 +197,4 @@ def _settling() -> Iterator[list[float]]:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(interruptible(main))

@@ -11,6 +11,11 @@ percent, with its 95 % interval.
 
 from __future__ import annotations
 
+from attentions.stopping import hold, interruptible
+
+if __name__ == "__main__":
+    hold()  # before the imports that take long
+
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
@@ -103,4 +108,4 @@ def contained(sample: Sample, response: str) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(interruptible(main))

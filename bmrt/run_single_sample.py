@@ -9,6 +9,11 @@ Prints question, target and answer of each sample, and adds one line of result t
 
 from __future__ import annotations
 
+from attentions.stopping import hold, interruptible
+
+if __name__ == "__main__":
+    hold()  # before the imports that take long
+
 import argparse
 from datetime import datetime
 from pathlib import Path
@@ -64,4 +69,4 @@ def _answer(given: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(interruptible(main))

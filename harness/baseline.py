@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.config_errors import reason_of
+from harness.config_source import dotted, show
 from harness.machine import common_name
 from harness.points import LARGEST, SMALLEST
 from harness.rows import Case
@@ -23,7 +24,7 @@ from harness.samples import Series
 # Counted, not timed: the same everywhere. Allocator bytes are so for one device and number of threads.
 COUNTED = ("comparisons", "flops", "allocator_bytes")
 BASELINE_SCHEMA = 1
-
+MOST_CORES = 2**31 - 1
 
 N = Annotated[int, Field(ge=1, le=2**53)]
 Seconds = Annotated[float, Field(ge=SMALLEST, le=LARGEST)]
@@ -49,6 +50,11 @@ class Record(Frozen):
     run: str
     commit: str
 
+    @property
+    def lengths(self) -> set[int]:
+        """All n that it holds anything of."""
+        return set(self.times_s).union(*self.counts.values())
+
 
 class Baseline(Frozen):
     """All recorded series of a machine, by key of the series."""
@@ -66,8 +72,8 @@ class RunFacts(BaseModel):
 
         name: str
         cpu: str = ""
-        cores: int = 0
-        memory_bytes: float = 0
+        cores: int = Field(0, ge=0, le=MOST_CORES)
+        memory_bytes: float = Field(0, ge=0, le=LARGEST, allow_inf_nan=False)
         gpu: str = ""
         architecture: str = ""
 
@@ -103,7 +109,7 @@ def load_baseline(path: Path) -> Baseline:
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != BASELINE_SCHEMA:
         raise BaselineError(
-            f"{path}: schema is {schema!r}, this version reads {BASELINE_SCHEMA} only; write a new one with --update"
+            f"{path}: schema is {show(schema)}, this version reads {BASELINE_SCHEMA} only; write a new one with --update"
         )
     try:
         return Baseline.model_validate(data)
@@ -127,6 +133,8 @@ def save_baseline(path: Path, baseline: Baseline) -> None:
 def record_series(series: Sequence[Series], facts: RunFacts, *, kept: Baseline | None = None) -> Baseline:
     """A baseline of all series with data; series of `kept` that this run did not measure stay.
 
+    A series that it did measure is replaced whole, so that a record is of one run; `dropped` says what is lost by it.
+
     Raises BaselineError when no series has data and when `kept` belongs to another machine.
     """
     records = {
@@ -148,6 +156,23 @@ def record_series(series: Sequence[Series], facts: RunFacts, *, kept: Baseline |
     return Baseline(schema=BASELINE_SCHEMA, machine=facts.machine.name, series={**older, **records})
 
 
+def dropped(old: Record, new: Record) -> str:
+    """What the older record of a series holds and the newer one lacks, in words; empty if nothing."""
+    lost = old.lengths - new.lengths
+    parts = [f"n={_listed(lost)}"] if lost else []
+    held = {"times": (old.times_s, new.times_s)}
+    held |= {title(name): (old.counts.get(name, {}), new.counts.get(name, {})) for name in COUNTED}
+    for what, (before, after) in held.items():
+        if gone := before.keys() - after.keys() - lost:
+            parts.append(f"{what} at n={_listed(gone)}")
+    return "; ".join(parts)
+
+
+def title(name: str) -> str:
+    """A counted quantity as a reader knows it."""
+    return {"allocator_bytes": "allocator bytes", "flops": "FLOPs"}.get(name, name)
+
+
 def round_times_s(series: Series) -> dict[int, list[float]]:
     """n -> median seconds of each round."""
     return {n: [float(np.median(samples)) for samples in rounds] for n, rounds in series.times().items()}
@@ -156,6 +181,10 @@ def round_times_s(series: Series) -> dict[int, list[float]]:
 def counts_of(series: Series, name: str) -> dict[int, float]:
     """n -> value of a counted quantity, the median should rounds differ."""
     return {n: float(np.median(rounds)) for n, rounds in series.quantity(name).items()}
+
+
+def _listed(lengths: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(lengths)))
 
 
 def _read(path: Path, remedy: str) -> Any:
@@ -171,4 +200,4 @@ def _read(path: Path, remedy: str) -> Any:
 
 def _malformed(path: Path, error: ValidationError) -> BaselineError:
     first = error.errors()[0]
-    return BaselineError(f"{path}: {'.'.join(map(str, first['loc'])) or 'the whole'}: {reason_of(first)}")
+    return BaselineError(f"{path}: {dotted(first['loc']) or 'the whole'}: {reason_of(first)}")

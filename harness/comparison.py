@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.baseline import Baseline, Record, portable_key, round_times_s
 from harness.changes import Change, time_changes
-from harness.disturbance import BUSY, disturbance, others_share
+from harness.disturbance import BUSY, busy_cases, disturbance, is_busy, others_share
 from harness.findings import (
     MEASURE_ALL,
     Finding,
@@ -15,6 +15,7 @@ from harness.findings import (
     count_findings,
     excused,
     lost_findings,
+    missing_findings,
     reach_findings,
     size_findings,
     time_findings,
@@ -116,10 +117,10 @@ def _findings(pair: _Pair, limits: Mapping[str, float], busy: str) -> list[Findi
     comparable = not pair.why_no_times
     same_threads = pair.record.case.threads == pair.series.case.threads
     findings = [
-        *excused(time_findings(pair.changes, limits), busy),
-        *excused(size_findings(pair.record.times_s, round_times_s(pair.series)) if comparable else (), busy),
+        *(_time_findings(pair.record, pair, limits, busy) if comparable else ()),
         *reach_findings(pair.record, pair.series, same_circumstances=comparable, busy=busy),
         *lost_findings(pair.record, pair.series),
+        *missing_findings(pair.record, pair.series, same_threads=same_threads),
         *count_findings(pair.record, pair.series, same_threads=same_threads),
     ]
     if not findings:
@@ -128,6 +129,20 @@ def _findings(pair: _Pair, limits: Mapping[str, float], busy: str) -> list[Findi
     if not comparable:
         findings.append(Finding("pass", f"times not compared: {pair.why_no_times}"))
     return findings
+
+
+def _time_findings(record: Record, pair: _Pair, limits: Mapping[str, float], busy: str) -> list[Finding]:
+    """What times tell; of a series of which some cases were disturbed the others are judged apart as well."""
+    old, new = record.times_s, round_times_s(pair.series)
+    disturbed = "" if busy else busy_cases(pair.series.rows)
+    if not disturbed:
+        return excused([*time_findings(pair.changes, limits), *size_findings(old, new)], busy)
+    words = f"{disturbed}, and the other cases alone do not show it"
+    quiet = round_times_s(replace(pair.series, rows=[row for row in pair.series.rows if not is_busy(row)]))
+    return [
+        *time_findings(pair.changes, limits, quiet=time_changes(old, quiet), partly_busy=words),
+        *size_findings(old, new, quiet=quiet, partly_busy=words),
+    ]
 
 
 def _holm_limits(changes: Sequence[Change]) -> dict[str, float]:

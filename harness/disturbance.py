@@ -12,6 +12,23 @@ BUSY = 0.1  # share of the cores' time; the system's ticks alone make a few hund
 OFTEN = 0.1  # share of the cases from which the whole run is spoken of
 
 
+def is_busy(row: Row) -> bool:
+    """Whether other programs took part of the cores while a case was timed."""
+    return any(share > BUSY for share in others_share([row]))
+
+
+def busy_cases(rows: Sequence[Row]) -> str:
+    """How many timed cases were disturbed and at which lengths, however few they are; empty if none was."""
+    timed, busy = [row for row in rows if others_share([row])], [row for row in rows if is_busy(row)]
+    if not busy:
+        return ""
+    where = ", ".join(map(str, sorted({row.n for row in busy})))
+    return (
+        f"other programs took more than {_rough(BUSY)} of the cores' time in {len(busy)} of {len(timed)} timed cases, "
+        f"at n={where}"
+    )
+
+
 def others_share(rows: Sequence[Row]) -> list[float]:
     """Of each timed case, the share of the cores' time that other programs took meanwhile."""
     shares = [row.others_share for row in rows if row.time_s is not None and row.others_share is not None]

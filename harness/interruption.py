@@ -12,19 +12,14 @@ import os
 import signal
 from types import FrameType, TracebackType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-def hold() -> None:
-    """Let no signal reach this process before an `Interruption`, which hears it, nor afterwards, when it is ignored.
-
-    For commands: otherwise a signal while Python ends would print a traceback or change the exit status.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+from attentions.stopping import AGAIN, SIGNALS, is_of_command
 
 
 class Interruption:
-    """While this context is open, `asked` says whether either signal has come. Only the main thread can open it."""
+    """While this context is open, `asked` says whether either signal has come. Only the main thread can open it.
+
+    In a command (see `attentions.stopping`) that has been asked, both signals are ignored afterwards: it is ending.
+    """
 
     def __init__(self) -> None:
         self.asked = False
@@ -49,7 +44,9 @@ class Interruption:
         for end in (self._heard, self._tell):
             os.set_blocking(end, False)
         self._woken = signal.set_wakeup_fd(self._tell, warn_on_full_buffer=False)
-        self._before = [signal.signal(number, self._note) for number in SIGNALS]
+        # In a command, what could not be raised before is noted here.
+        numbers = (*SIGNALS, AGAIN) if is_of_command(signal.getsignal(AGAIN)) else SIGNALS
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
         self._mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return self
 
@@ -57,9 +54,8 @@ class Interruption:
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-        for number, handler in zip(SIGNALS, self._before, strict=True):
-            # A mask holds for this thread alone, and there may be others by now.
-            signal.signal(number, signal.SIG_IGN if number in self._mask else handler)
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_IGN if self.asked and is_of_command(handler) else handler)
         signal.set_wakeup_fd(self._woken)
         os.close(self._heard)
         os.close(self._tell)

@@ -10,11 +10,16 @@ backend's authors claim. Exit status as for `harness.sweep`.
 
 from __future__ import annotations
 
+from attentions.stopping import hold, interruptible
+
+if __name__ == "__main__":
+    hold()  # before the imports that take long
+
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from harness.interruption import Interruption, hold
+from harness.interruption import Interruption
 
 # All else is imported later: what comes before `hold` must be light, lest a signal falls into it.
 if TYPE_CHECKING:
@@ -77,5 +82,4 @@ def profile(conf: Path, overrides: Sequence[str], out: str | None, command: str)
 
 
 if __name__ == "__main__":
-    hold()
-    sys.exit(main())
+    sys.exit(interruptible(main))

@@ -114,8 +114,8 @@ def _origin_of(base: str, name: str) -> Iterator[_Module]:
 
 
 def _reexported(package: _Module, name: str) -> tuple[str, str] | None:
-    """The module and name that a package's top level imports `name` from, if it does."""
-    for node in _tree(package.path).body:
+    """The module and name that a package imports `name` from, if it does: for type checkers alone where it is lazy."""
+    for node in _nodes(package.path):
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 if (alias.asname or alias.name) == name:

@@ -19,11 +19,16 @@ Each case runs in a process of its own; see `harness.measure`.
 
 from __future__ import annotations
 
+from attentions.stopping import hold, interruptible
+
+if __name__ == "__main__":
+    hold()  # before the imports that take long
+
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from harness.interruption import Interruption, hold
+from harness.interruption import Interruption
 
 # All else is imported later: what comes before `hold` must be light, lest a signal falls into it.
 if TYPE_CHECKING:
@@ -60,5 +65,4 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    hold()
-    sys.exit(main())
+    sys.exit(interruptible(main))

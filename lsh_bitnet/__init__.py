@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from attentions.extras import missing_extra
+from typing import TYPE_CHECKING
 
-try:
-    import transformers  # noqa: F401  # every module below needs it
-except ImportError as error:
-    raise missing_extra("models", error) from error
+from attentions.extras import require_installed
+from attentions.on_demand import on_demand
 
-from lsh_bitnet.capture import capture
-from lsh_bitnet.comparisons import ComparisonLog
-from lsh_bitnet.models import Loaded, load_model
-from lsh_bitnet.swap import Swap, attend_with, register
+require_installed("transformers", "models")  # every module below needs it
+
+if TYPE_CHECKING:
+    from lsh_bitnet.capturing import capture
+    from lsh_bitnet.comparisons import ComparisonLog
+    from lsh_bitnet.models import Loaded, load_model
+    from lsh_bitnet.swap import Swap, attend_with, register
 
 __all__ = ["ComparisonLog", "Loaded", "Swap", "attend_with", "capture", "load_model", "register"]
+__getattr__ = on_demand(
+    "lsh_bitnet",
+    capturing=("capture",),
+    comparisons=("ComparisonLog",),
+    models=("Loaded", "load_model"),
+    swap=("Swap", "attend_with", "register"),
+)

@@ -9,6 +9,11 @@ folder then holds `comparison.md`, a table over the share of full attention's co
 
 from __future__ import annotations
 
+from attentions.stopping import hold, interruptible
+
+if __name__ == "__main__":
+    hold()  # before the imports that take long
+
 import argparse
 import json
 import sys
@@ -220,4 +225,4 @@ def figure(table: pd.DataFrame, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruptible(main))

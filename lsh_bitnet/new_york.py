@@ -7,6 +7,11 @@ python -m lsh_bitnet.new_york --attention lsh_forest --settings '{"max_candidate
 
 from __future__ import annotations
 
+from attentions.stopping import hold, interruptible
+
+if __name__ == "__main__":
+    hold()  # before the imports that take long
+
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -88,4 +93,4 @@ def _measure(given: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(interruptible(main))

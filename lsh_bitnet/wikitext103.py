@@ -10,6 +10,11 @@ project's own byte-level models; the file written is named after the corpus that
 
 from __future__ import annotations
 
+from attentions.stopping import hold, interruptible
+
+if __name__ == "__main__":
+    hold()  # before the imports that take long
+
 from collections.abc import Sequence
 
 from lsh_bitnet.commands import attention_of, baseline_parser, require_out, run
@@ -62,4 +67,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(interruptible(main))

@@ -10,9 +10,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -20,12 +19,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness.config_source import shortened
-from lsh_v2.configuration import model_config
 from lsh_v2.files import digest
 from lsh_v2.model import LSHv2Model
+from lsh_v2.written import State, parse
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 NAME = re.compile(r"step-(\d{8})")
+
+Kept = TypeVar("Kept", bound=State)
 
 
 class CheckpointError(RuntimeError):
@@ -66,23 +67,22 @@ def prune(folder: Path, keep: int) -> None:
         shutil.rmtree(path)
 
 
-def read_state(path: Path, keys: Sequence[str] = ()) -> dict[str, Any]:
+def read_state(path: Path, kind: type[Kept]) -> Kept:
     """state.json of a checkpoint, after its files were compared with their hashes.
 
-    Raises CheckpointError for a checkpoint that is damaged, and for one without these keys.
+    Raises CheckpointError for a checkpoint that is damaged, whose state has another shape, or is of another step.
     """
     try:
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        state = parse((path / STATE).read_bytes(), kind)
     except (OSError, ValueError) as error:
-        raise CheckpointError(_damaged(path, f"{STATE}: {error}")) from error
-    if not (isinstance(state, dict) and isinstance(state.get("sha256"), dict)):
-        raise CheckpointError(_damaged(path, f"{STATE} holds no object with hashes"))
-    if missing := [key for key in ("model", *keys) if key not in state]:
-        raise CheckpointError(_damaged(path, f"{STATE} has no {', '.join(missing)}"))
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(_damaged(path, f"{STATE}: {reason}")) from error
+    if (named := NAME.fullmatch(path.name)) and int(named[1]) != state.step:
+        raise CheckpointError(_damaged(path, f"{STATE}: step: {state.step} is not allowed; it must be {int(named[1])}"))
     for name in (MODEL, OPTIMIZER):
         if not (path / name).is_file():
             raise CheckpointError(_damaged(path, f"{name} is missing"))
-        if digest(path / name) != state["sha256"].get(name):
+        if digest(path / name) != state.sha256.get(name):
             raise CheckpointError(_damaged(path, f"{name} is not what was written (another SHA-256)"))
     return state
 
@@ -101,7 +101,7 @@ def load_model(folder: Path | str) -> LSHv2Model:
     found = [folder] if (folder / STATE).exists() else checkpoints(folder / "checkpoints") or checkpoints(folder)
     if not found:
         raise CheckpointError(f"there is no checkpoint in {folder}")
-    model = LSHv2Model(model_config(**read_state(found[-1])["model"]))
+    model = LSHv2Model(read_state(found[-1], State).model)
     load_weights(model, found[-1])
     return model.eval()
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+
+from lsh_v2.written import Kind, parse
 
 
 class InUseError(ValueError):
@@ -42,23 +42,18 @@ def alone(folder: Path, what: str) -> Iterator[None]:
         yield
 
 
-def read_object(path: Path, keys: Sequence[str] = ()) -> dict[str, Any] | None:
-    """The JSON object in a file, None where there is no file.
+def read_object(path: Path, kind: type[Kind]) -> Kind | None:
+    """What a file holds, None where there is no file.
 
-    Raises ValueError, with what to do, for a file that holds none or one without these keys.
+    Raises ValueError, naming the file and with what to do, for one that cannot be read and for what is no such object.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return parse(path.read_bytes(), kind)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(f"{path} cannot be read: {reason}; {REMEDY}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no JSON object; {REMEDY}")
-    if missing := [key for key in keys if key not in found]:
-        raise ValueError(f"{path} has no {', '.join(missing)}; {REMEDY}")
-    return found
 
 
 REMEDY = "remove it, and the same command makes it again"

@@ -11,6 +11,11 @@ other value that is as wide as the feed-forward layer exists for one chunk of th
 
 from __future__ import annotations
 
+from attentions.stopping import hold, interruptible
+
+if __name__ == "__main__":
+    hold()  # before the imports that take long
+
 import argparse
 import sys
 import time
@@ -61,4 +66,4 @@ def measure(model: LSHv2Model, tokens: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruptible(main))

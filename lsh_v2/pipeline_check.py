@@ -8,6 +8,11 @@ Counts its parameters against the size asked for, runs it on text, and decodes t
 
 from __future__ import annotations
 
+from attentions.stopping import hold, interruptible
+
+if __name__ == "__main__":
+    hold()  # before the imports that take long
+
 import argparse
 import json
 import sys
@@ -82,4 +87,4 @@ def check(config: TrainingConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruptible(main))

@@ -8,6 +8,11 @@ A training with these as `train_file` and `eval_file` reads the rows that it wou
 
 from __future__ import annotations
 
+from attentions.stopping import hold, interruptible
+
+if __name__ == "__main__":
+    hold()  # before the imports that take long
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -63,4 +68,4 @@ def needed(config: TrainingConfig, task: Task, tokenizer: Tokenizer, *, evaluati
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruptible(main))

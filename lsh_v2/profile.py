@@ -11,6 +11,11 @@ disk is full, 2 unusable input, 130 interrupted.
 
 from __future__ import annotations
 
+from attentions.stopping import hold, interruptible
+
+if __name__ == "__main__":
+    hold()  # before the imports that take long
+
 import argparse
 import shutil
 import sys
@@ -86,4 +91,4 @@ def _model(given: argparse.Namespace) -> LSHv2Model:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruptible(main))

@@ -12,6 +12,11 @@ The same command again goes on at the newest checkpoint. Exit codes: 0 trained, 
 
 from __future__ import annotations
 
+from attentions.stopping import hold, interruptible
+
+if __name__ == "__main__":
+    hold()  # before the imports that take long
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -56,4 +61,4 @@ def _report(metrics: dict[str, Any], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruptible(main))

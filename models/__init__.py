@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from attentions.extras import missing_extra
+from attentions.extras import require_installed
 
-try:
-    import transformers  # noqa: F401  # every script here needs it
-except ImportError as error:
-    raise missing_extra("models", error) from error
+require_installed("transformers", "models")  # every script here needs it

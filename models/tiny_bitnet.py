@@ -11,6 +11,11 @@ gives the same run. The state lies in `--work` and is written as a whole or not 
 
 from __future__ import annotations
 
+from attentions.stopping import hold, interruptible
+
+if __name__ == "__main__":
+    hold()  # before the imports that take long
+
 import argparse
 import json
 import pickle
@@ -334,4 +339,4 @@ def _record(training: Training, length: int, losses: list[float], log: TextIO, e
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(interruptible(main))

@@ -5,6 +5,11 @@ python -m models.tiny_bitnet_figure        # models/tiny-bitnet/log.jsonl to lea
 
 from __future__ import annotations
 
+from attentions.stopping import hold, interruptible
+
+if __name__ == "__main__":
+    hold()  # before the imports that take long
+
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,4 +82,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(interruptible(main))

@@ -21,6 +21,11 @@ The MLPs are zero. Nothing depends on a random draw.
 
 from __future__ import annotations
 
+from attentions.stopping import hold, interruptible
+
+if __name__ == "__main__":
+    hold()  # before the imports that take long
+
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -169,4 +174,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(interruptible(main))

@@ -6,6 +6,11 @@ python -m tasks.synthetic examples.jsonl --check                 # reads again, 
 
 from __future__ import annotations
 
+from attentions.stopping import hold, interruptible
+
+if __name__ == "__main__":
+    hold()  # before the imports that take long
+
 import argparse
 import itertools
 from collections import Counter
@@ -57,4 +62,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(interruptible(main))

@@ -5,9 +5,14 @@
 
 from __future__ import annotations
 
-from harness.inputs.base import CALIBRATION, Inputs
-from harness.inputs.diagnostics import Unevenness, diagnose
-from harness.inputs.make import KINDS, identity, make_hidden, make_inputs, why_not
+from typing import TYPE_CHECKING
+
+from attentions.on_demand import on_demand
+
+if TYPE_CHECKING:
+    from harness.inputs.base import CALIBRATION, Inputs
+    from harness.inputs.diagnostics import Unevenness, diagnose
+    from harness.inputs.make import KINDS, identity, make_hidden, make_inputs, why_not
 
 __all__ = [
     "CALIBRATION",
@@ -20,3 +25,9 @@ __all__ = [
     "make_inputs",
     "why_not",
 ]
+__getattr__ = on_demand(
+    "harness.inputs",
+    base=("CALIBRATION", "Inputs"),
+    diagnostics=("Unevenness", "diagnose"),
+    make=("KINDS", "identity", "make_hidden", "make_inputs", "why_not"),
+)

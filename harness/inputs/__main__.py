@@ -9,6 +9,11 @@ even heads are sharp and odd ones diffuse, and each sort has a line.
 
 from __future__ import annotations
 
+from attentions.stopping import hold, interruptible
+
+if __name__ == "__main__":
+    hold()  # before the imports that take long
+
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
@@ -84,4 +89,4 @@ def sample_case(inputs: str, n: int) -> Case:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruptible(main))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from attentions import resolve
 from harness.source import source_hash
 from lsh_v2.files import digest
 from lsh_v2.training.configuration import TrainingConfig, differences, plain
 from lsh_v2.training.data import task_of
+from lsh_v2.written import Begun
 from tasks.encoding import encode
 from tasks.tokenizer import Tokenizer
 
@@ -29,32 +30,43 @@ NAMES = {
 
 def identity_of(config: TrainingConfig, tokenizer: Tokenizer) -> dict[str, str]:
     """A hash for each name in `NAMES`. Raises ValueError for tasks and files that cannot be read."""
+    return {**files_of(config), "tokens": _tokens(config, tokenizer), "code": code_of(config)}
+
+
+def files_of(config: TrainingConfig) -> dict[str, str]:
+    """A hash of the content of each file that a configuration names, empty for none."""
     files = {
         "train_file": config.train_file,
         "eval_file": config.eval_file,
         "tokenizer": str(Path(config.out) / "tokenizer") if config.tokenizer == "trained" else config.tokenizer,
     }
-    hashes = {name: "" if path is None else digest(Path(path)) for name, path in files.items()}
-    return {**hashes, "tokens": _tokens(config, tokenizer), "code": code_of(config)}
+    return {name: "" if path is None else digest(Path(path)) for name, path in files.items()}
 
 
 def code_of(config: TrainingConfig) -> str:
     """Hash of the source that a training runs, attention and task included; comments and layout do not count."""
-    attention = resolve(config.model_of(vocab_size=259).attention)
-    return source_hash("lsh_v2.training.run", attention.__module__, config.task.partition(":")[0])
+    return source_hash("lsh_v2.training.run", *modules_of(config))
 
 
-def require_same(out: Path, before: dict[str, Any], config: TrainingConfig, identity: dict[str, str]) -> None:
-    """Raise ValueError unless the run that `out` holds, as far as `before` says, is this one."""
-    keys = differences(before["config"], plain(config))
-    held = before.get("identity") or {**identity, "code": "unknown"}
-    other = [name for name, found in identity.items() if held.get(name) != found]
+def modules_of(config: TrainingConfig) -> tuple[str, str]:
+    """The modules of the attention and of the task that a configuration names, which no import does."""
+    return resolve(config.model_of(vocab_size=259).attention).__module__, config.task.partition(":")[0]
+
+
+def require_same(out: Path, before: Begun, config: TrainingConfig, identity: dict[str, str] | None = None) -> None:
+    """Raise ValueError unless the run that `out` holds is this one; without an identity, if it is configured alike."""
+    other = [name for name, found in (identity or {}).items() if before.identity.get(name) != found]
+    refuse_other(out, differences(before.config, plain(config)), other, config)
+
+
+def refuse_other(out: Path, keys: Sequence[str], other: Sequence[str], config: TrainingConfig) -> None:
+    """Raise ValueError if the run that `out` holds differs in `keys` of the configuration or in `other` of `NAMES`."""
     if config.resume_other_code:
         other = [name for name in other if name != "code"]
     if not (keys or other):
         return
     advice = "choose another `out`, or remove it"
-    if not keys and other == ["code"]:
+    if not keys and list(other) == ["code"]:
         advice += ", or go on all the same with resume_other_code: true"
     named = ", ".join([*keys, *(NAMES[name] for name in other)])
     raise ValueError(f"{out} holds a run of another configuration, different in {named}: {advice}")

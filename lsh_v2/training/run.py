@@ -23,13 +23,11 @@ from lsh_v2.training.checks import require_room
 from lsh_v2.training.configuration import TrainingConfig, plain
 from lsh_v2.training.data import loader_of, task_of
 from lsh_v2.training.evaluation import graded, held_out_loss
-from lsh_v2.training.identity import identity_of, require_same
+from lsh_v2.training.identity import identity_of
 from lsh_v2.training.metrics import STEPS, epoch_losses, loss_drop, write_metrics, write_steps
 from lsh_v2.training.optimizer import optimizer_of, set_rates
 from lsh_v2.training.tokenizer import tokenizer_of
-
-# What a checkpoint's state must hold to be gone on with.
-STATE_KEYS = ("config", "step", "seconds", "tokens", "steps", "loss_eval", "scaler")
+from lsh_v2.written import TrainingState
 
 
 class Run:
@@ -156,20 +154,18 @@ class Run:
             checkpoint.prune(folder, self.config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
 
-    def resume(self) -> None:
-        """Take over the newest checkpoint, if there is one. Raises ValueError for that of another run."""
-        found = checkpoint.checkpoints(self.out / "checkpoints")
-        if found:
-            state = checkpoint.read_state(found[-1], STATE_KEYS)
-            require_same(self.out, state, self.config, self.identity)
-            checkpoint.load_weights(self.model, found[-1])
-            tensors = checkpoint.read_tensors(found[-1], checkpoint.OPTIMIZER)
+    def resume(self, state: TrainingState | None) -> None:
+        """Take over the newest checkpoint, whose state this is. Raises CheckpointError where its weights do not fit."""
+        if state is not None:
+            path = checkpoint.checkpoints(self.out / "checkpoints")[-1]
+            checkpoint.load_weights(self.model, path)
+            tensors = checkpoint.read_tensors(path, checkpoint.OPTIMIZER)
             torch.set_rng_state(tensors.pop("random"))
             checkpoint.unflatten(self.optimizer, tensors)
-            if self.accelerator.scaler is not None and state["scaler"]:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
-            self.step, self.seconds, self.tokens = state["step"], state["seconds"], state["tokens"]
-            self.steps, self.loss_eval = state["steps"], state["loss_eval"]
+            if self.accelerator.scaler is not None and state.scaler:
+                self.accelerator.scaler.load_state_dict(state.scaler)
+            self.step, self.seconds, self.tokens = state.step, state.seconds, state.tokens
+            self.steps, self.loss_eval = [step.model_dump() for step in state.steps], list(state.loss_eval)
         if self.accelerator.is_main_process:
             write_steps(self.out, self.steps)
 
@@ -191,3 +187,9 @@ class Run:
             "model": self.model.config.model_dump(mode="json"),
             "steps": self.steps,
         }
+
+
+def newest_state(out: Path) -> TrainingState | None:
+    """The state of the newest checkpoint below a run's folder, None where there is none. Raises CheckpointError."""
+    found = checkpoint.checkpoints(out / "checkpoints")
+    return checkpoint.read_state(found[-1], TrainingState) if found else None

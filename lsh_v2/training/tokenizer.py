@@ -6,29 +6,97 @@ better spent otherwise. A trained tokenizer has one token for each frequent word
 
 from __future__ import annotations
 
+import hashlib
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from attentions.extras import missing_extra
+from harness.source import source_hash
+from lsh_v2.checkpoint import checkpoints
+from lsh_v2.files import digest, read_object
 from lsh_v2.training.configuration import TrainingConfig
 from lsh_v2.training.data import task_of
+from lsh_v2.training.identity import NAMES, refuse_other
+from lsh_v2.training.metrics import METRICS
+from lsh_v2.written import Origin
 from tasks.tokenizer import Tokenizer, load_tokenizer
 
+ORIGIN = "made_of.json"
 EXAMPLES = 2000  # read to train one
 WORDS = r" ?\S+|\s"
 
 
 def tokenizer_of(config: TrainingConfig) -> Tokenizer:
-    """The tokenizer that a configuration names; "trained" makes one, once, in the run's folder."""
+    """The tokenizer that a configuration names; "trained" makes one in the run's folder.
+
+    One that is there already is made again if its texts, size or code were other ones, unless a run has begun with it.
+    Raises ValueError then, and for one that is not as it was made.
+    """
     if config.tokenizer != "trained":
         return load_tokenizer(config.tokenizer)
-    folder = Path(config.out) / "tokenizer"
+    out = Path(config.out)
+    folder, wanted = out / "tokenizer", _origin(config)
     if not folder.exists():
-        train_tokenizer(config, folder)
+        train_tokenizer(config, folder, wanted)
+    elif differing := _differing(folder, wanted):
+        if begun(out):
+            keys = [name for name in differing if name not in NAMES]
+            refuse_other(out, keys, [name for name in differing if name in NAMES], config)
+        elif "tokenizer" in differing:
+            raise ValueError(f"{folder} is no tokenizer as training makes it: remove it, or choose another `out`")
+        else:
+            train_tokenizer(config, folder, wanted)
     return load_tokenizer(str(folder))
 
 
-def train_tokenizer(config: TrainingConfig, folder: Path) -> None:
-    """Byte-level BPE of `tokenizer_size` tokens on training examples, saved as a Hugging Face tokenizer."""
+def begun(out: Path) -> bool:
+    """Whether a folder holds weights or figures of a run."""
+    return bool(checkpoints(out / "checkpoints")) or (out / METRICS).exists()
+
+
+def _origin(config: TrainingConfig) -> Origin:
+    """What a tokenizer of this configuration is made of; nothing is made yet."""
+    whole = hashlib.sha256()
+    for text in _texts(config):
+        whole.update(f"{len(text)} {text}".encode())
+    code = source_hash(__name__)
+    return Origin(tokenizer_size=config.tokenizer_size, texts=whole.hexdigest(), code=code, files="")
+
+
+def _texts(config: TrainingConfig) -> Iterator[str]:
+    task = task_of(config, evaluation=False)
+    return (task.example(index).text for index in range(EXAMPLES))
+
+
+def _differing(folder: Path, wanted: Origin) -> list[str]:
+    """In what a tokenizer differs from the one wanted: keys of the configuration, or names of `NAMES`."""
+    try:
+        held = read_object(folder / ORIGIN, Origin)
+    except ValueError:
+        held = None
+    if held is None or held.files != _files(folder):
+        return ["tokenizer"]
+    pairs = {
+        "tokenizer_size": (held.tokenizer_size, wanted.tokenizer_size),
+        "tokens": (held.texts, wanted.texts),
+        "code": (held.code, wanted.code),
+    }
+    return [name for name, (one, two) in pairs.items() if one != two]
+
+
+def _files(folder: Path) -> str:
+    """Hash of what a tokenizer consists of."""
+    whole = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.name != ORIGIN:
+            whole.update(f"{path.name}\0{digest(path)}\0".encode())
+    return whole.hexdigest()
+
+
+def train_tokenizer(config: TrainingConfig, folder: Path, origin: Origin) -> None:
+    """Byte-level BPE of `tokenizer_size` tokens on training examples, saved as a Hugging Face tokenizer, with what it
+    was made of. It takes the place of one that is there."""
     try:
         from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
         from tokenizers import Tokenizer as Trainable
@@ -47,8 +115,7 @@ def train_tokenizer(config: TrainingConfig, folder: Path) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    task = task_of(config, evaluation=False)
-    trainable.train_from_iterator((task.example(index).text for index in range(EXAMPLES)), trainer)
+    trainable.train_from_iterator(_texts(config), trainer)
     made = PreTrainedTokenizerFast(
         tokenizer_object=trainable,
         pad_token="<pad>",
@@ -57,5 +124,10 @@ def train_tokenizer(config: TrainingConfig, folder: Path) -> None:
         clean_up_tokenization_spaces=False,
     )
     draft = folder.with_name(".tokenizer")
+    shutil.rmtree(draft, ignore_errors=True)  # what was killed while it wrote
     made.save_pretrained(draft)
+    whole = origin.model_copy(update={"files": _files(draft)})
+    (draft / ORIGIN).write_text(whole.model_dump_json() + "\n", encoding="utf-8")
+    if folder.exists():
+        shutil.rmtree(folder)
     draft.rename(folder)

@@ -17,8 +17,9 @@ from lsh_v2.training.checks import require_possible
 from lsh_v2.training.configuration import TrainingConfig, plain
 from lsh_v2.training.identity import require_same
 from lsh_v2.training.metrics import METRICS
-from lsh_v2.training.run import Run
+from lsh_v2.training.run import Run, newest_state
 from lsh_v2.training.trackers import require_installed
+from lsh_v2.written import Metrics
 
 PATIENCE = timedelta(hours=12)  # the others wait while the first process evaluates; NCCL would for 10 minutes
 
@@ -62,13 +63,19 @@ class Trainer:
                 AcceleratorState._reset_state(reset_partial_state=True)
 
     def _run(self, accelerator: Accelerator) -> dict[str, Any]:
+        metrics = read_object(self.out / METRICS, Metrics)
+        finished = metrics is not None and metrics.finished
+        state = None if finished else newest_state(self.out)
+        for before in (metrics, state):  # before anything is made for a run that cannot be
+            if before is not None:
+                require_same(self.out, before, self.config)
         run = Run(self.config, self.out, accelerator)
-        finished = read_object(self.out / METRICS, ("config", "finished", "steps", "loss_train", "accuracy"))
-        if finished is not None:
-            require_same(self.out, finished, self.config, run.identity)
-            if finished["finished"]:
-                return finished
-        run.resume()
+        for before in (metrics, state):
+            if before is not None:
+                require_same(self.out, before, self.config, run.identity)
+        if metrics is not None and finished:
+            return metrics.model_dump()
+        run.resume(state)
         self._start_trackers(run)
         run.train()
         return run.finish()
