@@ -1,0 +1,93 @@
+"""`BACKENDS` maps names to classes; `build` makes an attention from a name.
+
+Adding a backend is one new file and one line in `BACKENDS`; one outside the project is named
+`package.module:Class` wherever a name is expected.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from typing import Any
+
+from attentions.base import Attention
+from attentions.bit_sampling import BitSampling
+from attentions.flash import Flash
+from attentions.hyper import Hyper
+from attentions.lsh_forest import LSHForest
+from attentions.lsh_v2 import LSHv2
+from attentions.mamba import Mamba
+from attentions.mamba2 import Mamba2
+from attentions.reformer import Reformer
+from attentions.simhash import SimHashAttention
+from attentions.vanilla import Vanilla
+from attentions.vq import VQ
+from attentions.vq_qk import VQQK
+
+BACKENDS: dict[str, type[Attention]] = {
+    "vanilla": Vanilla,
+    "flash": Flash,
+    "bit_sampling": BitSampling,
+    "simhash": SimHashAttention,
+    "lsh_forest": LSHForest,
+    "reformer": Reformer,
+    "lsh_v2": LSHv2,
+    "vq": VQ,
+    "vq_qk": VQQK,
+    "hyper": Hyper,
+    "mamba": Mamba,
+    "mamba2": Mamba2,
+}
+
+
+def resolve(name: str) -> type[Attention]:
+    """The class behind a name in `BACKENDS` or a path `package.module:Class`.
+
+    Raises ValueError that names what was given and, for a mistyped name, the nearest ones.
+    """
+    if name in BACKENDS:
+        return BACKENDS[name]
+    if ":" not in name or name.startswith("."):  # a relative import has nothing here to be relative to
+        near = difflib.get_close_matches(name, BACKENDS, n=3)
+        hint = f"did you mean {', '.join(near)}? " if near else ""
+        raise ValueError(
+            f"no backend is called {name!r}; {hint}there are {', '.join(BACKENDS)} and package.module:Class"
+        )
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"backend {name!r} cannot be imported: {error}") from error
+    if not (inspect.isclass(found) and issubclass(found, Attention)):
+        raise ValueError(f"backend {name!r} is not a subclass of attentions.Attention")
+    return found
+
+
+def settings_of(backend: type[Attention]) -> dict[str, inspect.Parameter]:
+    """Every setting that a backend's constructor takes, by name: its own and those that its bases add."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in backend.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(base.__init__).parameters.values()
+        own = [p for p in parameters if p.name != "self" and p.kind is not p.VAR_KEYWORD]
+        found |= {p.name: p for p in own if p.name not in found}
+        if len(own) + 1 == len(parameters):  # nothing is handed on to the bases
+            break
+    return found
+
+
+def build(name: str, **settings: Any) -> Attention:
+    """A fresh attention: `build("flash", heads=4, head_dim=64, causal=True)`.
+
+    Raises ValueError for an unknown name and for settings that the class does not have or allow.
+    """
+    backend = resolve(name)
+    known = settings_of(backend)
+    for setting in settings:
+        if setting not in known:
+            near = difflib.get_close_matches(setting, known, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"{name} has no setting {setting!r}; {hint}it has {', '.join(known)}")
+    return backend(**settings)
