@@ -31,7 +31,8 @@ from lsh_v2.files import read_object
 from lsh_v2.long_arena_config import ArenaConfig
 from lsh_v2.long_arena_summary import write_summary
 from lsh_v2.training import CheckpointError, load_model
-from lsh_v2.training.identity import code_of
+from lsh_v2.training.identity import code_of, files_of
+from lsh_v2.written import Facts
 
 MODULE = "lsh_v2.long_arena_case"
 FORWARD, LEARNING = f"{MODULE}:forward", f"{MODULE}:learning"
@@ -63,7 +64,7 @@ def run(config: ArenaConfig, command: str = "") -> dict[str, Any]:
     journal, report_to = Journal(folder.path), reporter()
     try:
         folder.write_facts(facts)
-        same = all(before.get("config", {}).get(name) == facts["config"][name] for name in LIMITS)
+        same = all(before.config.get(name) == facts["config"][name] for name in LIMITS)
         rows = {row.key: row for row in read_rows(folder.path) if _final(row, same_limits=same)}
         todo = [(job, key) for job, key in wanted if key not in rows]
         for left in folder.path.glob("children-*"):  # by a run that was killed
@@ -139,12 +140,9 @@ def _source(backend: str) -> str:
     return source_hash(MODULE, backend)
 
 
-def facts_before(config: ArenaConfig) -> dict[str, Any]:
-    """What `run.json` held at the last start, nothing before the first."""
-    before = read_object(Path(config.out) / "run.json") or {}
-    if not isinstance(before.get("config", {}), dict):
-        raise FolderError(f"{Path(config.out) / 'run.json'} has a config that is no mapping: remove the file")
-    return before
+def facts_before(config: ArenaConfig) -> Facts:
+    """What `run.json` held at the last start, nothing before the first. Raises ValueError for a damaged one."""
+    return read_object(Path(config.out) / "run.json", Facts) or Facts()
 
 
 def facts_of(config: ArenaConfig, command: str) -> dict[str, Any]:
@@ -153,7 +151,7 @@ def facts_of(config: ArenaConfig, command: str) -> dict[str, Any]:
     Raises FolderError for an `out` that holds a run of another configuration.
     """
     before, plain = facts_before(config), config.model_dump(mode="json")
-    differing = [key for key, value in before.get("config", plain).items() if plain.get(key) != value]
+    differing = [key for key, value in (before.config or plain).items() if plain.get(key) != value]
     if differing := sorted(set(differing) - INCIDENTAL):
         raise FolderError(
             f"{config.out} holds a run of another configuration, different in {', '.join(differing)}: choose another "
@@ -164,9 +162,9 @@ def facts_of(config: ArenaConfig, command: str) -> dict[str, Any]:
     commit, dirty = machine.commit()
     labels = {one.label: one.backend for one in config.series()}
     return {
-        "run": before.get("run", f"long-arena-{now()}"),
+        "run": before.run or f"long-arena-{now()}",
         "schema": SCHEMA,
-        "started": before.get("started", now()),
+        "started": before.started or now(),
         "command": command,
         "commit": commit,
         "dirty": dirty,
@@ -221,8 +219,9 @@ def _trained(folder: str) -> tuple[ModelConfig, str]:
 def _learning(config: ArenaConfig, name: str, one: Series) -> Job:
     label = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in one.label)
     training = config.training_of(name, one, Path(config.out) / "training" / f"{name}-{label}")
-    # What other code had begun is not gone on with.
-    training = training.model_copy(update={"out": f"{training.out}-{code_of(training)[:8]}"})
+    # What other code or files of other content had begun is not gone on with, and its row is another one.
+    read = hashlib.sha256(json.dumps([code_of(training), files_of(training)]).encode()).hexdigest()
+    training = training.model_copy(update={"out": f"{training.out}-{read[:8]}"})
     model = training.model_of(vocab_size=259)
     case = _case(config, one, model, subject=LEARNING, n=training.seq_length, inputs=name, mode="train")
     arguments = {"training": training.model_dump(mode="json")}

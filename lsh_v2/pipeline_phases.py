@@ -6,6 +6,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from attentions import resolve
+
 HERE = Path(__file__).parent
 
 
@@ -45,35 +47,56 @@ class Layout:
 class Phase:
     """One command. `makes` are files and folders that are its own, removed when it is forced to begin anew.
 
-    `reads` are files that decide its result beside the command: where one has changed, an OK marker is void.
+    `reads` are files that decide its result beside the command, and `modules` those that its configuration names:
+    where one has changed, an OK marker is void.
     """
 
     name: str
     command: tuple[str, ...]
     makes: tuple[Path, ...]
     reads: tuple[Path, ...] = ()
+    modules: tuple[str, ...] = ()
 
 
 def phases_of(layout: Layout, *, training: bool, benchmark: bool) -> list[Phase]:
-    """The phases that are asked for, in order."""
-    phases = [_model(layout), _data(layout)]
+    """The phases that are asked for, in order. Raises ConfigError for a configuration that cannot be used."""
+    modules, tokenizer = _training_names(layout)
+    phases = [_model(layout, modules, tokenizer), _data(layout, modules, tokenizer)]
     if training:
-        phases += [_training(layout), _profile(layout)]
+        phases += [_training(layout, modules, tokenizer), _profile(layout, modules)]
     if benchmark:
         phases.append(_benchmark(layout, trained=training or (layout.training / "checkpoints").is_dir()))
     return phases
 
 
-def _model(layout: Layout) -> Phase:
+def _training_names(layout: Layout) -> tuple[tuple[str, ...], tuple[Path, ...]]:
+    """The modules that the training's configuration names, and the path of its tokenizer."""
+    from lsh_v2.training import load_training_config  # lsh_v2.package needs a layout, and no accelerate
+    from lsh_v2.training.identity import modules_of
+
+    config = load_training_config(config_of(layout, "train"))
+    return modules_of(config), () if config.tokenizer in ("bytes", "trained") else (Path(config.tokenizer),)
+
+
+def _arena_modules(layout: Layout) -> tuple[str, ...]:
+    """The modules of the attentions and tasks that the long arena's configuration names."""
+    from lsh_v2.long_arena_config import load_arena_config
+
+    config = load_arena_config(config_of(layout, "long_arena"))
+    attentions = (resolve(one.backend).__module__ for one in config.series())
+    return (*attentions, *(task.task.partition(":")[0] for task in config.tasks.values()))
+
+
+def _model(layout: Layout, modules: tuple[str, ...], tokenizer: tuple[Path, ...]) -> Phase:
     config, report = config_of(layout, "train"), layout.results / _quick(layout, "model_check.json")
     command = _python("lsh_v2.pipeline_check", str(config), str(layout.training), str(report))
-    return Phase("model", command, (report,), (config,))
+    return Phase("model", command, (report,), (config, *tokenizer), modules)
 
 
-def _data(layout: Layout) -> Phase:
+def _data(layout: Layout, modules: tuple[str, ...], tokenizer: tuple[Path, ...]) -> Phase:
     config, files = config_of(layout, "train"), _examples(layout)
     command = _python("lsh_v2.pipeline_data", str(config), str(layout.training), *map(str, files))
-    return Phase("data", command, files, (config,))
+    return Phase("data", command, files, (config, *tokenizer), modules)
 
 
 def _examples(layout: Layout) -> tuple[Path, Path]:
@@ -82,21 +105,21 @@ def _examples(layout: Layout) -> tuple[Path, Path]:
     return train, held_out
 
 
-def _training(layout: Layout) -> Phase:
+def _training(layout: Layout, modules: tuple[str, ...], tokenizer: tuple[Path, ...]) -> Phase:
     config, out = config_of(layout, "train"), layout.training
     names = ("training_metrics.json", "training_metrics.png", "steps.jsonl", "checkpoints", "tensorboard", "tokenizer")
     files = _examples(layout)
     given = (f"out={out}", "profile_components=false", f"train_file={files[0]}", f"eval_file={files[1]}")
     command = _python("lsh_v2.train", str(config), *(part for value in given for part in ("--set", value)))
-    return Phase("training", command, tuple(out / name for name in names), (config, *files))
+    return Phase("training", command, tuple(out / name for name in names), (config, *files, *tokenizer), modules)
 
 
-def _profile(layout: Layout) -> Phase:
+def _profile(layout: Layout, modules: tuple[str, ...]) -> Phase:
     out = layout.training
     quick = ["--no-report"] if layout.quick else []
     command = _python("lsh_v2.profile", str(out), "--out", str(out), *quick)
     makes = tuple(out / name for name in ("component_profiles.json", "component_profiles.png", "component_report"))
-    return Phase("profile", command, makes, (out / "training_metrics.json",))
+    return Phase("profile", command, makes, (out / "training_metrics.json",), modules)
 
 
 def _benchmark(layout: Layout, *, trained: bool) -> Phase:
@@ -105,7 +128,8 @@ def _benchmark(layout: Layout, *, trained: bool) -> Phase:
     checkpoint = ["--set", f"checkpoint={layout.training}"] if trained else []
     reads = (config, *([layout.training / "training_metrics.json"] if trained else []))
     command = _python("lsh_v2.long_arena", str(config), "--set", f"out={out}", *checkpoint)
-    return Phase("benchmark", command, tuple(out / name for name in (*names, "training")), reads)
+    makes = tuple(out / name for name in (*names, "training"))
+    return Phase("benchmark", command, makes, reads, _arena_modules(layout))
 
 
 def config_of(layout: Layout, name: str) -> Path:

@@ -22,6 +22,7 @@ from harness.source import source_hash
 from lsh_v2.files import InUseError, alone, digest
 from lsh_v2.pipeline_flags import Flag
 from lsh_v2.pipeline_phases import Layout, Phase
+from lsh_v2.written import Marker, parse
 
 EXCERPT_LINES = 20
 PROJECT = Path(__file__).parents[1]
@@ -130,16 +131,15 @@ def excerpt(log: str) -> str:
 def _before(phase: Phase, layout: Layout) -> Record | None:
     """The record of a phase that finished earlier with the same command and inputs, and whose results are there."""
     try:
-        kept = json.loads(layout.named(phase.name, ".ok").read_text(encoding="utf-8"))
+        kept = parse(layout.named(phase.name, ".ok").read_bytes(), Marker)
     except (OSError, ValueError):
         return None
-    if not isinstance(kept, dict) or kept.get("of") != _identity(phase):
-        print(f"phase {phase.name}: its settings have changed since it finished; it runs again", flush=True)
-        return None
-    if not phase.makes[0].exists():
-        return None
-    print(f"phase {phase.name}: done before, in {kept['seconds']:.0f} s", flush=True)
-    return Record(phase.name, "done before", kept["seconds"], _shown(phase), str(layout.named(phase.name, ".log")))
+    for what, same in (("settings or sources", kept.of == _identity(phase)), ("results", kept.made == _made(phase))):
+        if not same:
+            print(f"phase {phase.name}: its {what} have changed since it finished; it runs again", flush=True)
+            return None
+    print(f"phase {phase.name}: done before, in {kept.seconds:.0f} s", flush=True)
+    return Record(phase.name, "done before", kept.seconds, _shown(phase), str(layout.named(phase.name, ".log")))
 
 
 def _run(phase: Phase, layout: Layout) -> Record:
@@ -152,7 +152,8 @@ def _run(phase: Phase, layout: Layout) -> Record:
         return Record(phase.name, "failed", seconds, _shown(phase), str(log), said)
     marker = layout.named(phase.name, ".ok")
     draft = marker.with_name(marker.name + ".part")
-    draft.write_text(json.dumps({"of": _identity(phase), "seconds": seconds, "finished": now()}) + "\n")
+    kept = {"of": _identity(phase), "made": _made(phase), "seconds": seconds, "finished": now()}
+    draft.write_text(json.dumps(kept) + "\n")
     draft.replace(marker)
     return Record(phase.name, "done", seconds, _shown(phase), str(log))
 
@@ -194,14 +195,19 @@ def _die_with_parent() -> None:
 
 
 def _identity(phase: Phase) -> str:
-    """What decides a phase's result: its command, the files that it reads, and the source of its module."""
-    parts = [*phase.command[1:], *(digest(path) for path in phase.reads), *_sources(phase.command)]
+    """What decides a phase's result: its command, the files that it reads, and the source that it runs."""
+    parts = [*phase.command[1:], *(digest(path) for path in phase.reads), *_sources(phase)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _sources(command: Sequence[str]) -> list[str]:
-    """Hash of the source of the module that a command runs, none where it runs something else."""
-    return [source_hash(command[2])] if command[1] == "-m" else []
+def _sources(phase: Phase) -> list[str]:
+    """Hash of the source of the module that a command runs and of those it imports by name, none for other commands."""
+    return [source_hash(phase.command[2], *phase.modules)] if phase.command[1] == "-m" else []
+
+
+def _made(phase: Phase) -> dict[str, str]:
+    """Hashes of what a phase makes, empty for what it did not."""
+    return {path.name: digest(path) for path in phase.makes}
 
 
 def _shown(phase: Phase) -> str:

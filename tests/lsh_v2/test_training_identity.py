@@ -18,6 +18,7 @@ from lsh_v2.train import main
 from lsh_v2.training import Trainer, checks, identity
 from lsh_v2.training.configuration import INCIDENTAL, TrainingConfig
 from lsh_v2.training.run import Run
+from lsh_v2.written import TrainingState
 from tasks.jsonl import write_examples
 from tests.lsh_v2.tiny_training import TINY, Echo, steps_of, tiny
 
@@ -83,7 +84,7 @@ def test_other_code_is_another_run_unless_it_is_allowed(
             unfinished(out)
     assert command(out, resume_other_code=True) == 0
     assert len(steps_of(out)) == 10
-    assert read_state(checkpoints(out / "checkpoints")[-1])["identity"]["code"] == "edited"
+    assert read_state(checkpoints(out / "checkpoints")[-1], TrainingState).identity["code"] == "edited"
 
 
 def test_code_is_that_of_the_loop_the_attention_and_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,9 +133,9 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"torn', "training_metrics.json cannot be read: Unterminated string"),
-        ("[]", "training_metrics.json holds no JSON object"),
-        ("{}", "training_metrics.json has no config, finished, "),
+        ('{"torn', "training_metrics.json cannot be read: it is no JSON: EOF while parsing a string"),
+        ("[]", "training_metrics.json cannot be read: [] is not allowed; it must be an object"),
+        ("{}", "training_metrics.json cannot be read: config: this key is missing"),
         ("\x00\xff", "training_metrics.json cannot be read: "),
     ],
 )
@@ -203,7 +204,10 @@ def test_scaler_of_float16_goes_on_where_it_was(tmp_path: Path, monkeypatch: pyt
     Trainer(tiny(tmp_path / "halved", **changes)).run()
     assert steps_of(tmp_path / "halved") == steps_of(tmp_path / "whole")
     one, two = (
-        [read_state(path)["scaler"]["scale"] for path in checkpoints(tmp_path / name / "checkpoints")]
+        [
+            (read_state(path, TrainingState).scaler or {})["scale"]
+            for path in checkpoints(tmp_path / name / "checkpoints")
+        ]
         for name in ("whole", "halved")
     )
     assert one == two
