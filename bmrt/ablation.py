@@ -5,7 +5,8 @@
 
 Runs full attention, `exact` and both `lsh` modes in both compression modes, twelve hybrids (shares 0.5 and 0.75 of
 exact + frequency_rank, exact + magicpig_baseline and of the two lsh modes, in both modes), and the baselines.
-One model load; interrupted runs continue. Writes <save_dir>/ablation.md, ablation.svg, and the records behind them.
+One model load; interrupted runs continue. Writes the records of each run, and a table and a figure of all of them,
+<save_dir>/ablation_<tasks>_<length>_<samples>_<size>.md and .svg (`..._core` without baselines).
 """
 
 from __future__ import annotations
@@ -71,8 +72,10 @@ def _ablate(given: argparse.Namespace) -> str:
     made = [Generated(task, given.length, **sizes) for task in given.tasks]
     rows = [result(engine, changes, made, given.save_dir) for changes in grid(baselines=not given.no_baselines)]
     table = render(rows, given)
-    (given.save_dir / "ablation.md").write_text(table + "\n", encoding="utf-8")
-    draw(rows, given.save_dir / "ablation.svg")
+    ran = (*given.tasks, str(given.length), f"{given.num_samples}samples", engine.settings.size)
+    name = file_name("ablation", *ran, *(["core"] if given.no_baselines else []))
+    (given.save_dir / f"{name}.md").write_text(table + "\n", encoding="utf-8")
+    draw(rows, given.save_dir / f"{name}.svg")
     return table
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from bmrt.babilong_data import HUB, right, samples_of
 from bmrt.evaluation import evaluate, summary
 from bmrt.options import command, engine_of, file_name, require_distinct, require_writable, run
+from bmrt.records import read_jsonl
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -44,13 +45,15 @@ def _evaluate(given: argparse.Namespace) -> str:
     for task, samples in made.items():
         name = file_name(task, given.dataset_config, engine.settings.label)
         records = evaluate(engine, samples, given.save_dir / f"{name}.jsonl", right, task)
-        _write_csv(given.save_dir / f"{name}.csv", records)
+        # All that were ever asked: fewer samples, or others, replace none of them.
+        _write_csv(given.save_dir / f"{name}.csv", read_jsonl(given.save_dir / f"{name}.jsonl"))
         lines.append(f"{name}: {summary([record['score'] for record in records])}")
     return "\n".join(lines)
 
 
 def _write_csv(path: Path, records: list[dict[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    # An answer may hold half a character, which no UTF-8 has.
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["target", "output", "question"])
         writer.writerows([record["target"], record["response"], record["question"]] for record in records)

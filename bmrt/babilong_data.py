@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +19,7 @@ from attentions.base import require
 from bmrt.evaluation import Sample
 from bmrt.generated import require_size
 from bmrt.hub import load_hub
-from bmrt.records import read_jsonl
+from bmrt.records import read_data
 from tasks.haystack import place, text_lines
 
 HUB = "RMT-team/babilong"
@@ -64,10 +64,18 @@ KINDS = (
 SINGULAR: Mapping[str, str] = MappingProxyType(
     {"apples": "apple", "footballs": "football", "cats": "cat", "mice": "mouse", "wolves": "wolf", "grey": "gray"}
     | {"north": "n", "south": "s", "east": "e", "west": "w"}
+    | {"zero": "none", "0": "none", "1": "one", "2": "two", "3": "three", "4": "four", "5": "five"}
 )
-DENIALS = {"no", "not", "never", "neither", "nor", "without", "isn't", "wasn't", "aren't", "doesn't", "didn't"}
+APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ′＇´`", "'"))
+DENIALS = {"no", "not", "never", "neither", "nor", "without", "nobody", "nowhere"}
+NEGATED = re.compile(  # verbs, also as typed in haste
+    r"cannot|\w*n't|(?:is|was|are|were|do|does|did|has|have|had|ca|could|wo|would|should|must)nt"
+)
+EXCEPTION = re.compile(r"\b(?:(?:any|every)(?:where|thing|one|body)|all) (?:but|except|other than)\b")
+AUXILIARIES = {"is", "was", "are", "were", "do", "does", "did", "has", "have", "had", "can", "could", "will", "would"}
 GO = ("moved to", "went to", "journeyed to", "travelled to", "went back to")
 GENERATED = ("qa1", "qa2")
+SHORTEST = 1024  # bytes that a sample has about, however short its text: facts, instructions and examples
 
 INSTRUCTIONS = {
     "qa1": "The text has facts about where people are, among lines that have nothing to do with them. Answer the "
@@ -95,13 +103,14 @@ def samples_of(source: str, *, config: str, split: str, start: int, count: int, 
     if source == "generated":
         require(split in GENERATED, "dataset_split", split, f"one of {', '.join(GENERATED)} to be generated")
         length = length_of(config)
-        require_size(length, start + count)
-        rows: Iterator[dict[str, Any]] = generate(split, length, seed)
+        require_size(max(length, SHORTEST), count)
+        rows: Iterator[dict[str, Any]] = islice(generate(split, length, seed, start), count)
     elif Path(source).suffix in (".json", ".jsonl"):
-        rows = (row for row in read_jsonl(Path(source)) if row.get("task", split) == split)
+        of_task = (row for row in read_data(Path(source)) if row.get("task", split) == split)
+        rows = islice(of_task, start, start + count)
     else:
-        rows = iter(load_hub(source, config, split))
-    found = [_sample(row, split, start + i) for i, row in enumerate(islice(rows, start, start + count))]
+        rows = islice(load_hub(source, config, split), start, start + count)
+    found = [_sample(row, split, start + i) for i, row in enumerate(rows)]
     require(bool(found), "start_sample_index", start, f"below the number of samples in {source}")
     return found
 
@@ -114,9 +123,9 @@ def length_of(config: str) -> int:
     return int(form[1]) * (1024 if form[2] == "k" else 1024 * 1024)
 
 
-def generate(task: str, length: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Rows without end; row i depends on the arguments and i alone."""
-    index = 0
+def generate(task: str, length: int, seed: int, start: int = 0) -> Iterator[dict[str, Any]]:
+    """Rows `start`, `start` + 1 and so on without end; each depends on task, length, seed and its number alone."""
+    index = start
     while True:
         draw = random.Random(f"babilong {task} {seed} {index}")
         facts, question, target = (_where_is_somebody if task == "qa1" else _where_is_something)(draw)
@@ -178,21 +187,40 @@ def _form_of_answers(task: str) -> str:
 def right(sample: Sample, response: str) -> float:
     """BABILong's rule: of the task's labels, the first sentence names the target's and no other.
 
-    Labels are whole words; those of the question do not count, unless they are the target. A target of several labels
-    ("apple,milk") is right in any order and punctuation, except for the steps of a path. An answer that names nothing,
-    or that denies what it names ("not in the office"), is wrong.
+    Labels are whole words, and digits are numbers ("2" is "two", "0" is "none"); those of the question do not count,
+    unless they are the target. A target of several labels ("apple,milk") is right in any order and punctuation, except
+    for the steps of a path. An answer that names nothing, or that denies what it names ("she can't be in the office",
+    "the office is not where she is"), is wrong.
     """
     asked, target = _words(sample.facts["question"]), _words(sample.target)
     labels = _labels(sample.id.partition("-")[0], set(target)) - (set(asked) - set(target))
-    clauses = [_words(clause) for clause in re.split(r"[,;:]|\bbut\b", _first_sentence(response))]
+    said = EXCEPTION.sub("not", _first_sentence(response)).replace("no longer", "never")
+    clauses = [_words(clause) for clause in re.split(r"[,;:\u2013\u2014]|\s-+\s|\bbut\b", said)]
     named = [word for clause in clauses for word in clause if word in labels]
-    for clause in clauses:
-        first = next((i for i, word in enumerate(clause) if word in target), 0)
-        if DENIALS & set(clause[:first]):
-            return 0.0
+    if any(_denies(clause, set(target)) for clause in clauses):
+        return 0.0
     if target and set(target) <= STEPS:
         return float(named == target)
     return float(bool(target) and set(named) == set(target))
+
+
+def _denies(clause: Sequence[str], target: Collection[str]) -> bool:
+    """Whether a clause says that the target is not the answer, before it ("not in the office") or after."""
+    places = [i for i, word in enumerate(clause) if word in target]
+    if not places or {*target} <= {"no", "none", "nothing"}:  # which a denial only confirms
+        return False
+    before, after = clause[: places[-1]], clause[places[-1] + 1 :]
+    if any(_is_denial(word) for word in before if word not in target):
+        return True
+    if not after or {*target} <= {"yes", "maybe"}:
+        return False
+    # "office isn't", "office is not", "in the office she is not"; "office not the hallway" denies something else.
+    negated = NEGATED.fullmatch(after[0]) or (after[0] in AUXILIARIES and any(map(_is_denial, after[1:2])))
+    return bool(negated) or _is_denial(after[-1])
+
+
+def _is_denial(word: str) -> bool:
+    return word in DENIALS or NEGATED.fullmatch(word) is not None
 
 
 def _labels(task: str, target: set[str]) -> set[str]:
@@ -210,6 +238,6 @@ def _first_sentence(response: str) -> str:
 
 
 def _words(text: str) -> list[str]:
-    found = re.findall(r"[\w']+", text.lower().replace("’", "'"))
+    found = re.findall(r"[\w']+", text.lower().translate(APOSTROPHES))
     words = [word.strip("'").removesuffix("'s") for word in found]
     return [SINGULAR.get(word, word) for word in words]

@@ -30,7 +30,7 @@ from bmrt.engine import RecursiveCompressionEngine
 from bmrt.evaluation import interval
 from bmrt.hub import load_hub
 from bmrt.options import command, engine_of, file_name, require_writable, run
-from bmrt.records import Records, alone, digest_of, read_jsonl, require_unique
+from bmrt.records import Records, alone, digest_of, read_data, read_jsonl, require_unique
 
 HUB = "zai-org/LongBench-v2"
 FIELDS = (
@@ -170,6 +170,7 @@ def _results(path: Path) -> list[dict[str, Any]]:
         if missing:
             raise ValueError(f"{path} is no file of LongBench results: line {number} {_kind(record, missing)}")
         require(record["judge"] in (True, False), f"judge in {path} line {number}", record["judge"], "true or false")
+    require_unique((str(record["_id"]) for record in records if "_id" in record), f"_id in {path}")
     return records
 
 
@@ -196,7 +197,7 @@ def score_line(name: str, records: list[dict[str, Any]]) -> str:
 
 def _items(source: str) -> list[dict[str, Any]]:
     path = Path(source)
-    items = read_jsonl(path) if path.suffix in (".json", ".jsonl") else list(load_hub(source, None, "train"))
+    items = read_data(path) if path.suffix in (".json", ".jsonl") else list(load_hub(source, None, "train"))
     require(bool(items), "data", source, "a data set with at least one item")
     return require_complete(items)
 

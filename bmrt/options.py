@@ -16,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from attentions.base import require
 from bmrt.engine import RecursiveCompressionEngine, require_device
+from bmrt.records import digest_of
 from bmrt.settings import LSH_MODES, SELECTORS, Settings
 from bmrt.strategies.ties import TIES
 from harness.command_line import MOST, in_words
@@ -49,6 +50,9 @@ LEAST = {  # option that counts something -> the least it can be
     "hidden": 4,
     "plain_most": 1,
 }
+
+
+LONGEST_NAME = 200  # bytes; file systems allow 255, of which endings such as .jsonl.settings.json.new take some
 
 
 def command(
@@ -117,8 +121,15 @@ def run(
 
 
 def file_name(*parts: str) -> str:
-    """One name of these parts, without what a file cannot have in its name."""
-    return re.sub(r"[^\w.+-]+", "_", "_".join(parts)).lstrip(".") or "model"
+    """One name of these parts, of at most `LONGEST_NAME` bytes, for files that end in a dot and something.
+
+    A name that cannot hold all of them, whether too long or with characters that no file has, ends in their hash, so
+    that no two share a file.
+    """
+    whole = "_".join(parts)
+    name = re.sub(r"[^\w.+-]+", "_", whole).lstrip(".")
+    short = name.encode()[: LONGEST_NAME - 9].decode(errors="ignore")
+    return whole if name == whole and len(whole.encode()) <= LONGEST_NAME else f"{short}_{digest_of(whole)[:8]}"
 
 
 def require_writable(folder: Path, name: str = "save_dir") -> None:

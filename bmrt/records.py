@@ -141,6 +141,27 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
     Raises ValueError that names file and line where there is something else.
     """
+    return [found for _, found in _numbered(path)]
+
+
+def read_data(path: Path) -> list[dict[str, Any]]:
+    """What `read_jsonl` reads, of texts that a tokenizer and a file can take.
+
+    Raises ValueError as it does, and for half a character.
+    """
+    rows = _numbered(path)
+    for where, row in rows:
+        text = json.dumps(row, ensure_ascii=False)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = text[error.start]
+            raise ValueError(f"{where} holds {half!r}, half of a character, which no tokenizer can read") from error
+    return [row for _, row in rows]
+
+
+def _numbered(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Objects of a file, each with where it stands."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -148,13 +169,13 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     if text.lstrip().startswith("["):
         found = _parsed(text, str(path))
         require(all(isinstance(x, dict) for x in found), "data", str(path), "a list of objects")
-        return found
+        return [(f"{path} item {i}", x) for i, x in enumerate(found, 1)]
     # At "\n" alone: JSON has other line separators inside its strings.
-    lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-    found = [_parsed(line, f"{path} line {i}") for i, line in lines]
-    for (i, _), line in zip(lines, found, strict=True):
-        require(isinstance(line, dict), "data", f"{path} line {i}", "an object")
-    return found
+    lines = [(f"{path} line {i}", line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    rows = [(where, _parsed(line, where)) for where, line in lines]
+    for where, row in rows:
+        require(isinstance(row, dict), "data", where, "an object")
+    return rows
 
 
 def _notes_beside(path: Path) -> Path:

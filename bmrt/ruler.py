@@ -5,8 +5,8 @@
 
 Examples are generated here (`bmrt.generated`: RULER's nine tasks that need no other data, and `new_york`), or come from
 a file or a hub data set with kvpress's columns. Prints, and writes to
-<save_dir>/ruler_<length>_<method>_<mode>_<size>.md, the mean share of reference texts that the answers contain, in
-percent, with its 95 % interval.
+<save_dir>/ruler_<tasks>_<length>_<samples>_<method>_<mode>_<size>.md, the mean share of reference texts that the
+answers contain, in percent, with its 95 % interval.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bmrt.evaluation import Judge, Sample, evaluate, summary
 from bmrt.generated import RULER_TASKS, TASKS, Generated, printable
 from bmrt.hub import load_hub
 from bmrt.options import command, engine_of, file_name, require_distinct, require_writable, run
-from bmrt.records import read_jsonl
+from bmrt.records import read_data
 from bmrt.text import Prompts
 from tasks.example import contained as share_contained
 
@@ -61,7 +61,9 @@ def _evaluate(given: argparse.Namespace) -> str:
         records = evaluate(engine, samples, path, judge, task)
         rows.append(f"| {task} | {summary([record['score'] for record in records])} |")
     table = "\n".join([f"| RULER, {given.length} tokens | {label} |", "|---|---|", *rows])
-    path = given.save_dir / f"{file_name('ruler', str(given.length), label)}.md"
+    tasks = "all" if tuple(given.tasks) == RULER_TASKS else "+".join(given.tasks)
+    name = file_name("ruler", tasks, str(given.length), f"{given.num_samples}samples", label)
+    path = given.save_dir / f"{name}.md"
     path.write_text(table + "\n", encoding="utf-8")
     return table
 
@@ -87,18 +89,23 @@ def from_rows(rows: Iterable[dict[str, Any]], task: str, count: int) -> list[Sam
         wrong = [name for name in texts if not isinstance(row[name], str)]
         require(not wrong, f"row {number}", wrong, "texts in these columns")
         if row["task"] == task and len(found) < count:
-            references = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
-            question, facts = row["question"] + row["answer_prefix"], {"references": [str(x) for x in references]}
+            question, facts = row["question"] + row["answer_prefix"], {"references": _references(row, number)}
             found.append(Sample(f"{task}-{number}", row["context"], question, ", ".join(facts["references"]), facts))
     require(bool(found), "task", task, "one that the data has")
     return found
 
 
+def _references(row: dict[str, Any], number: int) -> list[str]:
+    """What an answer must contain. Raises ValueError for nothing at all, and for what every answer contains."""
+    given = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
+    fit = all(isinstance(x, str | int | float) and printable(str(x)) for x in given)
+    require(bool(given) and fit, f"answer of row {number}", row["answer"], "a text, or a list of texts, none empty")
+    return [str(x) for x in given]
+
+
 def _rows(source: str, length: int) -> Iterable[dict[str, Any]]:
     return (
-        read_jsonl(Path(source))
-        if Path(source).suffix in (".json", ".jsonl")
-        else load_hub(source, str(length), "test")
+        read_data(Path(source)) if Path(source).suffix in (".json", ".jsonl") else load_hub(source, str(length), "test")
     )
 
 

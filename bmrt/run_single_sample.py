@@ -53,7 +53,8 @@ def _answer(given: argparse.Namespace) -> str:
     engine = engine_of(given)
     method = engine.settings.title.replace(" ", "_")
     now = datetime.now().astimezone()
-    name = file_name("single", data, engine.settings.label, now.isoformat().replace(":", ""))
+    dataset = (given.dataset_config, given.dataset_split)
+    name = file_name("single", *dataset, engine.settings.label, now.isoformat().replace(":", ""))
     path = given.save_dir / f"{name}.jsonl"
     records = evaluate(engine, samples, path, right, data)
     correct = sum(record["score"] for record in records)

@@ -116,9 +116,13 @@ class Settings:
         """Method, mode and size, as names of files carry them."""
         if self.selector_type == "full":
             return "full"
+        return f"{self.title.replace(' ', '_')}_{self.compression_mode}_{self.size}"
+
+    @property
+    def size(self) -> str:
+        """How much is kept: budget or ratio, as names of files carry it."""
         share = self.compression_ratio
-        size = f"budget{self.budget}" if share is None else f"ratio{share:g}"
-        return f"{self.title.replace(' ', '_')}_{self.compression_mode}_{size}"
+        return f"budget{self.budget}" if share is None else f"ratio{share:g}"
 
     def _single(self, name: str) -> Strategy:
         name = self.lsh_mode if name == "lsh" else name

@@ -73,7 +73,12 @@ class Task(ABC):
 
 
 def contained(references: list[str], output: str) -> float:
-    """The fraction of `references` that occur in the output, upper and lower case alike (RULER's score)."""
+    """The fraction of `references` that occur in the output, upper and lower case alike (RULER's score).
+
+    Raises ValueError for no references and for an empty one, which every output contains.
+    """
+    if not references or not all(references):
+        raise ValueError(f"references={references} are not allowed: there must be at least one, and none empty")
     return sum(reference.lower() in output.lower() for reference in references) / len(references)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from bmrt.babilong_data import LABELS, right
@@ -38,6 +40,70 @@ def test_the_first_sentence_names_the_place_and_no_other(response: str, score: f
     assert judged("Where was John before the hallway?", "office", response, "qa3-7") == score
 
 
+DENYING = """is not in; isn't in; isn’t in; isnʼt in; won`t be in; ISN'T in; isnt in; is never in; is no longer in
+is nowhere near; cannot be in; can not be in; can't be in; can’t be in; couldn't be in; won't be in; wouldn't be in
+shouldn't be in; mustn't be in; hasn't been in; hadn't been in; haven't been in; has not been in; had never been in
+ain't in; didn't go to; does not go to; wasn't in; weren't in; aren't in; don't go to; left without seeing
+is neither here nor in"""
+DENIED = [
+    *(f"She {words} the office" for words in re.split(r"; |\n", DENYING)),
+    "Nobody is in the office",
+    "the office is not where she is",
+    "The office isn't where she is",
+    "The office has never been hers",
+    "In the office she is not",
+    "office? No",
+    "She is anywhere but the office",
+    "everywhere except the office",
+]
+
+
+@pytest.mark.parametrize("response", DENIED)
+def test_an_answer_that_denies_the_place_is_wrong(response: str) -> None:
+    assert judged("Where was John before the hallway?", "office", response) == 0
+    assert judged("Where was John before the hallway?", "office", response.replace("office", "Office"), "qa3-7") == 0
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "She is in the office, she cannot be in the hallway",
+        "office (not the hallway)",
+        "the office and not the hallway",
+        "She isn't in the hallway - office",
+        "In the office, nowhere else",
+        "The officer notes that nothing is known, but the office it is",
+    ],
+)
+def test_a_denial_of_something_else_is_none_of_the_answer(response: str) -> None:
+    assert judged("Where was John before the hallway?", "office", response) == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "response", "score"),
+    [
+        ("two", "2", 1.0),
+        ("two", "2.", 1.0),
+        ("two", "She is carrying 2 objects", 1.0),
+        ("none", "0", 1.0),
+        ("none", "zero", 1.0),
+        ("none", "She isn't carrying any so none", 1.0),
+        ("one", "1", 1.0),
+        ("three", "3", 1.0),
+        ("two", "12", 0.0),
+        ("two", "2.5", 0.0),
+        ("two", "1", 0.0),
+        ("two", "1 or 2", 0.0),
+        ("none", "2", 0.0),
+        ("two", "not 2", 0.0),
+    ],
+)
+def test_digits_are_numbers(target: str, response: str, score: float) -> None:
+    """BABILong's own prompt asks for `$number_of_objects$`, which models answer either way."""
+    for name in ("qa7-0", "own-0"):
+        assert judged("How many objects is Ann carrying?", target, response, name) == score
+
+
 @pytest.mark.parametrize("task", [*LABELS])
 def test_of_every_task_one_label_is_right_and_several_are_wrong(task: str) -> None:
     labels = sorted(LABELS[task])
@@ -67,6 +133,8 @@ def test_of_every_task_one_label_is_right_and_several_are_wrong(task: str) -> No
         ("nothing", 0.0),
         ("apple and milk, or nothing", 0.0),
         ("apple but not milk", 0.0),
+        ("apple and not milk", 0.0),
+        ("the apple; she has no milk", 0.0),
         ("pineapple and milk", 0.0),
     ],
 )

@@ -17,6 +17,7 @@ from bmrt import ablation, babilong, engine, longbench, measure, ruler, run_sing
 from bmrt.babilong_data import PLACES, generate
 from bmrt.evaluation import Sample, interval
 from bmrt.generated import Generated
+from bmrt.options import LONGEST_NAME, file_name
 from bmrt.text import Prompts
 from tasks.byte_tokenizer import ByteTokenizer
 
@@ -114,7 +115,10 @@ def test_ruler_runs_its_tasks(common: list[str], tmp_path: Path, capsys: pytest.
     options = "--tasks niah_single_1 vt --length 1600 --num_samples 2 --compression_ratio 0.25 --max_new_tokens 4"
     ruler.main([*common, *options.split()])
     said = capsys.readouterr().out
-    assert said.strip() == (tmp_path / "out" / "ruler_1600_exact_recursive_ratio0.25.md").read_text().strip()
+    assert (
+        said.strip()
+        == (tmp_path / "out" / "ruler_niah_single_1+vt_1600_2samples_exact_recursive_ratio0.25.md").read_text().strip()
+    )
     assert said.count("n=2") == 2
 
 
@@ -138,6 +142,89 @@ def test_generated_samples_are_judged_by_their_task_s_own_rule(task: str) -> Non
     shares = {"vt": (" ".join(sample.target.split()[:2]), 0.4), "new_york": ("the" + sample.target, 0.0)}
     answer, score = shares.get(task, (sample.target[:-1], 0.0))
     assert made.judge(sample, answer) == score
+
+
+KVPRESS = {"context": "a. " * 90, "question": "What?", "answer_prefix": " It is", "answer": ["1"], "task": "own"}
+QA1 = {"input": "John moved to the office.", "question": "Where is John?", "target": "office"}
+
+
+@pytest.mark.parametrize(
+    ("main", "rows", "said"),
+    [
+        (ruler.main, [KVPRESS, KVPRESS | {"answer": []}], "answer of row 1=[]"),
+        (ruler.main, [KVPRESS, KVPRESS | {"answer": [""]}], "answer of row 1=['']"),
+        (ruler.main, [KVPRESS | {"answer": "\x00 "}], "answer of row 0="),
+        (ruler.main, [KVPRESS | {"answer": ["1", None]}], "answer of row 0="),
+        (ruler.main, [KVPRESS, KVPRESS | {"context": "a\ud800"}], "data.jsonl line 2 holds '\\ud800', half of a"),
+        (babilong.main, [QA1, QA1 | {"target": "off\udc00ice"}], "data.jsonl line 2 holds '\\udc00', half of a"),
+        (longbench.main, [item(0), item(1, question="\udfff?")], "data.jsonl line 2 holds '\\udfff', half of a"),
+    ],
+)
+def test_data_that_cannot_be_judged_or_written_is_refused_when_it_is_read(
+    common: list[str],
+    tmp_path: Path,
+    main: Command,
+    rows: list[dict[str, Any]],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine, "load_model", lambda *args: pytest.fail("a model was loaded"))
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(SystemExit) as ended:
+        main([*common, "--data", str(path), *(["--tasks", "own"] if main is ruler.main else [])])
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_an_answer_of_half_a_character_does_not_lose_the_table(
+    common: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bmrt.engine.Prompts.decode", lambda self, tokens: "off\ud800ice")
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps(QA1) + "\n")
+    babilong.main([*common, "--data", str(path), "--dataset_config", "0k", "--max_new_tokens", "2"])
+    assert "off\\ud800ice" in (tmp_path / "out" / "qa1_0k_exact_recursive_budget4096.csv").read_text()
+
+
+def test_fewer_or_other_samples_replace_nothing(common: list[str], tmp_path: Path) -> None:
+    """What a folder held before is in it afterwards."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(KVPRESS | {"task": task}) + "\n" for task in ("a b", "a_b", "x" * 300) * 2))
+    asked = [*common, "--data", str(path), "--budget", "64", "--max_new_tokens", "1"]
+    given = [[name] for name in ("a b", "a_b", "x" * 300)] + [["a b", "a_b"]]
+    held: dict[Path, str] = {}
+    for tasks, count in [*((tasks, "2") for tasks in given), (["a b"], "1")]:
+        ruler.main([*asked, "--tasks", *tasks, "--num_samples", count])
+        tables = {path: path.read_text() for path in (tmp_path / "out").glob("*.md")}
+        assert held.items() < tables.items()
+        held = tables
+    assert len([*(tmp_path / "out").glob("*.jsonl")]) == 3
+    for start in (0, 3, 3):
+        options = (
+            f"--data generated --dataset_config 0k --num_samples 1 --max_new_tokens 1 --start_sample_index {start}"
+        )
+        babilong.main([*common, *options.split()])
+    with (tmp_path / "out" / "qa1_0k_exact_recursive_budget4096.csv").open() as file:
+        assert len([*csv.DictReader(file)]) == 2
+
+
+def test_names_of_files_are_of_what_was_run_alone() -> None:
+    parts = [["a b"], ["a_b"], ["a/b"], [".a"], ["a"], [""], ["x" * 300], ["x" * 301], ["é" * 150], ["日" * 100]]
+    names = [file_name(*one) for one in parts]
+    assert len({*names}) == len(names)
+    assert max(len(name.encode()) for name in names) <= LONGEST_NAME
+    assert not any(name.startswith(".") or "/" in name for name in names)
+    assert file_name("qa1", "4k", "exact_recursive_ratio0.25") == "qa1_4k_exact_recursive_ratio0.25"
+
+
+def test_a_late_sample_is_generated_at_once(common: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    options = "--data generated --dataset_config 0k --num_samples 1 --max_new_tokens 1 --start_sample_index 2000000000"
+    babilong.main([*common, *options.split()])
+    assert "n=1" in capsys.readouterr().out
 
 
 def test_ruler_counts_references() -> None:
@@ -234,13 +321,14 @@ def test_ablation_runs_the_grid_and_continues(
         "--tasks niah_single_1 --length 700 --wording short --num_samples 1 --compression_ratio 0.25 --max_new_tokens 2"
     )
     ablation.main([*common, *options.split()])
-    table = (tmp_path / "out" / "ablation.md").read_text()
+    name = "ablation_niah_single_1_700_1samples_ratio0.25"
+    table = (tmp_path / "out" / f"{name}.md").read_text()
     rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
     assert len(rows) == 1 + 2 + 4 + 12 + 5
-    assert "<svg" in (tmp_path / "out" / "ablation.svg").read_text()
+    assert "<svg" in (tmp_path / "out" / f"{name}.svg").read_text()
     assert len(loads) == 1  # for all 24 methods
     ablation.main([*common, *options.split()])
-    assert (tmp_path / "out" / "ablation.md").read_text() == table
+    assert (tmp_path / "out" / f"{name}.md").read_text() == table
     assert all(len(lines(path)) == 1 for path in (tmp_path / "out").glob("*.jsonl"))
 
 
@@ -274,6 +362,7 @@ def test_ablation_runs_the_grid_and_continues(
         (babilong.main, ["--data", "generated", "--start_sample_index", "-1"], "start_sample_index=-1"),
         (babilong.main, ["--data", "generated", "--dataset_config", "999999M"], "1,048,574,951,424"),
         (babilong.main, ["--data", "generated", "--dataset_config", "²k"], "dataset_config='²k'"),
+        (babilong.main, ["--data", "generated", "--dataset_config", "0k", "--num_samples", "9999999"], "9,999,999"),
         (babilong.main, ["--data", "generated", "--tasks", "qa1", "qa1"], "tasks='qa1 qa1'"),
         (babilong.main, ["--data", "generated", "--save_dir", "a\0b"], "save_dir='a\\x00b' cannot be written to"),
         (babilong.main, ["--data", ""], "data=''"),

@@ -188,6 +188,7 @@ def test_a_second_run_of_the_same_waits_for_nobody_and_changes_nothing(
         ("x.json", {"a": 1}, "line 1 has a and lacks judge"),
         ("x.json", [], "has no results"),
         ("x.json", {"judge": "yes", "difficulty": "easy", "length": "long"}, "judge in"),
+        ("x.json", [{"_id": "id0", "judge": True, "difficulty": "easy", "length": "long"}] * 2, "x.json='id0' is not"),
     ],
 )
 def test_a_folder_of_something_else_is_said_to_be(

@@ -137,6 +137,12 @@ def test_containment_counts_references_whatever_the_case() -> None:
     assert contained(["Abc", "17", "x9"], "it is aBC, and 17.") == pytest.approx(2 / 3)
 
 
+@pytest.mark.parametrize("references", [[], [""], ["a", ""]])
+def test_what_every_output_contains_is_no_reference(references: list[str]) -> None:
+    with pytest.raises(ValueError, match="at least one, and none empty"):
+        contained(references, "a")
+
+
 def test_white_space_apart_an_output_must_be_the_answer() -> None:
     task = ListOps(min_length=3, max_length=9)
     example = Example("[MAX 1 2 ] =", " 2")
