@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.config_errors import reason_of
-from harness.config_source import dotted, show
+from harness.config_source import dotted, shortened, show
 from harness.machine import common_name
 from harness.points import LARGEST, SMALLEST
 from harness.rows import Case
@@ -109,7 +109,8 @@ def load_baseline(path: Path) -> Baseline:
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != BASELINE_SCHEMA:
         raise BaselineError(
-            f"{path}: schema is {show(schema)}, this version reads {BASELINE_SCHEMA} only; write a new one with --update"
+            f"{path}: schema is {show(schema)}, this version reads {BASELINE_SCHEMA} only; "
+            "write a new one with --update"
         )
     try:
         return Baseline.model_validate(data)
@@ -151,7 +152,8 @@ def record_series(series: Sequence[Series], facts: RunFacts, *, kept: Baseline |
     if not records:
         raise BaselineError(f"run {facts.run}: it has no measured case, so there is nothing to record")
     if kept is not None and kept.machine != facts.machine.name:
-        raise BaselineError(f"the baseline is of {kept.machine} and this run of {facts.machine.name}: use another file")
+        theirs, ours = shortened(kept.machine), shortened(facts.machine.name)
+        raise BaselineError(f"the baseline is of {theirs} and this run of {ours}: use another file")
     older = kept.series if kept is not None else {}
     return Baseline(schema=BASELINE_SCHEMA, machine=facts.machine.name, series={**older, **records})
 

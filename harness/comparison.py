@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from harness.baseline import Baseline, Record, portable_key, round_times_s
 from harness.changes import Change, time_changes
+from harness.config_source import shortened
 from harness.disturbance import BUSY, busy_cases, disturbance, is_busy, others_share
 from harness.findings import (
     MEASURE_ALL,
@@ -91,13 +92,13 @@ def _mostly_busy(series: Series) -> str:
 
 def _pair(series: Series, baseline: Baseline, machine: str, common_name: str) -> _Pair:
     record = _matching(series, baseline)
-    why_no_times = ""
+    why_no_times, theirs = "", shortened(baseline.machine)
     if record is None:
         return _Pair(series, None, why_no_times, ())
     if baseline.machine == common_name:
-        why_no_times = f"the baseline says too little of its machine, {baseline.machine}, to tell it from others"
+        why_no_times = f"the baseline says too little of its machine, {theirs}, to tell it from others"
     elif machine != baseline.machine:
-        why_no_times = f"the baseline is of another machine, {baseline.machine}"
+        why_no_times = f"the baseline is of another machine, {theirs}"
     elif record.case.threads != series.case.threads:
         why_no_times = f"the baseline is of {record.case.threads} threads, this run of {series.case.threads}"
     changes = () if why_no_times else tuple(time_changes(record.times_s, round_times_s(series)))

@@ -95,22 +95,24 @@ def reach_findings(record: Record, series: Series, *, same_circumstances: bool, 
         rows = [row for row in series.rows if row.n == n]
         failed = [row for row in rows if row.status != "ok"]
         if failed and (n in censored or any(row.status != "skipped" for row in failed)):
-            findings += _reach(rows, failed, n not in censored, same_circumstances, busy)
+            findings += _reach(rows, failed, whole=n in censored, same_circumstances=same_circumstances, busy=busy)
         elif n in censored:
             findings.append(Finding("ambiguous", f"n={n} has no time: {censored[n][1]}", MORE_ROUNDS))
     return findings
 
 
-def _reach(rows: Sequence[Row], failed: Sequence[Row], some: bool, same_circumstances: bool, busy: str) -> list[Finding]:
-    """What to say of the `failed` among the rows of a length; whether `some` of the others gave data."""
+def _reach(
+    rows: Sequence[Row], failed: Sequence[Row], *, whole: bool, same_circumstances: bool, busy: str
+) -> list[Finding]:
+    """What to say of the rows of a length that `failed`; it gives no data at all if that is the `whole` of it."""
     worst = min(failed, key=lambda row: GRAVEST_STATUS_FIRST.index(row.status))
     alike = sum(row.status == worst.status for row in failed)
     words = f"n={worst.n} is in the baseline and is now {worst.status}"
-    words += f" in {alike} of {len(rows)} rounds" if some else ""
+    words += f" in {alike} of {len(rows)} rounds" if not whole else ""
     words += f": {shortened(worst.reason, LONGEST_PATH) or 'no reason given'}"
     if worst.status in BROKEN:
         return [Finding("fail", words, LOOK)]
-    if some or worst.status == "skipped" or not same_circumstances:
+    if not whole or worst.status == "skipped" or not same_circumstances:
         return [Finding("ambiguous", words, MORE_MEMORY if worst.status == "oom" else MORE_TIME)]
     return excused([Finding("fail", words, LOOK)], busy if worst.status == "timeout" else "")
 

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.config_errors import reason_of
+from harness.config_source import show
 from harness.rows import SCHEMA, Row
 
 ROWS = "rows.jsonl"
@@ -107,7 +108,7 @@ def _parse(line: str, where: str) -> Row | None:
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:
         raise JournalError(
-            f"{where} has schema {schema!r}; this version reads schema {SCHEMA} only. Nothing was changed"
+            f"{where} has schema {show(schema)}; this version reads schema {SCHEMA} only. Nothing was changed"
         )
     try:
         return Row(**data)

@@ -4,14 +4,17 @@
 
 prints a row a series with its verdict, the reasons and what to do next. Exit code 0: all pass; 1: something
 fails; 3: nothing fails, something is ambiguous; 2: the input cannot be used. `--update` records the run in the
-baseline instead of comparing. A folder as `--baseline` stands for the file of the run's machine in it.
+baseline instead of comparing: series that the run did not measure stay, those that it did are replaced whole, and
+lengths and counts that are lost by this are named. A folder as `--baseline` stands for the file of the run's machine
+in it.
 
 Times are compared on the machine of the baseline only, counts (comparisons, FLOPs, allocator bytes) on any. A
 time fails when it became worse beyond doubt, Holm's correction over all series included, and by more than the
-margin; it passes when it is beyond doubt not worse than the margin; everything else is ambiguous. So are series and
-lengths that the baseline holds and the run lacks, since nobody knows of them, and times that became worse on a machine
-that other programs kept busy. A baseline of an older version that does not say which processor its machine has is
-compared by counts alone.
+margin; it passes when it is beyond doubt not worse than the margin; everything else is ambiguous. So are series,
+lengths, times and counts that the baseline holds and the run lacks, since nobody knows of them, and times that became
+worse in cases during which other programs kept the machine busy. A length that is now wrong, unsupported or a crash
+fails on any machine; one that ran out of memory or time fails on the baseline's and is ambiguous on another. A
+baseline of an older version that does not say which processor its machine has is compared by counts alone.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ if __name__ == "__main__":
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -31,19 +34,23 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.baseline import (
+    Baseline,
     BaselineError,
     RunFacts,
+    dropped,
     load_baseline,
     read_run_facts,
     record_series,
     save_baseline,
 )
+from harness.command_line import in_words
 from harness.comparison import GRAVEST_FIRST, Judgement, compare, gravest
-from harness.disturbance import disturbance
+from harness.config_source import LONGEST_PATH, shortened, show
+from harness.disturbance import busy_cases, disturbance
 from harness.expectations import judge_expectations
 from harness.findings import Verdict
 from harness.journal import JournalError, latest, read_rows
-from harness.rows import Row
+from harness.rows import Case, Row
 from harness.samples import Series, group_series
 
 __all__ = ["judge_expectations", "main"]
@@ -52,6 +59,8 @@ EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "ambiguous": 3}
 UNUSABLE = 2
 COLOURS: dict[Verdict, str] = {"pass": "green", "fail": "bold red", "ambiguous": "yellow"}
 LOG_WIDTH = 140  # characters a line where there is no terminal to ask
+LONGEST_NAME = 200  # letters of a machine's name, which names a file
+LONGEST_MESSAGE, LONGEST_CELL = 1000, 5000  # letters
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,27 +68,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     try:
         facts, rows = _read_run(parsed.folder)
-        series, busy = group_series(rows), disturbance(rows)
+        series = group_series(rows)
         path = _baseline_path(parsed.baseline, facts, update=parsed.update)
         if parsed.update:
-            if busy:
-                print(f"recorded all the same: {busy}", file=sys.stderr)
-            kept = load_baseline(path) if path.exists() else None
-            written = record_series(series, facts, kept=kept)
-            save_baseline(path, written)
-            print(f"{path}: holds {len(written.series)} series of {written.machine}")
+            _update(path, series, facts)
             return EXIT_CODES["pass"]
         baseline = load_baseline(path)
-    except (BaselineError, JournalError) as error:
-        print(error, file=sys.stderr)
+    except (BaselineError, JournalError, OSError) as error:
+        print(shortened(in_words(error), LONGEST_MESSAGE), file=sys.stderr)
         return UNUSABLE
-    except OSError as error:
-        print(f"{error.filename}: cannot be read: {error.strerror}", file=sys.stderr)
-        return UNUSABLE
-    common_name = facts.machine.common_name
+    busy, common_name = disturbance(rows), facts.machine.common_name
     judgements = compare(baseline, series, facts.machine.name, common_name=common_name, busy=busy)
     _show(judgements, facts, busy)
     return EXIT_CODES[gravest(judgement.verdict for judgement in judgements)]
+
+
+def _update(path: Path, series: Sequence[Series], facts: RunFacts) -> None:
+    """Record a run, and say what of it is doubtful and what the baseline loses by it."""
+    kept = load_baseline(path) if path.exists() else None
+    written = record_series(series, facts, kept=kept)
+    save_baseline(path, written)
+    rows = [row for one in series for row in one.rows]
+    if busy := disturbance(rows) or busy_cases(rows):
+        print(f"recorded all the same: {busy}", file=sys.stderr)
+    for line in _losses(kept, written, series) if kept is not None else ():
+        print(line, file=sys.stderr)
+    where = shortened(str(path), LONGEST_MESSAGE)
+    print(f"{where}: holds {len(written.series)} series of {shortened(written.machine)}")
+
+
+def _losses(kept: Baseline, written: Baseline, series: Sequence[Series]) -> Iterator[str]:
+    names = dict(zip(written.series, _names([record.case for record in written.series.values()]), strict=True))
+    for one in series:
+        if one.key not in kept.series:
+            continue
+        if not one.measured():
+            yield f"{names[one.key]}: nothing was measured in this run, so what the baseline held of it stays"
+        elif lost := dropped(kept.series[one.key], written.series[one.key]):
+            yield f"{names[one.key]}: no longer in the baseline, since this run lacks it: {lost}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,7 +114,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="a run folder, with rows.jsonl and run.json")
     parser.add_argument("--baseline", type=Path, required=True, help="the baseline file, or the folder of all machines")
-    parser.add_argument("--update", action="store_true", help="record the run in the baseline instead of comparing")
+    parser.add_argument(
+        "--update",
+        action="store_true",
+        help="record the run in the baseline instead of comparing; series that it did not measure stay, those that it "
+        "did are replaced whole, and lengths that it lacks are dropped and named",
+    )
     return parser
 
 
@@ -104,19 +135,23 @@ def _baseline_path(wanted: Path, facts: RunFacts, *, update: bool) -> Path:
     """The file meant; in a folder that of the run's machine, or else what an older version called it."""
     if not wanted.is_dir():
         return wanted
+    name = facts.machine.name
+    if not (0 < len(name) <= LONGEST_NAME and name.isprintable() and "/" not in name):
+        raise BaselineError(f"machine.name in run.json, {show(name)}, can be no file in {wanted}; name the file itself")
     path, older = (wanted / f"{name}.json" for name in (facts.machine.name, facts.machine.common_name))
     return older if not update and not path.exists() and older.exists() else path
 
 
 def _show(judgements: Sequence[Judgement], facts: RunFacts, busy: str) -> None:
     console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH, highlight=False)
-    table = Table(title=Text(f"{facts.run} on {facts.machine.name} against the baseline"), show_lines=True)
+    run, machine = shortened(facts.run), shortened(facts.machine.name)
+    table = Table(title=Text(f"{run} on {machine} against the baseline"), show_lines=True)
     for heading in ("series", "verdict", "reasons", "next"):
         table.add_column(heading, overflow="fold")
-    for judgement, name in zip(judgements, _names([judgement.series for judgement in judgements]), strict=True):
+    for judgement, name in zip(judgements, _names([judgement.series.case for judgement in judgements]), strict=True):
         table.add_row(Text(name), Text(judgement.verdict, COLOURS[judgement.verdict]), *_reasons(judgement))
     console.print(table)
-    absent = sorted({judgement.series.label for judgement in judgements if not judgement.series.rows})
+    absent = sorted({shortened(judgement.series.label) for judgement in judgements if not judgement.series.rows})
     if absent:
         console.print(Text(f"in the baseline but not in this run: {', '.join(absent)}"))
     if busy:
@@ -130,16 +165,17 @@ def _reasons(judgement: Judgement) -> tuple[Text, Text]:
     """Reasons, gravest first, and the steps that follow from them."""
     findings = sorted(judgement.findings, key=lambda finding: GRAVEST_FIRST.index(finding.verdict))
     steps = dict.fromkeys(finding.next_step for finding in findings if finding.next_step)
-    return Text("\n".join(finding.reason for finding in findings)), Text("\n".join(steps))
+    reasons = (shortened(finding.reason, LONGEST_CELL) for finding in findings)
+    return Text("\n".join(reasons)), Text("\n".join(steps))
 
 
-def _names(series: Sequence[Series]) -> list[str]:
-    """Labels, with those parts of the identity that differ among the series of the run."""
-    cases = [one.case.model_dump(exclude={"label", "backend", "settings", "control", "n"}) for one in series]
-    varying = [key for key in (cases[0] if cases else ()) if len({case[key] for case in cases}) > 1]
+def _names(cases: Sequence[Case]) -> list[str]:
+    """Labels, with those parts of the identity that differ among the cases."""
+    parts = [case.model_dump(exclude={"label", "backend", "settings", "control", "n"}) for case in cases]
+    varying = [key for key in (parts[0] if parts else ()) if len({part[key] for part in parts}) > 1]
     return [
-        " · ".join([one.label, *(f"{key}={case[key]}" for key in varying)])
-        for one, case in zip(series, cases, strict=True)
+        " · ".join([shortened(case.label, LONGEST_PATH), *(f"{key}={shortened(str(part[key]))}" for key in varying)])
+        for case, part in zip(cases, parts, strict=True)
     ]
 
 

@@ -91,11 +91,75 @@ def test_a_length_that_is_lost_is_told_with_its_reason(tmp_path: Path, capsys, s
     assert "because" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("status", "code"), [("oom", 0), ("timeout", 0), ("skipped", 0), ("wrong", 1), ("crash", 1)])
-def test_another_machine_excuses_what_it_is_too_small_for(tmp_path: Path, status, code: int):
+STATUSES = [("oom", 3), ("timeout", 3), ("skipped", 3), ("wrong", 1), ("crash", 1), ("unsupported", 1)]
+
+
+@pytest.mark.parametrize(("status", "code"), STATUSES)
+def test_a_length_that_is_lost_on_another_machine_never_passes(tmp_path: Path, capsys, status, code: int):
     lost = row(OCTAVES[-1], status=status, reason="because")
     after = [*timed_rows({n: times()[n] for n in OCTAVES[:-1]}, comparisons=5), lost]
     assert compare(tmp_path, timed_rows(times(), comparisons=5), after, machine="other") == code
+    assert f"n={OCTAVES[-1]} is in the baseline and is now {status}: because" in unwrapped(capsys)
+
+
+@pytest.mark.parametrize("machine", ["box", "other"])
+@pytest.mark.parametrize(("status", "code"), STATUSES)
+def test_a_length_of_which_there_are_counts_alone_can_be_lost_too(tmp_path: Path, capsys, status, code, machine: str):
+    before = [row(n, subject="accuracy", comparisons=n, flops=n) for n in OCTAVES]
+    lost = row(OCTAVES[-1], subject="accuracy", status=status, reason="because")
+    expected = 1 if machine == "box" and status in ("oom", "timeout") else code
+    assert compare(tmp_path, before, [*before[:-1], lost], machine=machine) == expected
+    assert f"is now {status}: because" in unwrapped(capsys)
+
+
+def test_of_the_rounds_of_a_lost_length_the_worst_counts(tmp_path: Path, capsys):
+    after = timed_rows({n: rounds for n, rounds in times(seed=2).items() if n < OCTAVES[-1]})
+    lost = [
+        row(OCTAVES[-1], turn=turn, status=status, reason=f"why {status}")
+        for turn, status in enumerate(("crash", "timeout", "skipped"))
+    ]
+    assert compare(tmp_path, timed_rows(times(seed=1)), [*after, *lost]) == 1
+    assert "is now crash: why crash" in unwrapped(capsys)
+
+
+@pytest.mark.parametrize(("status", "code"), [("crash", 1), ("timeout", 3), ("oom", 3), ("skipped", 0)])
+def test_a_length_that_fails_in_one_round_is_told(tmp_path: Path, capsys, status, code: int):
+    after = timed_rows(times(seed=2))
+    after[-1] = row(OCTAVES[-1], turn=2, status=status, reason="because")
+    assert compare(tmp_path, timed_rows(times(seed=1)), after) == code
+    assert (f"is now {status} in 1 of 3 rounds: because" in unwrapped(capsys)) == (code != 0)
+
+
+def test_a_length_whose_times_cannot_be_right_is_no_failure(tmp_path: Path, capsys):
+    after = timed_rows({**times(seed=2), OCTAVES[-1]: [0.0, 0.0, 0.0]})
+    assert compare(tmp_path, timed_rows(times(seed=1)), after) == 3
+    assert f"n={OCTAVES[-1]} has no time: a time of 0 s cannot be right" in unwrapped(capsys)
+
+
+COUNTS: dict[str, Any] = {"comparisons": 5, "flops": 7, "allocator_bytes": 9}
+
+
+@pytest.mark.parametrize("machine", ["box", "other"])
+@pytest.mark.parametrize(
+    ("name", "words"), [("comparisons", "comparisons"), ("flops", "FLOPs"), ("allocator_bytes", "allocator bytes")]
+)
+def test_counts_that_the_run_lacks_are_ambiguous_and_named(tmp_path: Path, capsys, machine, name, words: str):
+    after = timed_rows(times(seed=2), **{**COUNTS, name: None})
+    assert compare(tmp_path, timed_rows(times(seed=1), **COUNTS), after, machine=machine) == 3
+    assert f"{words} in the baseline but not in this run: n={OCTAVES[0]}, {OCTAVES[1]}" in unwrapped(capsys)
+
+
+def test_counts_that_the_run_lacks_at_one_length_are_ambiguous(tmp_path: Path, capsys):
+    after = counted()
+    after[0] = row(OCTAVES[0], flops=1.0)
+    assert compare(tmp_path, counted(), after) == 3
+    assert f"comparisons in the baseline but not in this run: n={OCTAVES[0]} " in unwrapped(capsys)
+
+
+def test_times_that_the_run_lacks_are_ambiguous(tmp_path: Path, capsys):
+    after = [*timed_rows({n: times()[n] for n in OCTAVES[:-1]}, flops=5), row(OCTAVES[-1], flops=5)]
+    assert compare(tmp_path, timed_rows(times(), flops=5), after) == 3
+    assert f"times in the baseline but not in this run: n={OCTAVES[-1]}" in unwrapped(capsys)
 
 
 def test_single_rounds_suffice_for_a_large_change(tmp_path: Path):
@@ -159,6 +223,40 @@ def test_a_series_that_was_disturbed_alone_is_ambiguous(tmp_path: Path):
     assert compare(tmp_path / "busy", before, quiet + after) == 3
     after = timed_rows(times(seed=2, factor=1.5), label="disturbed", others_share=0.0)
     assert compare(tmp_path / "quiet", before, quiet + after) == 1
+
+
+def one_slow_length(seed: int, *, n: int = OCTAVES[-1], disturbed: int = 3):
+    """Times of which one length's are five times as slow, in that many rounds for the others' sake."""
+    slow = {**times(seed=seed), n: [5 * time for time in times(seed=seed)[n]]}
+    return [
+        one.model_copy(update={"others_share": 0.6 if one.n == n and one.round < disturbed else 0.0})
+        for one in timed_rows(slow)
+    ]
+
+
+def test_what_rests_on_one_length_of_a_busy_machine_is_ambiguous_and_says_so(tmp_path: Path, capsys):
+    quiet = [one for place in range(4) for one in timed_rows(times(seed=2), label=f"quiet {place}", others_share=0.0)]
+    assert compare(tmp_path, quiet + timed_rows(times(seed=1)), quiet + one_slow_length(2)) == 3
+    printed = unwrapped(capsys)
+    assert f"every round more than 2 times as slow as before at n={OCTAVES[-1]}" in printed
+    assert f"time in 3 of 27 timed cases, at n={OCTAVES[-1]}, and the other cases alone do not show it" in printed
+    assert "while nothing else runs" in printed
+
+
+def test_what_the_quiet_rounds_show_alone_is_a_failure(tmp_path: Path):
+    quiet = [one for place in range(4) for one in timed_rows(times(seed=2), label=f"quiet {place}", others_share=0.0)]
+    before = quiet + timed_rows(times(seed=1))
+    slow = [one.model_copy(update={"others_share": 0.0}) for one in timed_rows(times(seed=2, factor=1.5))]
+    slow[-1] = slow[-1].model_copy(update={"others_share": 0.6})
+    assert compare(tmp_path / "one of many", before, quiet + slow) == 1
+    assert compare(tmp_path / "none", before, quiet + one_slow_length(2, disturbed=0)) == 1
+
+
+def test_a_baseline_of_a_few_disturbed_cases_is_recorded_with_a_warning(tmp_path: Path, capsys):
+    rows = [*timed_rows(times(), label="quiet", others_share=0.0), *one_slow_length(1)]
+    assert main([str(write_run(tmp_path / "run", rows)), "--baseline", str(tmp_path / "box.json"), "--update"]) == 0
+    said = "recorded all the same: other programs took more than 10 % of the cores' time in 3 of 54 timed cases"
+    assert f"{said}, at n={OCTAVES[-1]}" in capsys.readouterr().err
 
 
 def test_a_baseline_of_a_busy_machine_is_recorded_with_a_warning(tmp_path: Path, capsys):
@@ -276,6 +374,43 @@ def test_update_keeps_series_that_this_run_did_not_measure(tmp_path: Path):
     assert one.times_s == times()
 
 
+def updated(tmp_path: Path, capsys, before, after) -> str:
+    """What is said on standard error of an update of a baseline by a second run."""
+    for name, rows in (("first", before), ("second", after)):
+        assert main([str(write_run(tmp_path / name, rows)), "--baseline", str(tmp_path / "b.json"), "--update"]) == 0
+        printed = capsys.readouterr().err
+    return printed
+
+
+def test_update_names_the_lengths_and_counts_that_are_dropped(tmp_path: Path, capsys):
+    before = timed_rows(times(), comparisons=5, flops=7)
+    after = timed_rows({n: times()[n] for n in OCTAVES[:2]}, comparisons=5)
+    said = updated(tmp_path, capsys, before, after)
+    lost = f"n={', '.join(map(str, OCTAVES[2:]))}; FLOPs at n={OCTAVES[0]}, {OCTAVES[1]}"
+    assert said == f"planted: no longer in the baseline, since this run lacks it: {lost}\n"
+    (record,) = load_baseline(tmp_path / "b.json").series.values()
+    assert record.lengths == set(OCTAVES[:2])
+
+
+def test_update_says_nothing_where_nothing_is_dropped(tmp_path: Path, capsys):
+    before = timed_rows({n: times()[n] for n in OCTAVES[:2]})
+    assert updated(tmp_path, capsys, before, timed_rows(times(), comparisons=5)) == ""
+
+
+def test_update_says_that_a_series_of_which_nothing_was_measured_stays(tmp_path: Path, capsys):
+    before = timed_rows(times(), label="one") + timed_rows(times(), label="two")
+    after = [*timed_rows(times(), label="one"), row(128, label="two", status="crash")]
+    said = updated(tmp_path, capsys, before, after)
+    assert said == "two: nothing was measured in this run, so what the baseline held of it stays\n"
+    assert len(load_baseline(tmp_path / "b.json").series) == 2
+
+
+def test_help_says_what_update_drops(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "lengths that it lacks are dropped and named" in " ".join(capsys.readouterr().out.split())
+
+
 def test_update_leaves_the_baseline_of_another_machine_alone(tmp_path: Path, capsys):
     path = tmp_path / "box.json"
     main([str(write_run(tmp_path / "old", timed_rows(times()))), "--baseline", str(path), "--update"])
@@ -306,7 +441,7 @@ def test_a_missing_baseline_says_how_to_write_one(tmp_path: Path, capsys):
     ("text", "words"),
     [
         ("{", "is not JSON"),
-        ("[]", "schema is None"),
+        ("[]", "schema is null"),
         ('{"schema": 9}', "schema is 9"),
         ('{"schema": 1, "machine": "box"}', "series: this key is missing"),
         ('{"schema": 1, "machine": "box", "series": {"k": {}}}', "series.k."),
@@ -331,6 +466,55 @@ def test_a_time_in_a_baseline_that_is_none_is_refused(tmp_path: Path, capsys, ti
     capsys.readouterr()
     text = path.read_text().replace("123.0", time_s)
     assert "times_s.1024.0" in unusable(tmp_path, capsys, baseline=text)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("memory_bytes", value) for value in ("Infinity", "-Infinity", "NaN", "-1", "1e308", "1" + "0" * 400)),
+        *(("cores", value) for value in ("-1", "1" + "0" * 400)),
+    ],
+)
+def test_a_number_of_a_machine_that_can_be_none_is_refused(tmp_path: Path, capsys, name: str, value: str):
+    folder = write_run(tmp_path / "run", timed_rows(times()))
+    machine = json.dumps({**OLD, name: "?"}).replace('"?"', value)
+    (folder / "run.json").write_text(f'{{"run": "r", "machine": {machine}}}')
+    assert f"run.json: machine.{name}: " in unusable(tmp_path, capsys, folder=folder)
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a\0b", "\ud800", "\x1b[31m\nx", "x" * 5000])
+def test_a_machine_whose_name_can_name_no_file_has_none_in_a_folder(tmp_path: Path, capsys, name: str):
+    folder = write_run(tmp_path / "run", timed_rows(times()), machine=name)
+    for options in ([], ["--update"]):
+        assert main([str(folder), "--baseline", str(tmp_path), *options]) == 2
+        printed = capsys.readouterr()
+        assert (len(printed.err.splitlines()), printed.out) == (1, "")
+        assert "name the file itself" in printed.err
+
+
+@pytest.mark.parametrize("field", ["label", "inputs", "reason", "run", "machine"])
+def test_text_that_a_terminal_cannot_show_is_escaped(tmp_path: Path, capsys, field: str):
+    """As edited by hand: a sweep writes none."""
+    strange, path = "a\ud800\x1b[31m\n\0b", str(tmp_path / "b.json")
+    rows = [one.model_dump(mode="json", by_alias=True) for one in timed_rows(times())]
+    usual, facts = [dict(one) for one in rows], {"run": "r", "machine": {"name": "box"}}
+    if field == "reason":
+        rows[-1] |= {"status": "crash", "reason": strange}
+    elif field == "run":
+        facts["run"] = strange
+    elif field == "machine":
+        facts["machine"] = {"name": strange}
+    else:
+        rows = [{**one, field: strange, "heads": 4 + (n % 2)} for n, one in enumerate(rows)] + usual
+    folder = write_run(tmp_path / "run", timed_rows(times()))
+    (folder / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    (folder / "run.json").write_text(json.dumps(facts))
+    assert main([str(folder), "--baseline", path, "--update"]) == 0
+    assert main([str(folder), "--baseline", path]) in (0, 1, 3)
+    printed = capsys.readouterr()
+    assert printed.err.encode() == b""
+    assert "\\ud800" in printed.out
+    assert all(letter.isprintable() or letter == "\n" for letter in printed.out)
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "run.json"])
