@@ -25,12 +25,15 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
+from pydantic_core import from_json
+
 from harness.command_line import in_words
 from harness.config_source import LONGEST_PATH, shortened
 from lsh_v2.endings import end
-from lsh_v2.files import digest
+from lsh_v2.files import digest, read_object
 from lsh_v2.pipeline_phases import Layout
 from lsh_v2.pipeline_run import artifacts
+from lsh_v2.written import Results
 
 NAME = "lsh_v2_complete_package.zip"
 MANIFEST = "manifest.json"
@@ -44,7 +47,8 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip can name; times wou
 def write_package(root: Path, out: Path) -> dict[str, Any]:
     """Write the zip, complete or as it was; returns the manifest.
 
-    Raises ValueError where there are no results yet, and where the zip cannot be written.
+    Raises ValueError where there are no results yet, where they are not those that the pipeline recorded last, and
+    where the zip cannot be written.
     """
     entries = dict(sorted(_entries(root)))
     if not any(name.startswith("final_results/") for name in entries):
@@ -53,6 +57,14 @@ def write_package(root: Path, out: Path) -> dict[str, Any]:
             "run python -m lsh_v2.pipeline first"
         )
     manifest = {name: {"bytes": path.stat().st_size, "sha256": digest(path)} for name, path in entries.items()}
+    recorded = read_object(Layout(root).manifest, Results) or Results()
+    for name, sha256 in recorded.artifacts.items():
+        if name not in manifest or manifest[name]["sha256"] != sha256:
+            what = "has changed" if name in manifest else "is missing"
+            raise ValueError(
+                f"{shortened(str(root / name), LONGEST_PATH)} {what} since final_results/pipeline_results.json was "
+                "written: run python -m lsh_v2.pipeline again"
+            )
     try:
         with NamedTemporaryFile(dir=out.absolute().parent, delete=False) as part:
             try:
@@ -77,7 +89,7 @@ def check_package(path: Path) -> list[str]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            manifest = json.loads(archive.read(MANIFEST))
+            manifest = from_json(archive.read(MANIFEST))  # which refuses what is nested without end
             if not (isinstance(manifest, dict) and all(isinstance(one, dict) for one in manifest.values())):
                 raise ValueError(f"its {MANIFEST} is no mapping of names to sizes and hashes")
             names = set(archive.namelist()) - {MANIFEST}

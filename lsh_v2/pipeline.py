@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     training, benchmark = not (given.no_training or given.test_only), not (given.no_benchmark or given.test_only)
     status = 0
     try:
-        require_possible(layout, benchmark=benchmark, force=given.force)
+        require_possible(layout, training=training, benchmark=benchmark, force=given.force)
         wanted = phases_of(layout, training=training, benchmark=benchmark)
         records = run_phases(wanted, layout, force=given.force)
     except PhaseFailed as failure:
@@ -64,15 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def require_possible(layout: Layout, *, benchmark: bool, force: bool) -> None:
+def require_possible(layout: Layout, *, training: bool, benchmark: bool, force: bool) -> None:
     """Raise ValueError for folders, configurations and earlier results that would stop the pipeline later on."""
     for folder in (layout.results, layout.manifest.parent):
         require_folder(folder, "--root")
     checks.require_possible(load_training_config(config_of(layout, "train"), [f"out={layout.training}"]))
     if benchmark:
         load_arena_config(config_of(layout, "long_arena"))
-    if not force:
-        flags_of(layout)
+    phases = phases_of(layout, training=training, benchmark=benchmark) if force else []
+    flags_of(layout, without={path for phase in phases for path in phase.makes})  # which are removed first
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

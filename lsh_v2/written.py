@@ -116,7 +116,7 @@ class TrainingState(State, Begun):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if [step.step for step in self.steps] != list(range(1, self.step + 1)):
+        if len(self.steps) != self.step or any(one.step != number for number, one in enumerate(self.steps, 1)):
             raise ValueError(f"steps must be 1 to {self.step}")
         if self.scaler and self.scaler.keys() != SCALER:
             raise ValueError(f"scaler must hold {', '.join(sorted(SCALER))}")

@@ -10,10 +10,11 @@ of Parquet files laid out as on the hub, from the hub's cache, or from the hub.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from attentions.extras import missing_extra
 from tasks.text import TextBytes
@@ -80,6 +81,8 @@ def _from_datasets(name: str, corpus: Corpus, split: str, folder: Path | None) -
     """The rows of the split one after another, or the split's share of all rows where there is only a whole."""
     try:
         import datasets
+        import pyarrow.parquet
+        from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise missing_extra("models", error) from error
     stored = "train" if corpus.shares else split
@@ -88,16 +91,35 @@ def _from_datasets(name: str, corpus: Corpus, split: str, folder: Path | None) -
             rows = datasets.load_dataset(
                 corpus.repository, corpus.configuration, split=stored, revision=corpus.revision
             )
+            text = _joined(rows["text"], corpus.repository)
         else:
-            rows = datasets.load_dataset("parquet", data_files=_parquet_files(folder, corpus, stored), split="train")
-    except (OSError, ValueError) as error:
+            files = _parquet_files(folder, corpus, stored)
+            text = "".join(_joined(_column(pyarrow.parquet.ParquetFile(path), path), path) for path in files)
+    except (OSError, ValueError, DatasetsError) as error:
         raise ValueError(
             f"corpus {name!r} cannot be read from {folder or 'the hub, ' + corpus.repository}: {error}. Where there is "
             "a network it is downloaded once, and then found in the cache; without one, give path=FILE with its text "
             "or a folder that holds the repository's Parquet files, or use 'stdlib'"
         ) from error
-    text = "".join(rows["text"])
     return _share(text.encode("utf-8"), split, corpus.shares) if corpus.shares else text
+
+
+def _column(file: Any, path: str) -> list[Any]:
+    """The column `text` of a Parquet file. Raises ValueError where it has none."""
+    if "text" not in file.schema_arrow.names:
+        raise ValueError(
+            f"{path} has no column 'text': it has {', '.join(map(repr, file.schema_arrow.names)) or 'none'}"
+        )
+    return file.read(["text"])["text"].to_pylist()
+
+
+def _joined(rows: Iterable[Any], source: str) -> str:
+    """Rows one after another. Raises ValueError for one that is no text."""
+    texts = list(rows)
+    for number, row in enumerate(texts, 1):
+        if not isinstance(row, str):
+            raise ValueError(f"{source}: row {number} of column 'text' is {str(row)[:80]!r}: it must be text")
+    return "".join(texts)
 
 
 def _parquet_files(folder: Path, corpus: Corpus, split: str) -> list[str]:

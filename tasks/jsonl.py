@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
+from pydantic_core import from_json
+
 from tasks.example import Example
+
+LONGEST = 80  # letters of a value in a message
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> int:
     """Write all examples and say how many; `path` appears when the last is written, and not at all if that fails.
 
-    Raises ValueError where the file cannot be written.
+    Raises ValueError where the file cannot be written, and for an example whose text is none.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,41 +44,73 @@ def read_examples(path: Path) -> Iterator[Example]:
 
     Raises ValueError for a file that cannot be read, and for a line that is no example: it says which and why.
     """
+    return (example for _, example in numbered_examples(path))
+
+
+def numbered_examples(path: Path) -> Iterator[tuple[int, Example]]:
+    """The same, each with the number of its line, from 1."""
     try:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield _parse(line, f"{path} line {number}")
+                    yield number, _parse(line.removeprefix(BOM_UTF8), f"{path} line {number}")
     except OSError as error:
         raise ValueError(f"examples cannot be read from {str(path)!r}: {error.strerror}") from error
 
 
 def _line(example: Example) -> str:
     line = {"prompt": example.prompt, "answer": example.answer, "metadata": example.metadata}
-    return json.dumps({**line, "spans": example.spans} if example.spans else line, ensure_ascii=False) + "\n"
+    text = json.dumps({**line, "spans": example.spans} if example.spans else line, ensure_ascii=False) + "\n"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half, near = text[error.start], text[max(0, error.start - 40) : error.start]
+        raise ValueError(f"an example cannot be written: {half!r} after {near!r} is half a character") from error
+    return text
 
 
 def _parse(line: bytes, where: str) -> Example:
     try:
-        data = json.loads(line)  # UTF-8; a UnicodeDecodeError is a ValueError too
+        data = from_json(line)  # which refuses bytes and escapes that are no text, and what is nested 200 deep
     except ValueError as error:
-        raise ValueError(f"{where} is no JSON: {error}") from error
+        raise ValueError(f"{where} is no JSON: {str(error).replace(' at line 1 column', ' at byte')}") from error
     if not isinstance(data, dict):
-        raise ValueError(f"{where} is no example: it must be an object with prompt and answer")
+        raise ValueError(f"{where} is no example: it must be an object with prompt and answer: {_shown(data)}")
     if unknown := set(data) - {"prompt", "answer", "metadata", "spans"}:
-        raise ValueError(f"{where} has unknown keys: {', '.join(sorted(unknown))}")
-    for key, kind, default in (("prompt", str, None), ("answer", str, None), ("metadata", dict, {})):
-        if not isinstance(data.get(key, default), kind):
-            raise ValueError(f"{where}: {key} must be {'text' if kind is str else 'an object'}")
-    return Example(data["prompt"], data["answer"], data.get("metadata", {}), _spans(data, where))
+        known = "there are prompt, answer, metadata and spans"
+        raise ValueError(f"{where} has unknown keys: {', '.join(map(_shown, sorted(unknown)))}; {known}")
+    _require(data, "prompt", str, where)
+    _require(data, "answer", str, where)
+    metadata: dict[str, Any] = _require({"metadata": {}, **data}, "metadata", dict, where)
+    if "task" in metadata:
+        _require(metadata, "task", str, f"{where}: metadata")
+    return Example(data["prompt"], data["answer"], metadata, _spans(data, where))
+
+
+def _require(data: dict[str, Any], key: str, kind: type, where: str) -> Any:
+    """What a key holds. Raises ValueError unless it is of this kind."""
+    if not isinstance(data.get(key), kind):
+        found = _shown(data[key]) if key in data else "it is missing"
+        raise ValueError(f"{where}: {key} must be {'text' if kind is str else 'an object'}: {found}")
+    return data[key]
 
 
 def _spans(data: dict[str, Any], where: str) -> tuple[tuple[int, int], ...]:
+    allowed = "spans must be [start, end] pairs within the prompt, in order"
+    spans = data.get("spans", [])
+    if not isinstance(spans, list):
+        raise ValueError(f"{where}: {allowed}: {_shown(spans)}")
     end, found = 0, []
-    for span in data.get("spans", []):
+    for span in spans:
         ordered = isinstance(span, list) and len(span) == 2 and all(type(place) is int for place in span)
         if not ordered or not end <= span[0] <= span[1] <= len(data["prompt"]):
-            raise ValueError(f"{where}: spans must be [start, end] pairs within the prompt, in order: {span}")
+            raise ValueError(f"{where}: {allowed}: {_shown(span)}")
         found.append((span[0], span[1]))
         end = span[1]
     return tuple(found)
+
+
+def _shown(value: object) -> str:
+    """A value as JSON on one line, of a long one the beginning."""
+    text = json.dumps(value)
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."

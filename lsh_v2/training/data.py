@@ -14,27 +14,26 @@ from harness.names import import_path
 from lsh_v2.training.configuration import TrainingConfig
 from tasks.encoding import Encoded, collate, encode
 from tasks.example import Example, Mixed, Task
-from tasks.jsonl import read_examples
+from tasks.jsonl import numbered_examples
 from tasks.tokenizer import Tokenizer
 
 
 class FileTask(Task):
     """The examples of a `.jsonl` file, around and around; those of the kinds that `like` makes are scored as by it.
 
-    Raises ValueError naming a broken line, an empty file, and an example without the facts that its score asks for.
+    Raises ValueError naming a broken line, an empty file, and the line of an example whose metadata are not what its
+    score asks for.
     """
 
     def __init__(self, path: Path, like: Task) -> None:
         super().__init__()
-        self.examples = list(read_examples(path))
+        self._kinds = {task.name: task for task in (like.tasks if isinstance(like, Mixed) else [like])}
+        self.examples: list[Example] = []
+        for number, example in numbered_examples(path):
+            self._require_gradable(example, f"{path} line {number}")
+            self.examples.append(example)
         if not self.examples:
             raise ValueError(f"{path} holds no examples")
-        self._kinds = {task.name: task for task in (like.tasks if isinstance(like, Mixed) else [like])}
-        for number, example in enumerate(self.examples, 1):
-            try:
-                self.chance(example)
-            except KeyError as error:
-                raise ValueError(f"{path}, example {number}: its metadata lack {error}") from error
 
     def example(self, index: int) -> Example:
         return self.examples[index % len(self.examples)]
@@ -46,6 +45,20 @@ class FileTask(Task):
     def chance(self, example: Example) -> float:
         kind = self._kind(example)
         return super().chance(example) if kind is None else kind.chance(example)
+
+    def _require_gradable(self, example: Example, where: str) -> None:
+        """Raise ValueError unless the score of the right answer and the chance are numbers from 0 to 1."""
+        try:
+            figures = (self.score(example, example.answer), self.chance(example))
+            wrong = [figure for figure in figures if not 0 <= figure <= 1]
+        except KeyError as error:
+            raise ValueError(f"{where}: its metadata lack {error}") from error
+        except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+            raise ValueError(
+                f"{where}: its metadata are not those of {example.metadata.get('task')!r}: {error}"
+            ) from error
+        if wrong:
+            raise ValueError(f"{where}: its metadata give a score or chance of {wrong[0]}: it must be from 0 to 1")
 
     def _kind(self, example: Example) -> Task | None:
         return self._kinds.get(example.metadata.get("task", ""))

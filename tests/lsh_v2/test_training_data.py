@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lsh_v2.model import LSHv2Model
+from lsh_v2.training import tokenizer
 from lsh_v2.training.data import Batches, Rows, loader_of, task_of
 from lsh_v2.training.evaluation import graded, held_out_loss
 from lsh_v2.training.tokenizer import tokenizer_of
@@ -105,9 +106,42 @@ def test_answers_to_a_file_are_graded_as_those_to_the_task_that_made_it(tmp_path
         assert (task.score(two, said), task.chance(two)) == (made.score(one, said), made.chance(one))
     assert len({task.score(e, "\n".join(e.answer.split("\n")[:-1])) for e in examples}) > 2
     assert (task.score(task.example(30), " b"), task.chance(task.example(30))) == (1, 0)
-    write_examples(path, [examples[0], Example("a", "b", {"task": "odd_one_out"})])
-    with pytest.raises(ValueError, match=r"examples\.jsonl, example 2: its metadata lack 'items'"):
-        task_of(tiny(tmp_path, eval_file=str(path), **settings), evaluation=True)
+
+
+@pytest.mark.parametrize(
+    ("task", "metadata", "words"),
+    [
+        ("tasks.odd_one_out:OddOneOut", {"task": "odd_one_out"}, "its metadata lack 'items'"),
+        ("tasks.odd_one_out:OddOneOut", {"task": "odd_one_out", "items": "x"}, "its metadata are not those of 'odd_on"),
+        ("tasks.odd_one_out:OddOneOut", {"task": "odd_one_out", "items": 0}, "its metadata are not those of 'odd_one_"),
+        (
+            "tasks.odd_one_out:OddOneOut",
+            {"task": "odd_one_out", "items": 0.5},
+            "its metadata give a score or chance of 2.0",
+        ),
+        ("tests.lsh_v2.test_training_data:Keyed", {"task": "keyed"}, "its metadata lack 'key'"),
+    ],
+)
+def test_an_example_that_cannot_be_graded_is_named_by_its_line(
+    task: str, metadata: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    """Whether its chance or its score asks for what is not there: that would be found when the training is over."""
+    path = tmp_path / "examples.jsonl"
+    write_examples(path, [Example("a", "b"), Example("a", "b", dict(metadata))])
+    path.write_text("\n" + path.read_text())
+    with pytest.raises(ValueError, match=rf"examples\.jsonl line 3: {words}"):
+        task_of(tiny(tmp_path, eval_file=str(path), task=task), evaluation=True)
+
+
+class Keyed(Echo):
+    """A task whose score alone reads the metadata."""
+
+    def score(self, example: Example, output: str) -> float:
+        return float(example.metadata["key"] in output)
+
+    def example(self, index: int) -> Example:
+        made = super().example(index)
+        return Example(made.prompt, made.answer, {"task": self.name, "key": made.answer})
 
 
 def test_grading_tells_right_from_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,10 +172,62 @@ def test_task_that_is_none_is_refused(tmp_path: Path) -> None:
 def test_trained_tokenizer_has_a_token_for_each_frequent_word_and_loses_nothing(tmp_path: Path) -> None:
     settings = {"task": "tasks.odd_one_out:OddOneOut", "tokenizer": "trained", "tokenizer_size": 400}
     config = tiny(tmp_path, **settings)
-    tokenizer = tokenizer_of(config)
-    assert tokenizer.vocab_size == 400
-    pieces = [tokenizer.decode([token]) for token in tokenizer.encode("<ITEMS> 4 17\n<OUTPUT>")]
+    made = tokenizer_of(config)
+    assert made.vocab_size == 400
+    pieces = [made.decode([token]) for token in made.encode("<ITEMS> 4 17\n<OUTPUT>")]
     assert pieces == ["<ITEMS>", " 4", " 17", "\n", "<OUTPUT>"]
     for text in (task_of(config, evaluation=True).example(2).text, "Ünseen  words\n\n and\ttabs — 123456"):
-        assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert tokenizer_of(config).encode(" 17") == tokenizer.encode(" 17")  # made once, read again
+        assert made.decode(made.encode(text)) == text
+    assert tokenizer_of(config).encode(" 17") == made.encode(" 17")  # made once, read again
+
+
+def test_a_tokenizer_that_another_configuration_left_is_made_anew(tmp_path: Path) -> None:
+    """As when a run was stopped, or failed in words, before its first checkpoint."""
+    first = {"task": "tasks.odd_one_out:OddOneOut", "tokenizer": "trained", "tokenizer_size": 400}
+    tokenizer_of(tiny(tmp_path, **first))
+    examples = tmp_path / "examples.jsonl"
+    write_examples(examples, [Example("kiwi kiwi", " kiwi")])
+    others = ({"tokenizer_size": 350}, {"task": "tasks.set_data:SetData"}, {"train_file": str(examples)})
+    for number, changes in enumerate(others):
+        config = tiny(tmp_path, **first | changes)
+        made, fresh = (
+            tokenizer_of(config),
+            tokenizer_of(config.model_copy(update={"out": str(tmp_path / str(number))})),
+        )
+        text = task_of(config, evaluation=False).example(3).text
+        assert (made.vocab_size, made.encode(text)) == (fresh.vocab_size, fresh.encode(text))
+
+
+def test_a_tokenizer_made_by_other_code_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(tmp_path, tokenizer="trained", tokenizer_size=300)
+    tokenizer_of(config)
+    before = (tmp_path / "tokenizer").stat().st_ino
+    tokenizer_of(config)
+    assert (tmp_path / "tokenizer").stat().st_ino == before
+    monkeypatch.setattr(tokenizer, "source_hash", lambda _: "edited")
+    tokenizer_of(config)
+    assert '"code":"edited"' in (tmp_path / "tokenizer" / "made_of.json").read_text()
+
+
+@pytest.mark.parametrize("harm", ["changed", "added", "no origin", "torn origin", "cut"])
+def test_a_tokenizer_that_is_not_as_it_was_made_is_refused_and_kept(harm: str, tmp_path: Path) -> None:
+    config = tiny(tmp_path, tokenizer="trained", tokenizer_size=300)
+    tokenizer_of(config)
+    folder = tmp_path / "tokenizer"
+    origin, whole = folder / "made_of.json", (folder / "tokenizer.json").read_text()
+    if harm == "changed":
+        (folder / "tokenizer.json").write_text(whole.replace('"<eos>"', '"<end>"'))
+    elif harm == "cut":
+        (folder / "tokenizer.json").write_text(whole[:99])
+    elif harm == "added":
+        (folder / "chat_template.jinja").touch()
+    elif harm == "torn origin":
+        origin.write_text("[" * 100_000)
+    else:
+        origin.unlink()
+    before = sorted((path.name, path.read_text()) for path in folder.iterdir())
+    with pytest.raises(
+        ValueError, match="tokenizer is no tokenizer as training makes it: remove it, or choose another"
+    ):
+        tokenizer_of(config)
+    assert sorted((path.name, path.read_text()) for path in folder.iterdir()) == before

@@ -18,6 +18,7 @@ from lsh_v2.train import main
 from lsh_v2.training import Trainer, checks, identity
 from lsh_v2.training.configuration import INCIDENTAL, TrainingConfig
 from lsh_v2.training.run import Run
+from lsh_v2.training.tokenizer import tokenizer_of
 from lsh_v2.written import TrainingState
 from tasks.jsonl import write_examples
 from tests.lsh_v2.tiny_training import TINY, Echo, steps_of, tiny
@@ -43,6 +44,19 @@ def unfinished(out: Path) -> None:
 def examples(path: Path, seed: int) -> Path:
     write_examples(path, [Echo(seed=seed).example(i) for i in range(20)])
     return path
+
+
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "run"
+    assert command(out, num_answers=2) == 0
+    return out
+
+
+@pytest.fixture
+def finished_run(trained_once: Path, tmp_path: Path) -> Path:
+    """A run that has finished, with graded answers, in a folder of its own."""
+    return shutil.copytree(trained_once, tmp_path / "run")
 
 
 @pytest.mark.parametrize("key", ["train_file", "eval_file"])
@@ -154,6 +168,144 @@ def test_damaged_metrics_are_named_and_nothing_else_is_touched(
     (out / "training_metrics.json").unlink()
     assert command(out) == 0
     assert steps_of(out) == curve
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("accuracy", None, "accuracy: null is not allowed; it must be "),
+        ("accuracy", {"x": None}, "accuracy.x: null is not allowed; it must be an object"),
+        ("accuracy", {"x": {"score": None}}, "accuracy.x.score: null is not allowed; it must be a valid number"),
+        ("loss_train", None, "loss_train: null is not allowed"),
+        ("loss_train", ["x"], "loss_train.0: 'x' is not allowed; it must be a valid number"),
+        ("loss_train", [], "loss_train: [] is not allowed; it must not be empty"),
+        ("loss_eval", [], "loss_eval: [] is not allowed; it must not be empty"),
+        ("loss_eval", [float("nan")], "loss_eval.0: .nan is not allowed; it must be a finite number"),
+        ("loss_drop_interval", [1.0], "loss_drop_interval: [1.0] is not allowed; it must be two numbers"),
+        ("finished", "no", "finished: 'no' is not allowed; it must be a valid boolean"),
+        ("config", None, "config: null is not allowed; it must be "),
+        ("config", [], "config: [] is not allowed; it must be "),
+        ("identity", 5, "identity: 5 is not allowed; it must be "),
+        ("identity", None, "identity: null is not allowed; it must be "),
+        ("identity", {"code": 5}, "identity.code: 5 is not allowed; it must be "),
+        ("steps", None, "steps: null is not allowed"),
+    ],
+)
+def test_values_of_metrics_that_cannot_be_are_named(
+    key: str, value: object, words: str, finished_run: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = finished_run / "training_metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    before = digest(finished_run)
+    assert command(finished_run, num_answers=2) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"{path} cannot be read: {words}")
+    assert said.endswith("; remove it, and the same command makes it again\n")
+    assert digest(finished_run) == before
+
+
+def test_metrics_nested_without_end_are_refused_in_words(finished_run: Path, capsys: pytest.CaptureFixture) -> None:
+    (finished_run / "training_metrics.json").write_text(DEEP)
+    assert command(finished_run, num_answers=2) == 2
+    assert "training_metrics.json cannot be read: it is no JSON: recursion limit" in capsys.readouterr().err
+
+
+def test_metrics_that_are_not_finished_are_gone_on_with(finished_run: Path) -> None:
+    path = finished_run / "training_metrics.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps(whole | {"finished": False}))
+    assert command(finished_run, num_answers=2) == 0
+    assert json.loads(path.read_text()) == whole | {"config": whole["config"] | {"out": str(finished_run)}}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("step", "x", "step: 'x' is not allowed; it must be a valid integer"),
+        ("step", -5, "step: -5 is not allowed; it must be greater than or equal to 0"),
+        ("step", 8, "steps must be 1 to 8"),
+        ("step", 10**9, "is not allowed; "),
+        ("steps", None, "steps: null is not allowed"),
+        ("steps", [], "steps must be 1 to 10"),
+        ("steps", [{"step": 1, "epoch": 0}], "steps.0.loss: this key is missing"),
+        ("config", None, "config: null is not allowed"),
+        ("identity", 3, "identity: 3 is not allowed"),
+        ("seconds", "x", "seconds: 'x' is not allowed"),
+        ("tokens", -1, "tokens: -1 is not allowed"),
+        ("loss_eval", [None], "loss_eval.0: null is not allowed"),
+        ("scaler", 5, "scaler: 5 is not allowed"),
+        ("scaler", {"scale": 1.0}, "scaler must hold _growth_tracker, "),
+        ("model", None, "model: null is not allowed"),
+        ("model", {"d_model": -1}, "model.d_model: -1 is not allowed"),
+        ("sha256", {}, "model.safetensors is not what was written"),
+        ("sha256", {"model.safetensors": 1}, "sha256.model.safetensors: 1 is not allowed"),
+    ],
+)
+def test_values_of_a_checkpoints_state_that_cannot_be_are_named(
+    key: str, value: object, words: str, finished_run: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (finished_run / "training_metrics.json").unlink()
+    newest = checkpoints(finished_run / "checkpoints")[-1]
+    path = newest / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    before = digest(finished_run)
+    assert command(finished_run, num_answers=2) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"checkpoint {newest} is damaged: ")
+    assert words in said
+    assert said.endswith(f"; remove the folder to go on from {checkpoints(newest.parent)[-2].name}\n")
+    assert digest(finished_run) == before
+
+
+def test_a_state_nested_without_end_and_one_of_another_step_are_refused_in_words(
+    finished_run: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (finished_run / "training_metrics.json").unlink()
+    newest = checkpoints(finished_run / "checkpoints")[-1]
+    (newest / "state.json").write_text(DEEP)
+    assert command(finished_run, num_answers=2) == 1
+    assert "state.json: it is no JSON: recursion limit exceeded" in capsys.readouterr().err
+    shutil.rmtree(newest)
+    checkpoints(newest.parent)[-1].rename(newest)
+    assert command(finished_run, num_answers=2) == 1
+    assert "step-00000010 is damaged: state.json: step: 8 is not allowed; it must be 10; " in capsys.readouterr().err
+
+
+def test_a_tokenizer_left_by_a_run_that_failed_in_words_is_not_the_next_ones(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    trained = {"tokenizer": "trained", "tokenizer_size": 300}
+    assert command(out, **trained, seq_length=2) == 2  # with a tokenizer, and no room for the first example
+    assert (out / "tokenizer").is_dir()
+    changes = {"tokenizer": "trained", "tokenizer_size": 310, "task": "tasks.odd_one_out:OddOneOut"}
+    for other in (out, tmp_path / "fresh"):
+        assert command(other, **changes) == 0
+    one, two = (json.loads((folder / "training_metrics.json").read_text()) for folder in (out, tmp_path / "fresh"))
+    assert one["model"]["vocab_size"] == two["model"]["vocab_size"] == 310
+    assert one["identity"] == two["identity"]
+    assert steps_of(out) == steps_of(tmp_path / "fresh")
+
+
+def test_a_tokenizer_that_a_run_has_begun_with_is_kept(tmp_path: Path) -> None:
+    """By a run of another configuration, and by what prepares one."""
+    config = tiny(tmp_path, **QUIET, tokenizer="trained", tokenizer_size=300, num_train_sequences=8)
+    Trainer(config).run()
+    before = digest(tmp_path / "tokenizer")
+    other = config.model_copy(update={"tokenizer_size": 310})
+    for start in (Trainer(other).run, lambda: tokenizer_of(other)):
+        with pytest.raises(
+            ValueError, match="holds a run of another configuration, different in tokenizer_size: choose"
+        ):
+            start()
+    assert digest(tmp_path / "tokenizer") == before
+
+
+def test_another_configuration_is_refused_before_its_examples_are_looked_at(tmp_path: Path) -> None:
+    Trainer(tiny(tmp_path, **QUIET)).run()
+    with pytest.raises(ValueError, match="different in seq_length: choose"):
+        Trainer(tiny(tmp_path, **QUIET, seq_length=8)).run()
 
 
 def test_a_digest_of_a_folder_follows_names_and_contents(tmp_path: Path) -> None:

@@ -84,3 +84,31 @@ def test_a_folder_without_the_split_is_refused(tmp_path: Path) -> None:
 def test_wrong_names_and_paths_are_refused(options: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_corpus(**options)
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"text": ["a", None]}, "row 2 of column 'text' is 'None': it must be text"),
+        ({"text": [3, 4]}, "row 1 of column 'text' is '3': it must be text"),
+        ({"txt": ["a"], "label": ["b"]}, "has no column 'text': it has 'txt', 'label'"),
+    ],
+)
+def test_rows_that_are_no_text_are_named_with_their_file(tmp_path: Path, columns: dict, words: str) -> None:
+    parquet(tmp_path / "test-00000-of-00002.parquet", ["fine"])
+    datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "test-00001-of-00002.parquet")
+    with pytest.raises(ValueError, match=rf"test-00001-of-00002\.parquet:? {words}"):
+        load_corpus("wikitext2", "test", path=tmp_path)
+
+
+def test_a_file_that_is_no_parquet_is_said(tmp_path: Path) -> None:
+    (tmp_path / "test.parquet").write_bytes(b"no parquet at all")
+    with pytest.raises(ValueError, match=r"cannot be read from .*Parquet magic bytes"):
+        load_corpus("wikitext2", "test", path=tmp_path)
+
+
+def test_rows_of_the_hub_that_are_no_text_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = datasets.Dataset.from_dict({"text": ["a", None]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    with pytest.raises(ValueError, match="Salesforce/wikitext: row 2 of column 'text' is 'None': it must be text"):
+        load_corpus("wikitext2", "test")

@@ -41,10 +41,23 @@ def test_examples_are_read_one_at_a_time(tmp_path: Path) -> None:
         ('{"prompt": "a"}', "answer must be text"),
         ('{"prompt": 3, "answer": "b"}', "prompt must be text"),
         ('{"prompt": "a", "answer": "b", "metadata": 1}', "metadata must be an object"),
-        ('{"prompt": "a", "answer": "b", "anser": "c"}', "has unknown keys: anser"),
+        (
+            '{"prompt": "a", "answer": "b", "anser": "c"}',
+            'has unknown keys: "anser"; there are prompt, answer, metadata and spans',
+        ),
         ('{"prompt": "a", "answer": "b", "spans": [[0, 2]]}', r"spans must be \[start, end\] pairs"),
         ('{"prompt": "abc", "answer": "b", "spans": [[1, 2], [0, 1]]}', r"spans must be .* in order: \[0, 1\]"),
         ('{"prompt": "a", "answer": "b", "spans": [3]}', "spans must be"),
+        ('{"prompt": "a", "answer": "b", "spans": null}', "spans must be .* in order: null"),
+        ('{"prompt": "a", "answer": "b", "spans": 5}', "spans must be .* in order: 5"),
+        ('{"prompt": "a", "answer": "b", "spans": {}}', "spans must be .* in order: {}"),
+        ('{"prompt": "a", "answer": "b", "metadata": {"task": ["x"]}}', r'metadata: task must be text: \["x"\]'),
+        ('{"prompt": "a", "answer": "b", "metadata": {"task": null}}', "metadata: task must be text: null"),
+        ('{"prompt": "a", "answer": null}', "answer must be text: null"),
+        ('{"prompt": "\\ud800", "answer": "b"}', "is no JSON: .* escape at byte"),
+        ('{"prompt": "a", "answer": "b", "metadata": {"\\udc00": 1}}', "is no JSON: .* escape at byte"),
+        ("[" * 100_000, "is no JSON: recursion limit exceeded at byte"),
+        ('{"prompt": "a", "answer": "b", "metadata": ' + '{"a":' * 100_000, "is no JSON: recursion limit exceeded"),
     ],
 )
 def test_a_broken_line_is_named_by_its_number_and_fault(tmp_path: Path, line: str, why: str) -> None:
@@ -59,6 +72,18 @@ def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
     path.write_bytes(GOOD.encode() + b'{"prompt": "\xff", "answer": ""}\n')
     with pytest.raises(ValueError, match="line 2 is no JSON"):
         list(read_examples(path))
+    path.write_bytes(
+        b"\xef\xbb\xbf" + GOOD.encode() + b'{"prompt": "\xed\xa0\x80", "answer": ""}\n'
+    )  # half a character
+    with pytest.raises(ValueError, match="line 2 is no JSON: invalid unicode code point at byte 13"):
+        list(read_examples(path))
+
+
+def test_half_a_character_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    with pytest.raises(ValueError, match=r"cannot be written: '\\ud800' after .*abc' is half a character"):
+        write_examples(path, [Example("a", "b"), Example("abc\ud800", "b")])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failure_half_way_leaves_what_was_there(tmp_path: Path) -> None:
@@ -109,6 +134,11 @@ def test_the_command_writes_and_checks(tmp_path: Path, capsys: pytest.CaptureFix
         synthetic.main([str(path), "--check"])
     assert stop.value.code == 2
     assert f"{path} line 51 is no JSON" in capsys.readouterr().err
+    path.write_text('{"prompt": "a", "answer": "b", "metadata": {"task": ["x"]}}\n')
+    with pytest.raises(SystemExit) as stop:
+        synthetic.main([str(path), "--check"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f'{path} line 1: metadata: task must be text: ["x"]\n'
 
 
 def test_held_out_examples_are_hardly_ever_taught() -> None:
