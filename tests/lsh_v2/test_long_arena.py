@@ -22,6 +22,7 @@ from lsh_v2.long_arena_run import jobs_of, run
 from lsh_v2.long_arena_summary import summarise
 from lsh_v2.long_arena_tasks import text_classification
 from tasks.example import Example, Task
+from tasks.jsonl import write_examples
 from tests.lsh_v2.small import no_room
 
 TINY = {"d_model": 32, "n_heads": 2, "n_kv_heads": 1, "n_layers": 2, "weight_tied_layers": 1, "feed_forward_dim": 32}
@@ -152,6 +153,39 @@ def test_other_weights_are_another_row(tmp_path: Path, monkeypatch: pytest.Monke
         assert trained.case.label == "checkpoint"
         keys.add(long_arena_run.key_of(trained, long_arena_run.facts_of(asked, "")))
     assert len(keys) == 2
+
+
+def test_other_content_of_a_file_of_examples_is_another_row(tmp_path: Path) -> None:
+    path, keys = tmp_path / "examples.jsonl", set()
+    task = f'tasks={{echo: {{task: "{__name__}:Echo", seq_length: 16, training: {{train_file: "{path}"}}}}}}'
+    for answer in ("a", "b", "a"):
+        write_examples(path, [Example("a", answer)])
+        asked = config(tmp_path, task, "sequence_lengths=64")
+        *_, learnt = jobs_of(asked)
+        keys.add(long_arena_run.key_of(learnt, long_arena_run.facts_of(asked, "")))
+    assert len(keys) == 2
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ("[" * 100_000, "it is no JSON: recursion limit exceeded"),
+        ("[]", r"\[\] is not allowed; it must be an object"),
+        ('{"run": 5}', "run: 5 is not allowed"),
+        ('{"config": null}', "config: null is not allowed"),
+        ('{"machine": 3}', "machine: 3 is not allowed"),
+        ('{"started": ["x"]}', "started: .* is not allowed"),
+    ],
+)
+def test_damaged_facts_are_named_before_anything_runs(
+    facts: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(long_arena_run, "row_of", lambda *_: pytest.fail("a case ran"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(facts)
+    with pytest.raises(ValueError, match=rf"run\.json cannot be read: {words}.*; remove it, and the same command"):
+        run(config(tmp_path))
+    assert (tmp_path / "run" / "run.json").read_text() == facts
 
 
 def test_what_a_limit_ended_is_tried_again_with_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

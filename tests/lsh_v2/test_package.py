@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lsh_v2.files import digest
 from lsh_v2.package import MANIFEST, NAME, PROJECT, check_package, main, write_package
 
 
@@ -50,6 +51,36 @@ def test_no_file_of_the_source_is_left_out(root: Path) -> None:
     folders = [PROJECT / name for name in ("attentions", "harness", "hyper_attn", "lsh_v2", "tasks", "transformer_vq")]
     files = {path for folder in folders for path in folder.rglob("*.*") if path.is_file() and path.suffix != ".pyc"}
     assert {f"source/{path.relative_to(PROJECT).as_posix()}" for path in files} <= set(write_package(root, root / NAME))
+
+
+def test_results_that_are_not_those_that_were_recorded_are_refused(root: Path) -> None:
+    """As of a training that was begun anew after the pipeline had ended."""
+    recorded = root / "final_results" / "pipeline_results.json"
+    metrics = root / "data" / "results" / "training_metrics.json"
+    artifacts = {"data/results/training_metrics.json": digest(metrics)}
+    recorded.write_text(json.dumps({"artifacts": artifacts}))
+    write_package(root, root / NAME)
+    before = (root / NAME).read_bytes()
+    metrics.write_text("of another run")
+    with pytest.raises(
+        ValueError, match=r"training_metrics\.json has changed since final_results/pipeline_results\.json"
+    ):
+        write_package(root, root / NAME)
+    metrics.unlink()
+    with pytest.raises(ValueError, match=r"training_metrics\.json is missing since .*: run python -m lsh_v2\.pipeline"):
+        write_package(root, root / NAME)
+    for damaged, words in (("[" * 100_000, "it is no JSON"), ('{"artifacts": 3}', "artifacts: 3 is not allowed")):
+        recorded.write_text(damaged)
+        with pytest.raises(ValueError, match=rf"pipeline_results\.json cannot be read: {words}"):
+            write_package(root, root / NAME)
+    assert (root / NAME).read_bytes() == before
+
+
+def test_a_manifest_nested_without_end_is_no_package(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr(MANIFEST, "[" * 100_000)
+    assert main(["--check", str(tmp_path / "x.zip")]) == 2
+    assert "x.zip is no package: recursion limit exceeded" in capsys.readouterr().err
 
 
 def test_the_same_files_give_the_same_bytes(root: Path) -> None:

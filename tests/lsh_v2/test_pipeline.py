@@ -182,7 +182,59 @@ def test_a_phase_whose_source_changed_runs_again(layout: Layout, monkeypatch: py
         assert run_phases([one], layout)[0].status == "done"
 
 
-@pytest.mark.parametrize("torn", ["", "[]", '{"of"', "{}"])
+def test_a_phase_whose_results_changed_or_are_missing_runs_again(
+    layout: Layout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each of them, not the first alone."""
+    first, second = layout.results / "first", layout.results / "second"
+    code = f"open({str(first)!r}, 'w').write('1'); open({str(second)!r}, 'w').write('2')"
+    one = Phase("one", (sys.executable, "-c", code), (first, second))
+    run_phases([one], layout)
+    for harm in (lambda: second.write_text("of another run"), second.unlink, first.unlink):
+        harm()
+        capsys.readouterr()
+        assert [record.status for record in run_phases([one], layout)] == ["done"]
+        assert "phase one: its results have changed since it finished; it runs again" in capsys.readouterr().out
+        assert (first.read_text(), second.read_text()) == ("1", "2")
+    assert run_phases([one], layout)[0].status == "done before"
+
+
+def test_phases_know_the_modules_and_the_tokenizer_that_their_configurations_name(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No import leads to them, so the source of the commands does not cover them."""
+    (tmp_path / "quick.yml").write_text(TRAINING + f"tokenizer: {tmp_path / 'own'}\n")
+    (tmp_path / "long_arena_quick.yml").write_text(ARENA)
+    monkeypatch.setattr("lsh_v2.pipeline_phases.HERE", tmp_path)
+    found = {one.name: one for one in phases_of(layout, training=True, benchmark=True)}
+    for name in ("model", "data", "training", "profile"):
+        assert found[name].modules == ("attentions.flash", "tasks.synthetic")
+    for name in ("model", "data", "training"):
+        assert tmp_path / "own" in found[name].reads
+    assert "attentions.flash" in found["benchmark"].modules
+    for one in found.values():
+        before = pipeline_run._identity(one)
+        with monkeypatch.context() as edited:
+            edited.setattr(pipeline_run, "source_hash", lambda *modules: " ".join(modules))
+            assert pipeline_run._sources(one) == [" ".join((one.command[2], *one.modules))]
+            assert pipeline_run._identity(one) != before
+
+
+def test_files_that_are_not_made_again_are_read_before_the_phases_run(
+    layout: Layout, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the phases begin anew: those of a benchmark that is left out stay."""
+    monkeypatch.setattr(pipeline, "run_phases", lambda *_, **__: pytest.fail("a phase ran"))
+    path = layout.benchmark / "benchmark_summary.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"costs": 5, "scaling": {}}')
+    assert pipeline.main(["--quick", "--no-benchmark", "--force", "--root", str(layout.root)]) == 2
+    assert "benchmark_summary.json cannot be read: costs: 5 is not allowed; " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "torn", ["", "[]", '{"of"', "{}", "[" * 100_000, '{"of": "x", "made": {}, "seconds": "y"}', '{"of": 1}']
+)
 def test_a_marker_that_is_no_marker_is_none(layout: Layout, torn: str) -> None:
     run_phases([phase(layout, "one")], layout)
     layout.named("one", ".ok").write_text(torn)

@@ -131,6 +131,41 @@ def test_a_training_that_has_not_finished_is_not_judged(tmp_path: Path) -> None:
     assert {flag.holds for flag in training(tmp_path, finished=False)} == {None}
 
 
+@pytest.mark.parametrize(
+    ("name", "harm", "words"),
+    [
+        ("benchmark_summary.json", {"costs": None}, "costs: null is not allowed"),
+        ("benchmark_summary.json", {"costs": [5]}, "costs.0: 5 is not allowed"),
+        ("benchmark_summary.json", {"costs": [cost(512, latency_ms=None)]}, "must have latency_ms and rss_mb"),
+        ("benchmark_summary.json", {"costs": [cost(512, seq_len="x")]}, "costs.0.seq_len: 'x' is not allowed"),
+        ("benchmark_summary.json", {"scaling": {}}, "scaling must have the key 'lsh_v2'"),
+        ("benchmark_summary.json", {"scaling": {"lsh_v2": {"time": 3, "memory": None}}}, "scaling.lsh_v2.time: 3 is"),
+        (
+            "benchmark_summary.json",
+            {"scaling": {"lsh_v2": {"time": fit(1, 2) | {"interval": [1]}, "memory": None}}},
+            "scaling.lsh_v2.time.interval: .* it must be two numbers",
+        ),
+        ("run.json", {"machine": [1]}, "machine: .* is not allowed"),
+        ("run.json", {"machine": {"gpu": 3}}, "machine.gpu: 3 is not allowed"),
+        ("training_metrics.json", {"finished": "no"}, "finished: 'no' is not allowed"),
+        ("training_metrics.json", {"loss_train": []}, "loss_train: .* it must not be empty"),
+        ("training_metrics.json", {"loss_drop_interval": ["a", "b"]}, "loss_drop_interval.0: 'a' is not allowed"),
+        ("training_metrics.json", {"accuracy": {"odd_one_out": {"score": 1}}}, "accuracy.odd_one_out.standard_error: "),
+    ],
+)
+def test_damage_is_named_with_its_file(tmp_path: Path, name: str, harm: dict[str, Any], words: str) -> None:
+    summary = {"costs": [cost(512)], "scaling": {"lsh_v2": {"time": None, "memory": None}}}
+    metrics = {"finished": True, "loss_train": [2.0], "loss_drop_interval": None, "accuracy": {}}
+    assert len(judged(tmp_path, summary, metrics)) == 7
+    (path,) = tmp_path.rglob(name)
+    path.write_text(json.dumps(json.loads(path.read_text()) | harm))
+    with pytest.raises(ValueError, match=rf"{name} cannot be read: .*{words}.*; remove it, and the same command"):
+        flags_of(Layout(tmp_path, quick=True))
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=rf"{name} cannot be read: it is no JSON: recursion limit"):
+        flags_of(Layout(tmp_path, quick=True))
+
+
 def test_flags_are_shown_with_their_figures() -> None:
     text = shown([Flag("a claim", True, "3"), Flag("b", False, "4"), Flag("c", None, "none")])
     assert text == "  a claim  yes         3\n  b        NO          4\n  c        not judged  none"
