@@ -25,6 +25,7 @@ if __name__ == "__main__":
     hold()  # before the imports that take long
 
 import argparse
+import io
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -52,6 +53,7 @@ from harness.findings import Verdict
 from harness.journal import JournalError, latest, read_rows
 from harness.rows import Case, Row
 from harness.samples import Series, group_series
+from harness.say import say
 
 __all__ = ["judge_expectations", "main"]
 
@@ -94,7 +96,7 @@ def _update(path: Path, series: Sequence[Series], facts: RunFacts) -> None:
     for line in _losses(kept, written, series) if kept is not None else ():
         print(line, file=sys.stderr)
     where = shortened(str(path), LONGEST_MESSAGE)
-    print(f"{where}: holds {len(written.series)} series of {shortened(written.machine)}")
+    say(f"{where}: holds {len(written.series)} series of {shortened(written.machine)}", sys.stdout)
 
 
 def _losses(kept: Baseline, written: Baseline, series: Sequence[Series]) -> Iterator[str]:
@@ -143,7 +145,16 @@ def _baseline_path(wanted: Path, facts: RunFacts, *, update: bool) -> Path:
 
 
 def _show(judgements: Sequence[Judgement], facts: RunFacts, busy: str) -> None:
-    console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH, highlight=False)
+    """Print all at once, since a verdict stands whether or not there is room or a letter for each part of it."""
+    there = sys.stdout.isatty()
+    page = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding or "utf-8", errors="backslashreplace")
+    console = Console(file=page, force_terminal=there, width=None if there else LOG_WIDTH, highlight=False)
+    _print(console, judgements, facts, busy)
+    page.seek(0)
+    say(page.read().rstrip("\n"), sys.stdout)
+
+
+def _print(console: Console, judgements: Sequence[Judgement], facts: RunFacts, busy: str) -> None:
     run, machine = shortened(facts.run), shortened(facts.machine.name)
     table = Table(title=Text(f"{run} on {machine} against the baseline"), show_lines=True)
     for heading in ("series", "verdict", "reasons", "next"):

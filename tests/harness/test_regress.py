@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -328,6 +331,20 @@ def test_times_are_not_compared_on_another_machine(tmp_path: Path, capsys):
     slow = timed_rows(times(factor=9), comparisons=5)
     assert compare(tmp_path, timed_rows(times(), comparisons=5), slow, machine="other") == 0
     assert "times not compared: the baseline is of another machine, box" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("stream", "encoding"), [("/dev/full", "utf-8"), ("/dev/null", "ascii")])
+def test_a_verdict_stands_where_it_cannot_be_printed(tmp_path: Path, stream: str, encoding: str):
+    """A full disk, and a terminal without the letters that tables are made of."""
+    run, path = write_run(tmp_path / "run", timed_rows(times(), label="·", comparisons=5)), tmp_path / "box.json"
+    assert main([str(run), "--baseline", str(path), "--update"]) == 0
+    command = [sys.executable, "-m", "harness.regress", str(run), "--baseline", str(path)]
+    with Path(stream).open("w") as out:
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        done = subprocess.run(
+            command, stdout=out, stderr=subprocess.PIPE, text=True, env=environment, timeout=300, check=False
+        )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_nothing_in_common_is_ambiguous(tmp_path: Path, capsys):
