@@ -219,4 +219,6 @@ def parse(content: bytes, kind: type[Kind]) -> Kind:
         if first["type"] == "json_invalid":
             raise ValueError(f"it is no JSON: {first['ctx']['error']}") from error  # type: ignore[typeddict-item]
         key = f"{dotted(first['loc'])}: " if first["loc"] else ""
-        raise ValueError(f"{key}{reason_of(first)}") from error
+        together = first["type"] == "value_error" and isinstance(first["input"], dict)  # keys that do not agree
+        reason = first["msg"].removeprefix("Value error, ") if together else reason_of(first)
+        raise ValueError(f"{key}{reason}") from error

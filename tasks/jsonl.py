@@ -15,6 +15,7 @@ from pydantic_core import from_json
 from tasks.example import Example
 
 LONGEST = 80  # letters of a value in a message
+NEAR = 20  # bytes on each side of what is no JSON
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> int:
@@ -53,7 +54,7 @@ def numbered_examples(path: Path) -> Iterator[tuple[int, Example]]:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield number, _parse(line.removeprefix(BOM_UTF8), f"{path} line {number}")
+                    yield number, _parse(line.removeprefix(BOM_UTF8).rstrip(), f"{path} line {number}")
     except OSError as error:
         raise ValueError(f"examples cannot be read from {str(path)!r}: {error.strerror}") from error
 
@@ -73,7 +74,10 @@ def _parse(line: bytes, where: str) -> Example:
     try:
         data = from_json(line)  # which refuses bytes and escapes that are no text, and what is nested 200 deep
     except ValueError as error:
-        raise ValueError(f"{where} is no JSON: {str(error).replace(' at line 1 column', ' at byte')}") from error
+        reason, _, place = str(error).partition(" at line 1 column ")
+        near = line[max(0, int(place) - NEAR) : int(place) + NEAR].decode("utf-8", errors="backslashreplace").strip()
+        allowed = "a line must be a JSON object in UTF-8, of whole characters and nested at most 200 deep"
+        raise ValueError(f"{where} is no JSON: {reason} at byte {place}, near {near!r}; {allowed}") from error
     if not isinstance(data, dict):
         raise ValueError(f"{where} is no example: it must be an object with prompt and answer: {_shown(data)}")
     if unknown := set(data) - {"prompt", "answer", "metadata", "spans"}:

@@ -54,8 +54,14 @@ def test_examples_are_read_one_at_a_time(tmp_path: Path) -> None:
         ('{"prompt": "a", "answer": "b", "metadata": {"task": ["x"]}}', r'metadata: task must be text: \["x"\]'),
         ('{"prompt": "a", "answer": "b", "metadata": {"task": null}}', "metadata: task must be text: null"),
         ('{"prompt": "a", "answer": null}', "answer must be text: null"),
-        ('{"prompt": "\\ud800", "answer": "b"}', "is no JSON: .* escape at byte"),
-        ('{"prompt": "a", "answer": "b", "metadata": {"\\udc00": 1}}', "is no JSON: .* escape at byte"),
+        (
+            '{"prompt": "\\ud800", "answer": "b"}',
+            r"is no JSON: .* escape at byte \d+, near .*ud[8c]00.*; a line must be a JSON object in UTF-8, of whole",
+        ),
+        (
+            '{"prompt": "a", "answer": "b", "metadata": {"\\udc00": 1}}',
+            r"is no JSON: .* escape at byte \d+, near .*ud[8c]00.*; a line must be a JSON object in UTF-8, of whole",
+        ),
         ("[" * 100_000, "is no JSON: recursion limit exceeded at byte"),
         ('{"prompt": "a", "answer": "b", "metadata": ' + '{"a":' * 100_000, "is no JSON: recursion limit exceeded"),
     ],
