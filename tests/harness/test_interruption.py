@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.interruption import SIGNALS, Interruption
+from attentions.stopping import SIGNALS
+from harness.interruption import Interruption
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,26 +49,38 @@ def test_handlers_and_mask_are_put_back() -> None:
 
 COMMAND = """
 import os, signal, sys, threading, time
-from harness.interruption import Interruption, hold
-number = int(sys.argv[1])
+from attentions.stopping import hold, interruptible
 hold()
-if "before" in sys.argv:
-    os.kill(os.getpid(), number)
-with Interruption() as interruption:
-    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()  # a mask is a thread's own
-    if "within" in sys.argv:
+number, when = int(sys.argv[1]), sys.argv[2]
+def tell(moment):
+    if moment == when:
         os.kill(os.getpid(), number)
-    asked = interruption.asked
-if "after" in sys.argv:
-    os.kill(os.getpid(), number)
-sys.exit(130 if asked else 0)
+tell("before")
+from harness.interruption import Interruption
+def main():
+    with Interruption() as interruption:
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+        tell("within")
+        asked = interruption.asked
+    if asked:
+        os.kill(os.getpid(), number)  # once more
+    tell("behind")
+    return 7 if asked else 0
+status = interruptible(main)
+tell("after")
+sys.exit(status)
 """
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize(("when", "status"), [("before", 130), ("within", 130), ("after", 0)])
-def test_a_command_hears_what_comes_early_and_ends_undisturbed(number: signal.Signals, when: str, status: int) -> None:
+@pytest.mark.parametrize(
+    ("when", "status", "said"),
+    [("before", 130, "interrupted\n"), ("within", 7, ""), ("behind", 130, "interrupted\n"), ("after", 0, "")],
+)
+def test_a_command_that_polls_decides_itself_how_it_ends(
+    number: signal.Signals, when: str, status: int, said: str
+) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", COMMAND, str(int(number)), when]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (status, "")
+    assert (done.returncode, done.stderr) == (status, said)
