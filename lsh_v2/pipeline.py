@@ -7,10 +7,11 @@
     python -m lsh_v2.pipeline --no-benchmark
 
 A phase that has finished leaves an OK marker (`data/results/*.ok`), void once its settings, inputs, source or results
-are other ones, and the same command goes on with the first phase that has none; `--force` begins anew. Each phase runs as a command of its own, whose output goes to the screen and to
-`data/results/*.log`. `final_results/pipeline_results.json` says what ran, and which of the guide's success flags the
-measurements bear out, each with its figure. Exit status: 0 all phases done, 1 one failed (its traceback is printed), 2
-unusable input, 130 interrupted.
+are other ones, and the same command goes on with the first phase that has none; `--force` begins anew. Each phase runs
+as a command of its own, whose output goes to the screen and to `data/results/*.log`.
+`final_results/pipeline_results.json` says what ran, and which of the guide's success flags the measurements bear out,
+each with its figure. Exit status: 0 all phases done, 1 one failed (its traceback is printed), 2 unusable input, 130
+interrupted.
 """
 
 from __future__ import annotations
