@@ -10,14 +10,18 @@ of Parquet files laid out as on the hub, from the hub's cache, or from the hub.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attentions.extras import missing_extra
 from tasks.text import TextBytes
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SPLITS = ("train", "validation", "test")
 
@@ -81,7 +85,7 @@ def _from_datasets(name: str, corpus: Corpus, split: str, folder: Path | None) -
     """The rows of the split one after another, or the split's share of all rows where there is only a whole."""
     try:
         import datasets
-        import pyarrow.parquet
+        import pandas as pd  # whose reader needs what comes with datasets
         from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise missing_extra("models", error) from error
@@ -94,7 +98,7 @@ def _from_datasets(name: str, corpus: Corpus, split: str, folder: Path | None) -
             text = _joined(rows["text"], corpus.repository)
         else:
             files = _parquet_files(folder, corpus, stored)
-            text = "".join(_joined(_column(pyarrow.parquet.ParquetFile(path), path), path) for path in files)
+            text = "".join(_joined(_column(pd.read_parquet(path), path), path) for path in files)
     except (OSError, ValueError, DatasetsError) as error:
         raise ValueError(
             f"corpus {name!r} cannot be read from {folder or 'the hub, ' + corpus.repository}: {error}. Where there is "
@@ -104,13 +108,11 @@ def _from_datasets(name: str, corpus: Corpus, split: str, folder: Path | None) -
     return _share(text.encode("utf-8"), split, corpus.shares) if corpus.shares else text
 
 
-def _column(file: Any, path: str) -> list[Any]:
+def _column(table: pd.DataFrame, path: str) -> list[Any]:
     """The column `text` of a Parquet file. Raises ValueError where it has none."""
-    if "text" not in file.schema_arrow.names:
-        raise ValueError(
-            f"{path} has no column 'text': it has {', '.join(map(repr, file.schema_arrow.names)) or 'none'}"
-        )
-    return file.read(["text"])["text"].to_pylist()
+    if "text" not in table.columns:
+        raise ValueError(f"{path} has no column 'text': it has {', '.join(map(repr, table.columns)) or 'none'}")
+    return table["text"].tolist()
 
 
 def _joined(rows: Iterable[Any], source: str) -> str:
@@ -118,7 +120,9 @@ def _joined(rows: Iterable[Any], source: str) -> str:
     texts = list(rows)
     for number, row in enumerate(texts, 1):
         if not isinstance(row, str):
-            raise ValueError(f"{source}: row {number} of column 'text' is {str(row)[:80]!r}: it must be text")
+            missing = row is None or (isinstance(row, float) and math.isnan(row))
+            shown = "null" if missing else repr(str(row)[:80])
+            raise ValueError(f"{source}: row {number} of column 'text' is {shown}: it must be text")
     return "".join(texts)
 
 

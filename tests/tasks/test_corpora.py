@@ -89,7 +89,7 @@ def test_wrong_names_and_paths_are_refused(options: dict[str, str], message: str
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ({"text": ["a", None]}, "row 2 of column 'text' is 'None': it must be text"),
+        ({"text": ["a", None]}, "row 2 of column 'text' is null: it must be text"),
         ({"text": [3, 4]}, "row 1 of column 'text' is '3': it must be text"),
         ({"txt": ["a"], "label": ["b"]}, "has no column 'text': it has 'txt', 'label'"),
     ],
@@ -110,5 +110,5 @@ def test_a_file_that_is_no_parquet_is_said(tmp_path: Path) -> None:
 def test_rows_of_the_hub_that_are_no_text_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = datasets.Dataset.from_dict({"text": ["a", None]})
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
-    with pytest.raises(ValueError, match="Salesforce/wikitext: row 2 of column 'text' is 'None': it must be text"):
+    with pytest.raises(ValueError, match="Salesforce/wikitext: row 2 of column 'text' is null: it must be text"):
         load_corpus("wikitext2", "test")
