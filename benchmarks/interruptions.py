@@ -63,6 +63,7 @@ CONFIG = {
     "executor": "local",
 }
 CELLS = len(CONFIG["backends"]) * len(CONFIG["lengths"]) * CONFIG["rounds"]
+STARTED: list[subprocess.Popen[str]] = []
 
 
 @dataclass
@@ -83,6 +84,7 @@ class Sweep:
             stderr=subprocess.PIPE,
             text=True,
         )
+        STARTED.append(self.process)
 
     def ends_within(self, seconds: float) -> bool:
         """Whether it ends in this time."""
@@ -221,11 +223,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--signals", type=int, default=40, help="of each kind")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as where:
-        trials = Trials(Path(where), chosen.seed)
-        trials.kills(chosen.kills)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            trials.signals(number, chosen.signals)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as where:
+        try:
+            trials = Trials(Path(where), chosen.seed)
+            trials.kills(chosen.kills)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                trials.signals(number, chosen.signals)
+        finally:  # a sweep in a process group of its own does not hear what interrupts this
+            for process in STARTED:
+                process.kill()
+                process.wait()
     for name, count in trials.counts.items():
         print(f"{name}: {count}")
     for seen in trials.seen:
