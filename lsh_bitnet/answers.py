@@ -58,13 +58,16 @@ def measure_accuracy(
     """
     if samples < 1 or batch_size < 1:
         raise ValueError(f"samples={samples}, batch_size={batch_size} are not allowed: at least 1")
-    examples = [task.example(index) for index in range(samples)]
     answers: list[str] = []
-    for start in range(0, samples, batch_size):
-        answers += _answers(loaded, examples[start : start + batch_size], use_cache=use_cache, bos=bos)
-    scores = tuple(task.score(example, answer) for example, answer in zip(examples, answers, strict=True))
-    targets = tuple(example.answer for example in examples)
-    return Accuracy(sum(score >= 1 for score in scores), samples, tuple(answers), targets, scores)
+    targets: list[str] = []
+    scores: list[float] = []
+    for start in range(0, samples, batch_size):  # examples are made as they are asked: the first need not wait
+        examples = [task.example(index) for index in range(start, min(start + batch_size, samples))]
+        said = _answers(loaded, examples, use_cache=use_cache, bos=bos)
+        answers += said
+        targets += [example.answer for example in examples]
+        scores += [task.score(example, answer) for example, answer in zip(examples, said, strict=True)]
+    return Accuracy(sum(score >= 1 for score in scores), samples, tuple(answers), tuple(targets), tuple(scores))
 
 
 def measure_forced(loaded: Loaded, task: Task, *, samples: int) -> Accuracy:

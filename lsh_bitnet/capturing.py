@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from attentions import build
-from harness.run_folder import require_folder
 from lsh_bitnet.dispatch import layer_of
 from lsh_bitnet.models import Loaded, require_length
 from lsh_bitnet.padding import attend, require_spans
+from lsh_bitnet.results import require_place
 from lsh_bitnet.swap import Swap
 
 
@@ -80,7 +80,7 @@ def capture(
     if wrong := sorted(set(layers or ()) - set(range(count))):
         raise ValueError(f"layers={wrong} are not allowed: the model's are 0 to {count - 1}")
     folder, of = Path(folder), _identity(loaded, ids)
-    require_folder(folder, "folder")
+    require_place(folder, "folder")
     _require_own(folder, of)
     recorder = _Recorder(layers)
     with Swap(loaded.model, recorder, log=None), torch.no_grad(), torch.compiler.set_stance("force_eager"):

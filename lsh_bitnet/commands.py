@@ -10,10 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from harness.run_folder import require_folder
 from harness.worker import is_out_of_memory
 from lsh_bitnet.models import DTYPES
-from lsh_bitnet.results import FOLDER
+from lsh_bitnet.results import FOLDER, LONGEST_WHAT, require_place
 
 INTERRUPTED = 130
 
@@ -47,21 +46,6 @@ def run(parser: argparse.ArgumentParser, work: Callable[[], int]) -> int:
         parser.exit(INTERRUPTED, f"{parser.prog}: interrupted\n")
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """An option's type: an integer from `least` on."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if not least <= value < 2**31:
-            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not allowed; it must be an integer of at least {least}")
-        return value
-
-    return parse
-
-
 def add_out(parser: argparse.ArgumentParser) -> None:
     """The option `--out`; `require_out` judges it."""
     parser.add_argument("--out", default=str(FOLDER), metavar="DIR", help="folder of the JSON file")
@@ -71,7 +55,7 @@ def require_out(given: argparse.Namespace) -> Path:
     """The folder of results. Raises ValueError, before any work, where no file can be written there."""
     if not given.out:
         raise ValueError("--out: '' is not allowed; it must be the path of a folder")
-    require_folder(folder := Path(given.out), "--out")
+    require_place(folder := Path(given.out), "--out")
     return folder
 
 
@@ -112,10 +96,15 @@ def attention_of(given: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def what_ran(*parts: str | None) -> str:
-    """A part of a file's name that says what was run: the parts that there are, without what a name cannot hold."""
+    """A part of a file's name that says what was run: the parts that there are, without what a name cannot hold.
+
+    They share `LONGEST_WHAT` bytes.
+    """
     words = [
         re.sub(r"[^\w.+-]+", "-", Path(part).name if part.startswith(("/", ".", "~")) else part)
         for part in parts
         if part
     ]
-    return "_".join(word.strip("-.")[:60] or "unnamed" for word in words)
+    most = (LONGEST_WHAT + 1) // max(1, len(words)) - 1
+    cut = [word.strip("-.").encode()[:most].decode(errors="ignore") for word in words]
+    return "_".join(word or "unnamed" for word in cut)

@@ -17,6 +17,7 @@ if __name__ == "__main__":
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Any
 import pandas as pd
 
 from harness.config import load_config
+from harness.executor import Executor, Limits
 from harness.journal import latest, read_rows
 from harness.plan import expand
 from harness.rows import Case, Row
@@ -33,11 +35,12 @@ from harness.subjects import subject_of
 from harness.sweep import main as sweep
 from lsh_bitnet.commands import Parser, run
 from lsh_bitnet.model_subject import ModelSubject
-from lsh_bitnet.models import content_of
+from lsh_bitnet.models import config_of, content_of
 
 CONF = Path(__file__).parent / "compare.yml"
 FULL = "flash"  # the backend that others are compared with
 CONTENT = "model.json"  # of a run's folder: what is behind the model's name
+SLOW = 1e10  # operations a second that any machine reaches: with fewer to do, nothing is measured beforehand
 BEYOND = 8  # times full attention's perplexity: what lies above is named in the figure, not drawn
 TITLES = {
     "method": "method",
@@ -80,6 +83,8 @@ def _compare(given: argparse.Namespace) -> int:
     folder = new_run(wanted).path if earlier is None else earlier.path
     cases = [one.case for one in expand(config)]
     _require_full(cases)
+    _require_possible(cases)
+    _require_time(cases, config.budget.case_s)
     overrides = [part for one in given.overrides for part in ("--set", one)]
     if given.dry_run:
         return sweep([conf, *overrides, "--dry-run"])
@@ -104,6 +109,56 @@ def _require_full(cases: Sequence[Case]) -> None:
         raise ValueError(f"subject: {', '.join(sorted(subjects))} are several; a comparison is of one model")
 
 
+def _require_possible(cases: Sequence[Case]) -> None:
+    """Raise ValueError for the first case that the model cannot run, such as heads that it does not have.
+
+    And for a length of which there are no examples to answer.
+    """
+    for case in cases:
+        if reason := _model_subject(case.subject).why_not(case):
+            raise ValueError(f"{case.label} at n = {case.n} cannot be measured: {reason}")
+    for name, n in sorted({(case.subject, case.n) for case in cases}):
+        try:
+            _model_subject(name).require_examples(n)
+        except ValueError as error:
+            raise ValueError(f"lengths: n = {n} is not possible: {error}") from error
+
+
+def _require_time(cases: Sequence[Case], case_s: float) -> None:
+    """Raise ValueError where full attention cannot end within `case_s` seconds, however fast its kernel is."""
+    full = [case for case in cases if case.backend == FULL]
+    work = {case.n: max(_least_flops(one) for one in full if one.n == case.n) for case in full}
+    if max(work.values()) <= SLOW * case_s:
+        return
+    dtype, device = full[0].dtype, full[0].device
+    arguments = {"device": device, "dtypes": [dtype], "threads": full[0].threads, "budget_s": 1.0}
+    with Executor(Path(tempfile.gettempdir())) as executor:
+        found = executor.run("harness.ceilings:measure_ceilings", arguments, Limits(60))
+    rate = found.answer["flops_per_s"][dtype] if found.status == "ok" else 0.0
+    for n, flops in sorted(work.items()):
+        if rate and flops > rate * case_s:
+            raise ValueError(
+                f"lengths: n = {n} is not possible within budget.case_s = {case_s:g}: full attention takes at least "
+                f"{flops:.1e} operations, {flops / rate:.0f} s at the {rate:.1e} a second that this machine reaches"
+            )
+
+
+def _least_flops(case: Case) -> float:
+    """Operations of full attention alone in a case's first round: 2·D + 2·E for each pair."""
+    subject = _model_subject(case.subject)
+    pairs = case.batch * case.heads * case.n * (case.n + 1) / 2
+    layers = config_of(subject.model).num_hidden_layers
+    return 2.0 * (case.head_dim + case.value_dim) * pairs * layers * subject.forwards(case.n)
+
+
+def _model_subject(name: str) -> ModelSubject:
+    """The subject of that name. Raises ValueError where it is no model."""
+    subject: Any = subject_of(name)
+    if not isinstance(subject, ModelSubject):
+        raise ValueError(f"subject: {name} is not allowed; it must be a {ModelSubject.__name__}")
+    return subject
+
+
 def _require_same(cases: Sequence[Case], rows: Sequence[Row]) -> None:
     """Raise ValueError where a folder's rows are of something else than what is to be measured now."""
     planned = {case.digest() for case in cases}
@@ -117,13 +172,7 @@ def _require_same(cases: Sequence[Case], rows: Sequence[Row]) -> None:
 
 def contents(cases: Sequence[Case]) -> dict[str, str]:
     """What is behind the names of the models that cases measure, by subject."""
-    found: dict[str, str] = {}
-    for name in {case.subject for case in cases}:
-        subject: Any = subject_of(name)
-        if not isinstance(subject, ModelSubject):
-            raise ValueError(f"subject: {name} is not allowed; it must be a {ModelSubject.__name__}")
-        found[name] = content_of(subject.model)
-    return found
+    return {name: content_of(_model_subject(name).model) for name in {case.subject for case in cases}}
 
 
 def _require_content(folder: Path, found: dict[str, str]) -> None:

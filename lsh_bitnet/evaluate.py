@@ -97,12 +97,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> int:
         folder = require_out(given)
         values = evaluate(read_experiment(Path(given.config), given.set))
+        path = save(values["name"], values, folder, what=file_of(values))
         ratio = f", {values['comparison_ratio']:.1%} of full attention's comparisons" if "comparisons" in values else ""
         print(
             f"perplexity {values['perplexity']:.2f}, {values['bits_per_byte']:.3f} bits per byte, "
             f"{values['predicted_tokens']:,} tokens{ratio}"
         )
-        print(save(values["name"], values, folder, what=file_of(values)))
+        print(path)
         return 0
 
     return run(parser, work)

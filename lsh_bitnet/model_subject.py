@@ -18,7 +18,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -32,15 +32,17 @@ from harness.rows import Case
 from harness.subjects import Facts, Finding, Trial, Unsupported
 from lsh_bitnet.answers import measure_forced
 from lsh_bitnet.dispatch import MODEL_DECIDES, Dispatch
-from lsh_bitnet.models import Loaded, content_of, load_model
+from lsh_bitnet.models import DTYPES, Loaded, config_of, content_of, load_model, shape_of, tokenizer_of
 from lsh_bitnet.perplexity import Perplexity, measure_perplexity
 from lsh_bitnet.swap import Swap, attend_with
 from tasks.corpora import load_corpus
 from tasks.example import Example, Task
 from tasks.needles import Needles
+from tasks.tokenizer import Tokenizer
 
 REPEATS = 3  # runs that differ by rounding alone, to measure how far apart those are in this model
 MARGIN = 2  # times the farthest of them
+OWN_CALLS = 4  # the model's own answer to both sets of rows, and the attention's
 
 
 class ModelSubject:
@@ -51,20 +53,49 @@ class ModelSubject:
     samples: ClassVar[int] = 20  # of the task
     seeds: ClassVar[int] = 3  # of the hash functions, for perplexity
 
-    def task(self, loaded: Loaded, n: int) -> Task | None:
+    def task(self, tokenizer: Tokenizer, n: int) -> Task | None:
         """What accuracy is taken on; None takes none."""
-        return Needles(n, wording="short", tokenizer=loaded.tokenizer, seed=1)
+        return Needles(n, wording="short", tokenizer=tokenizer, seed=1)
 
     def content(self) -> str:
         """The model's weights, configuration and tokenizer, as a hash."""
         return content_of(self.model)
 
-    def setup(self, case: Case, store: Store, key: str) -> Trial:
+    def why_not(self, case: Case) -> str:
+        """Why a case cannot be measured in this model, known without its weights; empty if it can."""
         if case.mode != "forward" or not case.causal:
-            raise Unsupported("a language model is measured in causal forward calls")
-        loaded = load_model(self.model, device=case.device, dtype=case.dtype)
-        _require_shape(loaded, case)
-        return ModelTrial(self, loaded, case, store, key)
+            return "a language model is measured in causal forward calls"
+        if case.dtype not in DTYPES:
+            return f"a model is loaded in {', '.join(DTYPES[1:])}, not in {case.dtype}"
+        config = config_of(self.model)
+        shape = shape_of(config)
+        want = {**shape, "value_dim": shape["head_dim"]}
+        if wrong := [f"{name}={value}" for name, value in want.items() if getattr(case, name) != value]:
+            return f"{self.model} has {', '.join(wrong)}"
+        if case.n < 2:
+            return "perplexity needs windows of at least 2 tokens"
+        if case.n > config.max_position_embeddings:
+            return f"{self.model} was made for {config.max_position_embeddings} tokens"
+        if 2 * case.batch * case.n > (known := len(_held_out())):
+            return f"two batches of {case.batch} x {case.n} tokens are needed; the text has {known} bytes"
+        return ""
+
+    def require_examples(self, n: int) -> None:
+        """Raise ValueError where accuracy has no examples of n tokens."""
+        task = self.task(tokenizer_of(self.model), n)
+        for index in range(self.samples):
+            if task is not None:
+                task.example(index)
+
+    def forwards(self, n: int) -> int:
+        """The fewest forward calls of n tokens that the first round of a case makes."""
+        windows = min(self.windows, len(_held_out()) // (8 * n))  # of a tokenizer with 8 bytes a token
+        return OWN_CALLS + self.seeds * max(1, windows)
+
+    def setup(self, case: Case, store: Store, key: str) -> Trial:
+        if reason := self.why_not(case):
+            raise Unsupported(reason)
+        return ModelTrial(self, load_model(self.model, device=case.device, dtype=case.dtype), case, store, key)
 
 
 class TinyBitNet(ModelSubject):
@@ -82,8 +113,8 @@ class WrittenInduction(ModelSubject):
     windows = 3
     samples = 10
 
-    def task(self, loaded: Loaded, n: int) -> Task | None:
-        return Completion(n, wording="short", tokenizer=loaded.tokenizer, seed=1)
+    def task(self, tokenizer: Tokenizer, n: int) -> Task | None:
+        return Completion(n, wording="short", tokenizer=tokenizer, seed=1)
 
 
 class Completion(Needles):
@@ -96,17 +127,9 @@ class Completion(Needles):
         return replace(found, prompt="\n".join(lines))
 
 
-def _require_shape(loaded: Loaded, case: Case) -> None:
-    """The case's heads are the model's, or its row would say what is not so."""
-    config: Any = loaded.model.config.get_text_config()
-    heads = config.num_attention_heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    want = {"heads": heads, "kv_heads": config.num_key_value_heads, "head_dim": dim, "value_dim": dim}
-    wrong = {name: value for name, value in want.items() if getattr(case, name) != value}
-    if wrong:
-        raise Unsupported(f"{loaded.name} has {', '.join(f'{name}={value}' for name, value in wrong.items())}")
-    if case.n > loaded.positions:
-        raise Unsupported(f"{loaded.name} was made for {loaded.positions} tokens")
+@cache
+def _held_out() -> str:
+    return load_corpus("stdlib", "test")
 
 
 class ModelTrial(Trial):
@@ -192,7 +215,7 @@ class ModelTrial(Trial):
             "bits_per_byte": statistics.mean(one.bits_per_byte for one in found),
             "comparison_ratio": statistics.mean(ratios),
         }
-        task = self._subject.task(self._loaded, self._case.n)
+        task = self._subject.task(self._loaded.tokenizer, self._case.n)
         if task is not None:
             metrics["accuracy"] = measure_forced(self._loaded, task, samples=self._subject.samples).accuracy
         return metrics
@@ -207,12 +230,14 @@ class ModelTrial(Trial):
 
     @cached_property
     def _text(self) -> str:
-        return load_corpus("stdlib", "test")[: 8 * self._case.n * (self._subject.windows + 1)]
+        return _held_out()[: 8 * self._case.n * max(self._subject.windows + 1, self._case.batch)]
 
     @cached_property
     def _ids(self) -> Sequence[Int[Tensor, "B n"]]:
         """Two sets of rows from the start of the text."""
         tokens = torch.tensor(self._loaded.tokenizer.encode(self._text)[: 2 * self.tokens], device=self.device)
+        if len(tokens) < 2 * self.tokens:
+            raise Unsupported(f"{2 * self.tokens} tokens are needed, and the text has {len(tokens)}")
         return tokens.view(2, self._case.batch, self._case.n).unbind()
 
     def _sample(self, logits: Float[Tensor, "B n V"]) -> Float[Tensor, "B rows V"]:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     BitNetConfig,
     LlamaConfig,
@@ -141,6 +142,33 @@ def _place(name: str) -> str:
     if not re.fullmatch(r"[^\0]{1,1000}", name) or (name.startswith((".", "/", "~")) and not Path(name).is_dir()):
         raise ValueError(f"model {name[:80]!r} is not allowed: there is no such folder. {_how_to_get(name)}")
     return HUB.get(name, name)
+
+
+def config_of(name: str) -> Any:
+    """The configuration of a model's text layers, without its weights. Raises ValueError as `load_model` does."""
+    if name.startswith("random-"):
+        return random_model(name.removeprefix("random-")).config.get_text_config()
+    try:
+        return AutoConfig.from_pretrained(_place(name), trust_remote_code=False).get_text_config()
+    except Exception as error:  # as various as for weights
+        raise ValueError(f"model {name!r} cannot be loaded: {_in_a_line(error)}. {_how_to_get(name)}") from error
+
+
+def tokenizer_of(name: str) -> Tokenizer:
+    """The tokenizer of a model, without its weights. Raises ValueError as `load_model` does."""
+    if name.startswith("random-"):
+        return ByteTokenizer()
+    return _tokenizer(name, _place(name), config_of(name).vocab_size)
+
+
+def shape_of(config: Any) -> dict[str, int]:
+    """Heads and their widths as a text configuration gives them."""
+    heads = config.num_attention_heads
+    return {
+        "heads": heads,
+        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
+        "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
+    }
 
 
 def content_of(name: str) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from harness.command_line import count
 from lsh_bitnet.answers import measure_accuracy
 from lsh_bitnet.commands import attention_of, baseline_parser, require_out, run, what_ran
 from lsh_bitnet.models import content_of, load_model, require_length
@@ -26,32 +27,44 @@ from lsh_bitnet.results import save
 from lsh_bitnet.swap import attend_with
 from tasks.new_york import QUESTIONS, NewYork
 
+MOST_TOKENS = 2**33  # of all prompts
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
     parser = baseline_parser("new_york", "Accuracy on the New York task: the adjective before the n-th mention.")
-    parser.add_argument("--n-samples", type=int, default=50, help="examples")
-    parser.add_argument("--batch-size", type=int, default=1, help="prompts at once, padded on the left")
-    parser.add_argument("--length", type=int, default=1024, help="tokens of a prompt with its answer, at most")
-    parser.add_argument("--nth", type=int, default=2, help="mention that is asked, from 1")
-    parser.add_argument("--decoys", type=int, default=2, help="adjectives before other cities")
-    parser.add_argument("--distance", type=int, help="tokens from the mention to the answer; any if not given")
+    parser.add_argument("--n-samples", type=count(), default=50, help="examples")
+    parser.add_argument("--batch-size", type=count(), default=1, help="prompts at once, padded on the left")
+    parser.add_argument("--length", type=count(), default=1024, help="tokens of a prompt with its answer, at most")
+    parser.add_argument("--nth", type=count(), default=2, help="mention that is asked, from 1")
+    parser.add_argument("--decoys", type=count(0), default=2, help="adjectives before other cities")
+    parser.add_argument("--distance", type=count(0), help="tokens from the mention to the answer; any if not given")
     parser.add_argument("--wording", default="short", choices=list(QUESTIONS), help="of the question")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
 
     def work() -> int:
         folder = require_out(given)
+        require_size(given.length, given.n_samples)
         values = _measure(given)
+        what = what_ran(given.model, given.attention or "full")
+        path = save(f"baseline_synthetic_ny_adj_{given.n_samples}samples", values, folder, what=what)
         low, high = values["interval"]
         print(
             f"Accuracy = {values['accuracy']:.1%} ({values['right']}/{values['samples']}; 95 % {low:.1%} to {high:.1%})"
         )
-        what = what_ran(given.model, given.attention or "full")
-        print(save(f"baseline_synthetic_ny_adj_{given.n_samples}samples", values, folder, what=what))
+        print(path)
         return 0
 
     return run(parser, work)
+
+
+def require_size(length: int, samples: int) -> None:
+    """Raise ValueError for so many samples of such a length that no machine gets through them."""
+    if length * samples > MOST_TOKENS:
+        raise ValueError(
+            f"--n-samples {samples} of --length {length} are not allowed: at most {MOST_TOKENS} tokens together"
+        )
 
 
 def _measure(given: Any) -> dict[str, Any]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import platform
 import shlex
 import sys
+import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,34 @@ from typing import Any
 import torch
 import transformers
 
+from harness.config_source import LONGEST_PATH, shortened
+from harness.run_folder import require_folder
+
 FOLDER = Path("results")
+# Bytes of a file's name, of which file systems allow 255: these two, and 30 for the time and what stands between.
+LONGEST_KIND, LONGEST_WHAT, LONGEST_NAME = 100, 124, 255
+
+
+def require_place(folder: Path, argument: str) -> None:
+    """Raise ValueError, naming the argument, where no result can be saved in `folder`, made if it is not there.
+
+    Tried by writing: permissions do not tell of a file system that takes no files. Nothing stays of it.
+    """
+    require_folder(folder, argument)
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    length = len(os.fsencode(folder.absolute())) + 1 + LONGEST_NAME
+    try:
+        if length >= os.pathconf(there, "PC_PATH_MAX"):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        with (
+            nullcontext(there) if there == folder else tempfile.TemporaryDirectory(dir=there) as place,
+            tempfile.NamedTemporaryFile(dir=place, suffix="x" * (LONGEST_NAME - 20)),
+        ):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{argument}: {shortened(str(folder), LONGEST_PATH)} cannot be written: {error.strerror}"
+        ) from error
 
 
 def save(kind: str, values: Mapping[str, Any], folder: Path = FOLDER, *, what: str = "") -> Path:

@@ -13,6 +13,7 @@ from attentions import resolve
 from harness.config_errors import mistakes_of
 from harness.config_source import ConfigError, apply_overrides, read_mapping
 from lsh_bitnet.models import require_device
+from lsh_bitnet.results import LONGEST_KIND
 from tasks.corpora import CORPORA
 
 MOST = 2**31 - 1
@@ -33,6 +34,12 @@ def _path(path: str) -> str:
     if "\0" in path or not os.path.exists(path):  # noqa: PTH110, Path raises for a name that is too long
         raise ValueError("there is no such file or folder")
     return path
+
+
+def _file_name(name: str) -> str:
+    if (size := len(name.encode())) > LONGEST_KIND:
+        raise ValueError(f"files are named so: it must have at most {LONGEST_KIND} bytes, not {size}")
+    return name
 
 
 def _device(device: str) -> str:
@@ -71,8 +78,8 @@ class Text(_Part):
 class Experiment(_Part):
     """One evaluation; the comments in `lsh_bitnet/configs/*.yaml` explain every key."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.+-]{1,100}$")] = Field(
-        description="at most 100 letters, digits, dots, hyphens and underscores: files are named so"
+    name: Annotated[str, Field(pattern=r"^[\w.+-]+$"), AfterValidator(_file_name)] = Field(
+        description="letters, digits, dots, hyphens and underscores: files are named so"
     )
     model: Name = Field(description="the name of a model, a folder, or a hub id")
     attention: AttentionSettings | None = Field(None, description="null or a mapping with backend")

@@ -25,6 +25,7 @@ from attentions import BACKENDS
 from lsh_bitnet.comparisons import ComparisonLog
 from lsh_bitnet.dispatch import Dispatch
 from lsh_bitnet.features import require_plain
+from lsh_bitnet.models import shape_of
 from lsh_bitnet.padding import real_spans
 from lsh_bitnet.positions import derive_positions, takes_positions
 
@@ -177,10 +178,4 @@ def _layers(wanted: Collection[int], count: int) -> set[int]:
 def _shape(model: PreTrainedModel) -> dict[str, Any]:
     """Heads as the model's configuration gives them, to try a backend's settings before the first call."""
     config: Any = model.config.get_text_config()
-    heads = config.num_attention_heads
-    return {
-        "heads": heads,
-        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
-        "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
-        "max_len": getattr(config, "max_position_embeddings", None),
-    }
+    return {**shape_of(config), "max_len": getattr(config, "max_position_embeddings", None)}

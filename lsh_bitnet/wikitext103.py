@@ -17,6 +17,7 @@ if __name__ == "__main__":
 
 from collections.abc import Sequence
 
+from harness.command_line import count
 from lsh_bitnet.commands import attention_of, baseline_parser, require_out, run
 from lsh_bitnet.evaluate import evaluate, file_of
 from lsh_bitnet.models import RANDOM, SMALL
@@ -30,9 +31,9 @@ OFFLINE = {*SMALL, *(f"random-{architecture}" for architecture in RANDOM)}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
     parser = baseline_parser("wikitext103", "Perplexity on WikiText-103 in windows.")
-    parser.add_argument("--max-batches", type=int, default=987, help="at most so many")
-    parser.add_argument("--batch-size", type=int, default=2, help="windows at once")
-    parser.add_argument("--seq-len", type=int, default=128, help="tokens of a window")
+    parser.add_argument("--max-batches", type=count(), default=987, help="at most so many")
+    parser.add_argument("--batch-size", type=count(), default=2, help="windows at once")
+    parser.add_argument("--seq-len", type=count(2), default=128, help="tokens of a window")
     parser.add_argument("--split", default="validation", choices=["train", "validation", "test"])
     parser.add_argument("--corpus", default="auto", choices=["auto", "stdlib", *CORPORA])
     parser.add_argument("--path", help="text file or folder of Parquet files, instead of the hub")
@@ -58,9 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "these options",
             )
         )
+        path = save(values["name"], values, folder, what=file_of(values))
         print(f"{corpus} {given.split}, {values['predicted_tokens']:,} of {values['tokens']:,} tokens predicted")
         print(f"Perplexity = {values['perplexity']:.2f} ({values['bits_per_byte']:.3f} bits per byte)")
-        print(save(values["name"], values, folder, what=file_of(values)))
+        print(path)
         return 0
 
     return run(parser, work)

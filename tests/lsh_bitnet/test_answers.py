@@ -37,6 +37,24 @@ def test_a_model_that_copies_is_right_where_there_is_something_to_copy(finder: L
     assert found.targets == tuple(task.example(i).answer for i in range(9))
 
 
+def test_the_first_answer_does_not_wait_for_later_examples(finder: Loaded) -> None:
+    class Ending(Echo):
+        def example(self, index: int) -> Example:
+            if index >= 4:
+                assert answered, "made before the first answer"
+                raise ValueError("no more")
+            return super().example(index)
+
+        def score(self, example: Example, output: str) -> float:
+            answered.append(output)
+            return super().score(example, output)
+
+    answered: list[str] = []
+    with pytest.raises(ValueError, match="no more"):
+        measure_accuracy(finder, Ending(), samples=2**31 - 1, batch_size=2)
+    assert len(answered) == 4
+
+
 def test_a_forced_answer_is_right_where_the_decoded_one_is_whether_or_not_it_would_end(finder: Loaded) -> None:
     assert measure_forced(finder, Echo(), samples=9) == Accuracy(6, 9)
 

@@ -64,6 +64,8 @@ def test_a_layer_that_is_not_there_and_a_text_too_long_are_refused(tmp_path: Pat
             capture(loaded(shared("llama")), torch.tensor([[0, outside]]), tmp_path)
     with pytest.raises(ValueError, match="folder: /dev/null/x cannot be made"):
         capture(loaded(shared("llama")), "text", "/dev/null/x")
+    with pytest.raises(ValueError, match="folder: /proc/x cannot be written"):
+        capture(loaded(shared("llama")), "text", "/proc/x")
     assert not list(tmp_path.iterdir())
 
 

@@ -13,6 +13,8 @@ import pytest
 
 from lsh_bitnet import evaluate, new_york, wikitext103
 from lsh_bitnet.commands import baseline_parser, what_ran
+from lsh_bitnet.models import random_model
+from lsh_bitnet.results import LONGEST_WHAT
 from lsh_bitnet.settings import read_experiment
 from tests.lsh_bitnet.models import loaded, shared
 
@@ -157,6 +159,9 @@ def refusal(main: Callable[[list[str]], int], arguments: list[str], capsys: pyte
         (["text.path=/nowhere/at/all"], "there is no such file or folder"),
         (["text=5"], "text: 5 is not allowed"),
         (["name=a/b"], "name: 'a/b' is not allowed"),
+        (["name=" + "日" * 34], "it must have at most 100 bytes, not 102"),
+        (["name=" + "x" * 101], "it must have at most 100 bytes, not 101"),
+        (["name=''"], "name: '' is not allowed"),
         (["model=nobody/nothing"], "model 'nobody/nothing' cannot be loaded"),
         (["model="], "model"),
         (["model=/nowhere"], "model '/nowhere' is not allowed: there is no such folder"),
@@ -164,7 +169,10 @@ def refusal(main: Callable[[list[str]], int], arguments: list[str], capsys: pyte
         (["model=random-bitnet"], "corpus 'wikitext2' cannot be read from the hub"),
         (["attention={backend: lhs}"], "no backend is called 'lhs'"),
         (["attention={backend: 'no.such:Class'}"], "cannot be imported"),
-        ([*HERE, "attention={backend: simhash, settings: {bits: two}}"], "cannot be built"),
+        *(
+            ([*HERE, f"attention={{backend: simhash, settings: {{bits: {bits}}}}}"], f"bits={said} is not allowed")
+            for bits, said in (("two", "'two'"), ("010", "'010'"), ("[8]", "[8]"), ("{a: 1}", "{'a': 1}"))
+        ),
         ([*HERE, "attention={backend: simhash, settings: {bits: 99}}"], "bits=99 is not allowed"),
         ([*HERE, "attention={backend: simhash, settings: {seed: -1}}"], "seed=-1 is not allowed"),
         ([*HERE, "attention={backend: simhash, settings: {seed: x}}"], "seed='x' is not allowed"),
@@ -206,7 +214,9 @@ SHARED: list[tuple[list[str], str]] = [
     (["--attention", "lhs"], "no backend is called 'lhs'"),
     (["--attention", "simhash", "--settings", "{"], "--settings { is not allowed"),
     (["--attention", "simhash", "--settings", "[1]"], "it must be a JSON object"),
-    (["--attention", "simhash", "--settings", '{"bits": "two"}'], "cannot be built"),
+    (["--attention", "simhash", "--settings", '{"bits": "010"}'], "bits='010' is not allowed"),
+    (["--attention", "simhash", "--settings", '{"bits": [8]}'], "bits=[8] is not allowed"),
+    (["--attention", "bmrt.attention:BoundedAttention", "--settings", '{"budget": "9"}'], "budget='9' is not allowed"),
     (["--settings", '{"bits": 2}'], "--settings is not allowed without --attention"),
     (["--dense-layers", "0"], "--dense-layers is not allowed without --attention"),
     (["--attention", "simhash", "--dense-layers", "9"], "dense_layers=[9] is not allowed"),
@@ -217,11 +227,12 @@ SHARED: list[tuple[list[str], str]] = [
 ]
 OWN: dict[Callable[[list[str]], int], list[tuple[list[str], str]]] = {
     wikitext103.main: [
-        (["--max-batches", "0"], "max_batches: 0 is not allowed"),
-        (["--max-batches", "x"], "invalid int value"),
-        (["--batch-size", "0"], "batch_size: 0 is not allowed"),
-        (["--batch-size", "-1"], "batch_size: -1 is not allowed"),
-        (["--seq-len", "1"], "seq_len: 1 is not allowed"),
+        (["--max-batches", "0"], "--max-batches: '0' is not an integer from 1"),
+        (["--max-batches", "x"], "--max-batches: 'x' is not an integer"),
+        (["--max-batches", "99999999999"], "--max-batches: '99999999999' is not an integer from 1 to 2147483647"),
+        (["--batch-size", "0"], "--batch-size: '0' is not an integer from 1"),
+        (["--batch-size", "-1"], "--batch-size: '-1' is not an integer from 1"),
+        (["--seq-len", "1"], "--seq-len: '1' is not an integer from 2"),
         (["--seq-len", "100000"], "100000 tokens are not allowed"),
         (["--split", "all"], "invalid choice: 'all'"),
         (["--corpus", "wiki"], "invalid choice: 'wiki'"),
@@ -230,17 +241,22 @@ OWN: dict[Callable[[list[str]], int], list[tuple[list[str], str]]] = {
         (["--path", str(CONFIGS)], "cannot be read"),
     ],
     new_york.main: [
-        (["--n-samples", "0"], "samples=0"),
-        (["--n-samples", "x"], "invalid int value"),
-        (["--batch-size", "0"], "batch_size=0"),
-        (["--length", "0"], "length=0"),
-        (["--length", "-5"], "length=-5"),
+        (["--n-samples", "0"], "--n-samples: '0' is not an integer from 1"),
+        (["--n-samples", "x"], "--n-samples: 'x' is not an integer"),
+        (["--n-samples", "99999999999"], "--n-samples: '99999999999' is not an integer from 1 to 2147483647"),
+        (["--n-samples", "2147483647"], "--n-samples 2147483647 of --length 1024 are not allowed"),
+        (["--batch-size", "0"], "--batch-size: '0' is not an integer from 1"),
+        (["--batch-size", "99999999999"], "--batch-size: '99999999999' is not an integer from 1 to 2147483647"),
+        (["--length", "0"], "--length: '0' is not an integer from 1"),
+        (["--length", "-5"], "--length: '-5' is not an integer from 1"),
         (["--length", "40"], "40"),
-        (["--length", "1" + "0" * 30], "tokens are not allowed"),
-        (["--nth", "0"], "nth=0"),
-        (["--decoys", "-1"], "decoys=-1"),
+        (["--length", "5000"], "5000 tokens are not allowed"),
+        (["--length", "1" + "0" * 30], "is not an integer from 1"),
+        (["--nth", "0"], "--nth: '0' is not an integer from 1"),
+        (["--nth", "100000"], "nth=100000"),
+        (["--decoys", "-1"], "--decoys: '-1' is not an integer from 0"),
         (["--decoys", "100000"], "decoys=100000"),
-        (["--distance", "-1"], "distance=-1"),
+        (["--distance", "-1"], "--distance: '-1' is not an integer from 0"),
         (["--distance", "5000"], "distance=5000"),
         (["--wording", "long"], "invalid choice: 'long'"),
         (["--seed", "x"], "invalid int value"),
@@ -287,7 +303,9 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_work(
         (wikitext103.main, []),
         (new_york.main, []),
     ):
-        for out in (tmp_path / "a file", tmp_path / "a file" / "below", tmp_path / ("x" * 5000)):
+        too_long = tmp_path / "/".join(["x" * 200] * 19)  # a folder can have such a path, and no file in it
+        below = (tmp_path / "a file" / "below", Path("/proc/x"), Path("/proc"), tmp_path / ("x" * 5000), too_long)
+        for out in (tmp_path / "a file", *below):
             assert refusal(main, [*given, "--out", str(out)], capsys).startswith(
                 f"python -m {main.__module__}: --out: "
             )
@@ -298,7 +316,40 @@ def test_what_ran_is_a_name_that_a_file_can_have() -> None:
         "microsoft-bitnet-b1.58-2B-4T_stdlib-test_full"
     )
     assert what_ran("/data/models/mine", "my.attentions:Mine") == "mine_my.attentions-Mine"
-    assert what_ran("..", "x" * 500) == "unnamed_" + "x" * 60
+    assert what_ran("..", "x" * 500) == "unnamed_" + "x" * 61
+    assert len(what_ran("日" * 60, "é" * 60, "é" * 200).encode()) <= LONGEST_WHAT
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "日"])
+def test_the_longest_names_that_are_allowed_are_names_of_a_file(letter: str, tmp_path: Path) -> None:
+    """Of the experiment and of the model's folder."""
+    name, model = letter * (100 // len(letter.encode())), tmp_path / (letter * (250 // len(letter.encode())))
+    random_model("llama").save_pretrained(model)
+    changes = [f"name={name}", f"model={model}", "text={corpus: stdlib}", "seq_len=64", "max_batches=1"]
+    options = [part for change in changes for part in ("--set", change)]
+    evaluate.main([str(CONFIGS / "wt2_bitnet_lsh_bitsampling.yaml"), *options, "--out", str(tmp_path / "out")])
+    found, values = written(tmp_path / "out")
+    assert found.startswith(f"{name}_2")
+    assert values["model"] == str(model)
+
+
+def test_a_result_is_saved_before_it_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody may be listening."""
+
+    def nobody(*_: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    for main, options in (
+        (wikitext103.main, "--max-batches 1"),
+        (new_york.main, "--n-samples 1 --length 300"),
+        (evaluate.main, f"{CONFIGS / 'wt2_bitnet_full.yaml'} {' '.join(OFFLINE[:2])} --set max_batches=1"),
+    ):
+        folder = tmp_path / main.__module__
+        given = [*options.split(), *(["--model", "random-llama"] if main is not evaluate.main else OFFLINE[2:])]
+        monkeypatch.setattr(f"{main.__module__}.print", nobody, raising=False)
+        with pytest.raises(SystemExit):
+            main([*given, "--out", str(folder)])
+        written(folder)
 
 
 def test_loaded_models_are_what_they_were_after_a_measurement() -> None:

@@ -17,8 +17,9 @@ from harness.references import Store
 from harness.subjects import Unsupported
 from lsh_bitnet import attend_with, compare
 from lsh_bitnet.model_subject import ModelSubject, _error
-from lsh_bitnet.models import Loaded, random_model
+from lsh_bitnet.models import random_model
 from tasks.example import Task
+from tasks.tokenizer import Tokenizer
 from tests.harness.cases import a_case, a_row
 
 SIZES: dict[str, Any] = {"n": 64, "batch": 1, "heads": 4, "kv_heads": 2, "head_dim": 16, "value_dim": 16}
@@ -30,8 +31,14 @@ class Small(ModelSubject):
     model: ClassVar[str] = "random-llama"
     windows = 2
 
-    def task(self, loaded: Loaded, n: int) -> Task | None:
+    def task(self, tokenizer: Tokenizer, n: int) -> Task | None:
         return None
+
+
+class Answering(Small):
+    """One that is asked for needles, as most are."""
+
+    task = ModelSubject.task
 
 
 def run(tmp_path: Path, backend: str, **settings: Any) -> tuple[dict[str, float], str]:
@@ -125,6 +132,9 @@ def test_later_rounds_are_held_to_the_first_ones_answer(tmp_path: Path) -> None:
         ({"heads": 8}, "random-llama has heads=4"),
         ({"n": 5000}, "made for 4096 tokens"),
         ({"mode": "decode"}, "causal forward calls"),
+        ({"causal": False}, "causal forward calls"),
+        ({"dtype": "float64"}, "is loaded in float32, bfloat16, float16"),
+        ({"batch": 9000}, "the text has"),
     ],
 )
 def test_a_case_that_is_not_the_models_is_unsupported(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
@@ -205,6 +215,24 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     [
         (["--set", "backends=[simhash]"], "at n = 64 there is nothing to compare with; flash must be among them"),
         (["--set", "subject=attention"], "it must be a ModelSubject"),
+        (["--set", "subject=tests.lsh_bitnet.test_compare:Answering"], "lengths: n = 64 is not possible: length=64"),
+        *(
+            ([*options, "--set", change], said)
+            for options in ([], ["--dry-run"])
+            for change, said in (
+                ("heads=8", "flash at n = 64 cannot be measured: random-llama has heads=4"),
+                ("kv_heads=4", "cannot be measured: random-llama has kv_heads=2"),
+                ("head_dim=32", "cannot be measured: random-llama has head_dim=16"),
+                ("value_dim=32", "cannot be measured: random-llama has value_dim=16"),
+                ("causal=false", "cannot be measured: a language model is measured in causal forward calls"),
+                ("mode=decode", "cannot be measured: a language model is measured in causal forward calls"),
+                ("dtype=float64", "cannot be measured: a model is loaded in float32, bfloat16, float16, not in"),
+                ("lengths=[64, 5000]", "flash at n = 5000 cannot be measured: random-llama was made for 4096 tokens"),
+                ("batch=9000", "two batches of 9000 x 64 tokens are needed; the text has"),
+                ("lengths=[1]", "flash at n = 1 cannot be measured: perplexity needs windows of at least 2 tokens"),
+                ("budget.case_s=1e-9", "lengths: n = 64 is not possible within budget.case_s = 1e-09: full attention"),
+            )
+        ),
         (["--set", "device=cuda:99"], "device"),
         (["--set", "device=tpu"], "device: 'tpu' is not allowed"),
         (["--set", "lengths=[0]"], "lengths"),
@@ -257,7 +285,7 @@ def test_a_folder_is_gone_on_with_by_the_same_model_text_and_settings_alone(
     for changes, message in (
         (["--set", "lengths=[128]"], "holds flash at n = 64"),
         (["--set", "subject=tests.lsh_bitnet.test_compare:Small"], "with other settings than"),
-        (["--set", "dtype=float64"], "with other settings than"),
+        (["--set", "dtype=bfloat16"], "with other settings than"),
     ):
         assert message in refusal(["--resume", str(folder), *changes], capsys)
     random_model("llama", seed=2).save_pretrained(tmp_path / "model")
