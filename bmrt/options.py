@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import re
 import tempfile
 import warnings
@@ -52,7 +53,8 @@ LEAST = {  # option that counts something -> the least it can be
 }
 
 
-LONGEST_NAME = 200  # bytes; file systems allow 255, of which endings such as .jsonl.settings.json.new take some
+MOST_NAME = 255  # bytes that file systems allow
+LONGEST_NAME = 200  # of ours, to which come endings such as .jsonl.settings.json.new
 
 
 def command(
@@ -136,8 +138,9 @@ def require_writable(folder: Path, name: str = "save_dir") -> None:
     """Make the folder. Raises ValueError, before any work, where no file can be made in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        longest = min(MOST_NAME, os.pathconf(folder, "PC_NAME_MAX"))
+        with tempfile.NamedTemporaryFile(dir=folder, suffix="x" * (longest - 20)):
+            pass  # by a long name, which a long path has no room for
     except (OSError, ValueError) as error:  # the latter for a zero byte
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(f"{name}={str(folder)!r} cannot be written to: {reason}") from error

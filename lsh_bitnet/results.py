@@ -33,13 +33,14 @@ def require_place(folder: Path, argument: str) -> None:
     """
     require_folder(folder, argument)
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    length = len(os.fsencode(folder.absolute())) + 1 + LONGEST_NAME
+    longest = min(LONGEST_NAME, os.pathconf(there, "PC_NAME_MAX"))
+    length = len(os.fsencode(folder.absolute())) + 1 + longest
     try:
         if length >= os.pathconf(there, "PC_PATH_MAX"):
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         with (
             nullcontext(there) if there == folder else tempfile.TemporaryDirectory(dir=there) as place,
-            tempfile.NamedTemporaryFile(dir=place, suffix="x" * (LONGEST_NAME - 20)),
+            tempfile.NamedTemporaryFile(dir=place, suffix="x" * (longest - 20)),
         ):
             pass
     except OSError as error:

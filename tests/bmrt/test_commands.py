@@ -221,6 +221,16 @@ def test_names_of_files_are_of_what_was_run_alone() -> None:
     assert file_name("qa1", "4k", "exact_recursive_ratio0.25") == "qa1_4k_exact_recursive_ratio0.25"
 
 
+def test_a_folder_whose_path_leaves_no_room_for_a_table_is_found_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engine, "load_model", lambda *args: pytest.fail("a model was loaded"))
+    folder = tmp_path / "/".join(["x" * 200] * 19)  # it can be made
+    with pytest.raises(SystemExit):
+        ruler.main(["--model_path", "m", "--save_dir", str(folder)])
+    assert "File name too long" in capsys.readouterr().err
+
+
 def test_a_late_sample_is_generated_at_once(common: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     options = "--data generated --dataset_config 0k --num_samples 1 --max_new_tokens 1 --start_sample_index 2000000000"
     babilong.main([*common, *options.split()])
@@ -365,6 +375,7 @@ def test_ablation_runs_the_grid_and_continues(
         (babilong.main, ["--data", "generated", "--dataset_config", "0k", "--num_samples", "9999999"], "9,999,999"),
         (babilong.main, ["--data", "generated", "--tasks", "qa1", "qa1"], "tasks='qa1 qa1'"),
         (babilong.main, ["--data", "generated", "--save_dir", "a\0b"], "save_dir='a\\x00b' cannot be written to"),
+        (babilong.main, ["--data", "generated", "--save_dir", "/proc/x"], "save_dir='/proc/x' cannot be written to"),
         (babilong.main, ["--data", ""], "data=''"),
         (babilong.main, ["--data", "generated", "--compression_ratio", "nan"], "compression_ratio=nan"),
         (longbench.main, ["--max_len", "0"], "max_len=0"),
