@@ -31,9 +31,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 from transformers import BitNetConfig, BitNetForCausalLM
 
+from harness.command_line import count
 from harness.config_source import ConfigError, dotted, read_mapping, show
 from harness.run_folder import require_folder
-from lsh_bitnet.commands import Parser, at_least, run
+from lsh_bitnet.commands import Parser, run
 from lsh_bitnet.quantised import ONLINE, quantise
 from models.tiny_bitnet_data import TOKENIZER, Mixture, Rows, checks, split_text
 from models.tiny_bitnet_layers import ROWS, register_rows, warm
@@ -288,8 +289,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--plan", type=Path, default=FOLDER / "train.yaml")
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--work", type=Path, required=True, help="folder for the state and the text")
-    parser.add_argument("--every", type=at_least(1), default=500_000, help="tokens between evaluations")
-    parser.add_argument("--examples", type=at_least(1), default=16, help="examples of each task in an evaluation")
+    parser.add_argument("--every", type=count(1), default=500_000, help="tokens between evaluations")
+    parser.add_argument("--examples", type=count(1), default=16, help="examples of each task in an evaluation")
     parser.add_argument("--resume", action="store_true")
     given = parser.parse_args(arguments)
 

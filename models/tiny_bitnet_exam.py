@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 from scipy.stats import binomtest
 
+from harness.command_line import count
 from harness.run_folder import require_folder
-from lsh_bitnet.commands import Parser, at_least, run
+from lsh_bitnet.commands import Parser, run
 from lsh_bitnet.models import load_model, require_length
 from models.tiny_bitnet import evaluate
 from models.tiny_bitnet_data import checks, split_text
@@ -76,10 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table."""
     parser = Parser(prog="python -m models.tiny_bitnet_exam", description="Examine the stored tiny BitNet.")
     parser.add_argument(
-        "--lengths", type=at_least(LEAST), nargs="+", default=[384, 1024, 2048], help=f"tokens; at least {LEAST}"
+        "--lengths", type=count(LEAST), nargs="+", default=[384, 1024, 2048], help=f"tokens; at least {LEAST}"
     )
-    parser.add_argument("--examples", type=at_least(1), default=100, help="of each task and length")
-    parser.add_argument("--text-tokens", type=at_least(1), default=65_536, help="of text, for bits per byte")
+    parser.add_argument("--examples", type=count(1), default=100, help="of each task and length")
+    parser.add_argument("--text-tokens", type=count(1), default=65_536, help="of text, for bits per byte")
     parser.add_argument("--work", type=Path, default=Path("data/tiny-bitnet"), help="folder for the text")
     given = parser.parse_args(arguments)
 
