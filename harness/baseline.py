@@ -72,8 +72,8 @@ class RunFacts(BaseModel):
 
         name: str
         cpu: str = ""
-        cores: int = Field(0, ge=0, le=MOST_CORES)
-        memory_bytes: float = Field(0, ge=0, le=LARGEST, allow_inf_nan=False)
+        cores: int = Field(default=0, ge=0, le=MOST_CORES)
+        memory_bytes: float = Field(default=0, ge=0, le=LARGEST, allow_inf_nan=False)
         gpu: str = ""
         architecture: str = ""
 
