@@ -100,7 +100,7 @@ def run(
     """Run a command and print what it says; what the user can mend becomes one line and exit code 2.
 
     That is a ValueError, an OSError of a file that cannot be written, an extra that is not installed, and a device
-    whose memory is too small. Ctrl-C ends with exit code 130.
+    whose memory is too small. Ctrl-C and SIGTERM end with exit code 130.
     """
     given = parser.parse_args(arguments)
     logging.getLogger("transformers").setLevel(logging.ERROR)

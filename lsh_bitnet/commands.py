@@ -28,7 +28,7 @@ def run(parser: argparse.ArgumentParser, work: Callable[[], int]) -> int:
     """The exit status of `work`; what the user can mend becomes one line and exit status 2.
 
     That is a ValueError, a file that cannot be read or written, a package that is not installed, and a device whose
-    memory is too small. Ctrl-C ends with 130.
+    memory is too small. Ctrl-C and SIGTERM end with 130.
     """
     try:
         with warnings.catch_warnings():
