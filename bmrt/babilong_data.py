@@ -64,15 +64,34 @@ KINDS = (
 SINGULAR: Mapping[str, str] = MappingProxyType(
     {"apples": "apple", "footballs": "football", "cats": "cat", "mice": "mouse", "wolves": "wolf", "grey": "gray"}
     | {"north": "n", "south": "s", "east": "e", "west": "w"}
-    | {"zero": "none", "0": "none", "1": "one", "2": "two", "3": "three", "4": "four", "5": "five"}
+    | {"zero": "none"}
 )
+DIGITS: Mapping[str, str] = MappingProxyType({str(i): word for i, word in enumerate(NUMBERS)})
 APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ′＇´`", "'"))
 DENIALS = {"no", "not", "never", "neither", "nor", "without", "nobody", "nowhere"}
-NEGATED = re.compile(  # verbs, also as typed in haste
-    r"cannot|\w*n't|(?:is|was|are|were|do|does|did|has|have|had|ca|could|wo|would|should|must)nt"
+NEGATED_VERB = r"(?:cannot|\w*n't|(?:is|was|are|were|do|does|did|has|have|had|ca|could|wo|would|should|must)nt)"
+NEGATED = re.compile(NEGATED_VERB)  # also as typed in haste
+AUXILIARY = r"(?:is|was|are|were|do|does|did|has|have|had|can|could|will|would|should|must)"
+DENIED = rf"(?:{NEGATED_VERB}|{AUXILIARY} (?:\w+ly )?(?:not|never|no))"
+# Straight after what is denied: "(the office) is not", "(in the office) she is not", "(office?) no".
+DENIED_BEFORE = re.compile(rf"{DENIED}\b|(?:is where )?(?:s?he|it|they) {DENIED}$|no$")
+ABSENCE = {"left", "leave", "leaves", "leaving", "from", "out", "outside", "doubt", "doubts"}  # denied, it is presence
+REPHRASED: Sequence[tuple[re.Pattern[str], str]] = [
+    (re.compile(pattern), words)
+    for pattern, words in (
+        # No denials: "no doubt", "not more than one", and "isn't she?" at the end.
+        (r"\b(?:no|without(?: (?:a|any))?) (?:doubt|question)\b|\b(?:no|not) (?:more|less|fewer) than\b", " "),
+        (r"\b\w+n't (?:s?he|it|they)(?=\s*(?:\?|$))", " "),
+        (r"\bno longer\b", "never"),
+        (r"\?\s*no(?=\s*(?:[^\w\s]|$))", " no;"),  # the answer to a question of one's own
+        (r"\b(?:other (?:\w+ )?|else )than\b", "except"),
+        (r"\b((?:any|every|no) ?(?:where|thing|one|body|place)|all|none)( else)? but\b", r"\1\2 except"),
+        (r"\bno(?: ?(?:where|thing|one|body|place)|ne)(?: else)? except\b", "only"),
+    )
+]
+CLAUSE_END = re.compile(  # the dashes are en and em
+    r"[,;:!?\n()\[\]\u2013\u2014]|\s-+\s|\b(?:and|while|whereas|but|so|because|until|though|although)\b"
 )
-EXCEPTION = re.compile(r"\b(?:(?:any|every)(?:where|thing|one|body)|all) (?:but|except|other than)\b")
-AUXILIARIES = {"is", "was", "are", "were", "do", "does", "did", "has", "have", "had", "can", "could", "will", "would"}
 GO = ("moved to", "went to", "journeyed to", "travelled to", "went back to")
 GENERATED = ("qa1", "qa2")
 SHORTEST = 1024  # bytes that a sample has about, however short its text: facts, instructions and examples
@@ -187,15 +206,23 @@ def _form_of_answers(task: str) -> str:
 def right(sample: Sample, response: str) -> float:
     """BABILong's rule: of the task's labels, the first sentence names the target's and no other.
 
-    Labels are whole words, and digits are numbers ("2" is "two", "0" is "none"); those of the question do not count,
-    unless they are the target. A target of several labels ("apple,milk") is right in any order and punctuation, except
-    for the steps of a path. An answer that names nothing, or that denies what it names ("she can't be in the office",
-    "the office is not where she is"), is wrong.
+    Labels are whole words. Digits are numbers ("2" is "two", "0" is "none") where no number is spelled out. Labels of
+    the question do not count, unless they are the target. A target of several labels ("apple,milk") is right in any
+    order and punctuation, except for the steps of a path. An answer that names nothing is wrong.
+
+    So is one that denies the target: a denial before it in its clause ("she can't be in the office") or straight after
+    it ("the office is not where she is"). Clauses end at punctuation, at the end of a line, and at "and", "while",
+    "whereas", "but", "so", "because", "until" and "though". "But", "except" and "other than" deny ("anywhere but the
+    office") unless something is denied before them ("nowhere but the office"). A denial of absence or doubt ("she
+    hasn't left") is none, and neither is anything that this does not decide.
     """
     asked, target = _words(sample.facts["question"]), _words(sample.target)
     labels = _labels(sample.id.partition("-")[0], set(target)) - (set(asked) - set(target))
-    said = EXCEPTION.sub("not", _first_sentence(response)).replace("no longer", "never")
-    clauses = [_words(clause) for clause in re.split(r"[,;:\u2013\u2014]|\s-+\s|\bbut\b", said)]
+    said = _first_sentence(response).translate(APOSTROPHES)
+    for pattern, words in REPHRASED:
+        said = pattern.sub(words, said)
+    spelled = bool(set(NUMBERS) & set(_words(said, digits=False)))
+    clauses = [_words(clause, digits=not spelled) for clause in CLAUSE_END.split(said)]
     named = [word for clause in clauses for word in clause if word in labels]
     if any(_denies(clause, set(target)) for clause in clauses):
         return 0.0
@@ -205,18 +232,19 @@ def right(sample: Sample, response: str) -> float:
 
 
 def _denies(clause: Sequence[str], target: Collection[str]) -> bool:
-    """Whether a clause says that the target is not the answer, before it ("not in the office") or after."""
+    """Whether a clause says that the target is not the answer, before it or straight after."""
     places = [i for i, word in enumerate(clause) if word in target]
     if not places or {*target} <= {"no", "none", "nothing"}:  # which a denial only confirms
         return False
     before, after = clause[: places[-1]], clause[places[-1] + 1 :]
-    if any(_is_denial(word) for word in before if word not in target):
+    denials = [i for i, word in enumerate(before) if _is_denial(word) and word not in target]
+    if "except" in before:
+        return not any(i < before.index("except") for i in denials)
+    if any(ABSENCE.isdisjoint(before[i:]) for i in denials):
         return True
-    if not after or {*target} <= {"yes", "maybe"}:
+    if {*target} <= {"yes", "maybe"}:
         return False
-    # "office isn't", "office is not", "in the office she is not"; "office not the hallway" denies something else.
-    negated = NEGATED.fullmatch(after[0]) or (after[0] in AUXILIARIES and any(map(_is_denial, after[1:2])))
-    return bool(negated) or _is_denial(after[-1])
+    return ABSENCE.isdisjoint(after) and DENIED_BEFORE.match(" ".join(after)) is not None
 
 
 def _is_denial(word: str) -> bool:
@@ -237,7 +265,8 @@ def _first_sentence(response: str) -> str:
     return re.split(r"(?<!\d)\.", said)[0]
 
 
-def _words(text: str) -> list[str]:
+def _words(text: str, *, digits: bool = True) -> list[str]:
+    """Words in the form that labels have; with `digits`, numbers written in digits too."""
     found = re.findall(r"[\w']+", text.lower().translate(APOSTROPHES))
     words = [word.strip("'").removesuffix("'s") for word in found]
-    return [SINGULAR.get(word, word) for word in words]
+    return [SINGULAR.get(word, DIGITS.get(word, word) if digits else word) for word in words]

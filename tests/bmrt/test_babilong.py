@@ -52,7 +52,19 @@ DENIED = [
     "The office isn't where she is",
     "The office has never been hers",
     "In the office she is not",
+    "The office is no longer where she is",
+    "The office is certainly not where she is",
+    "The office is where she isn't",
+    "In the office she is not, I think",
+    "The office cannot be right",
+    "not the office",
+    "neither the office nor anywhere near it",
+    "She left and is not in the office",
+    "She isn't in the office since she left",
+    "Every place but the office",
+    "somewhere other than the office",
     "office? No",
+    "office? No.",
     "She is anywhere but the office",
     "everywhere except the office",
 ]
@@ -77,6 +89,88 @@ def test_an_answer_that_denies_the_place_is_wrong(response: str) -> None:
 )
 def test_a_denial_of_something_else_is_none_of_the_answer(response: str) -> None:
     assert judged("Where was John before the hallway?", "office", response) == 1
+
+
+AFFIRMING = {
+    ("qa1", "office"): """She can't be anywhere but the office.
+        Mary isn't anywhere but the office
+        Mary couldn’t be anywhere other than the office.
+        I don't see any place other than the office
+        There is nowhere Mary can be except the office
+        I wouldn't say anything but office
+        Nowhere except the office
+        Nowhere but the office
+        Nowhere else but the office
+        Mary hasn't left the office.
+        Mary has not yet left the office
+        Mary did not leave the office
+        Mary hasn't moved from the office
+        Mary isn't out of the office
+        I don't doubt that Mary is in the office
+        It wasn't until later that Mary went to the office
+        Mary is in the office and has not left the office.
+        Mary is in the office (John is not).
+        Mary is in the office and John isn't.
+        Mary is in the office because she can't move
+        Mary is in the office isn't she?
+        Mary is in the office, isn't she
+        The office is no doubt where Mary is.
+        The office is without doubt where Mary is.
+        The office is without a doubt where Mary is.
+        The office was never left by Mary.
+        The office hasn't been left by Mary
+        Office is not a place she left
+        Office|John is not
+        the office|The others are not
+        office!|The milk isn't
+        Office? I cannot say""",
+    ("qa2", "office"): """The milk cannot be anywhere except the office.
+        The milk isn't in any place other than the office
+        The milk is in the office while the apple isn't
+        Mary left the milk in the office and did not""",
+    ("qa5", "jeff"): """Nobody except Jeff
+        Nobody other than Jeff
+        Nobody else than Jeff
+        Nobody but Jeff
+        No one but Jeff
+        It can't be anyone but Jeff
+        Jeff and nobody else""",
+    ("qa6", "yes"): """She can't be elsewhere so yes
+        she hasn't left so yes""",
+    ("qa10", "maybe"): """I can't tell so maybe
+        It isn't certain (maybe)""",
+    ("qa7", "two"): """1. Two
+        Two (1 apple and 1 milk)
+        Two: 1) apple 2) milk
+        Answer 1: two
+        two objects, 1 apple, 1 football
+        two items (items 1 and 2)
+        two out of 5
+        two of the 3 things
+        two|3 facts""",
+    ("qa7", "one"): """one object, not 2
+        no more than one
+        not more than 1""",
+    ("qa8", "apple"): """She isn't carrying anything but the apple
+        She doesn't carry anything but the apple
+        nothing but the apple
+        nothing except the apple""",
+    ("qa15", "wolf"): """She isn't afraid of anything but wolves
+        wolf (not certain)""",
+    ("qa19", "s,w"): "You can't go any other way than s,w",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "response"),
+    [
+        (f"{task}-0", target, line.strip().replace("|", "\n"))
+        for (task, target), lines in AFFIRMING.items()
+        for line in lines.splitlines()
+    ],
+)
+def test_a_right_answer_with_a_denial_that_is_not_of_it_is_right(name: str, target: str, response: str) -> None:
+    assert judged("What is it?", target, response, name) == 1
 
 
 @pytest.mark.parametrize(
