@@ -18,6 +18,7 @@ if __name__ == "__main__":
 
 import argparse
 from collections.abc import Iterable
+from numbers import Number  # numpy's too
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def from_rows(rows: Iterable[dict[str, Any]], task: str, count: int) -> list[Sam
 def _references(row: dict[str, Any], number: int) -> list[str]:
     """What an answer must contain. Raises ValueError for nothing at all, and for what every answer contains."""
     given = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
-    fit = all(isinstance(x, str | int | float) and printable(str(x)) for x in given)
+    fit = all(isinstance(x, str | Number) and printable(str(x)) for x in given)
     require(bool(given) and fit, f"answer of row {number}", row["answer"], "a text, or a list of texts, none empty")
     return [str(x) for x in given]
 

@@ -109,7 +109,9 @@ def _from_datasets(name: str, corpus: Corpus, split: str, folder: Path | None) -
 
 
 def _column(table: pd.DataFrame, path: str) -> list[Any]:
-    """The column `text` of a Parquet file. Raises ValueError where it has none."""
+    """The column `text` of a Parquet file, pandas' index included. Raises ValueError where it has none."""
+    if "text" in table.index.names:
+        table = table.reset_index()
     if "text" not in table.columns:
         raise ValueError(f"{path} has no column 'text': it has {', '.join(map(repr, table.columns)) or 'none'}")
     return table["text"].tolist()

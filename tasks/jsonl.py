@@ -86,8 +86,8 @@ def _parse(line: bytes, where: str) -> Example:
     _require(data, "prompt", str, where)
     _require(data, "answer", str, where)
     metadata: dict[str, Any] = _require({"metadata": {}, **data}, "metadata", dict, where)
-    if "task" in metadata:
-        _require(metadata, "task", str, f"{where}: metadata")
+    if isinstance(kind := metadata.get("task", ""), bool) or not isinstance(kind, str | int | float):
+        raise ValueError(f"{where}: metadata: task must be text or a number: {_shown(kind)}")
     return Example(data["prompt"], data["answer"], metadata, _spans(data, where))
 
 

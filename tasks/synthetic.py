@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not given.check:
             stream = computational_reasoning(quick=given.quick, seed=given.seed).stream()
             write_examples(given.file, itertools.islice(stream, given.count))
-        found = Counter(example.metadata.get("task", "unnamed") for example in read_examples(given.file))
+        found = Counter(str(example.metadata.get("task", "unnamed")) for example in read_examples(given.file))
     except ValueError as error:
         parser.exit(2, f"{error}\n")
     print(f"{found.total()} examples in {given.file}: " + ", ".join(f"{n} {task}" for task, n in sorted(found.items())))

@@ -53,7 +53,7 @@ def graded(
     kinds: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     for example, output in answers(model, examples, tokenizer, max_answer_tokens):
         entry = (task.score(example, output), float(output.split() == example.answer.split()), task.chance(example))
-        kinds[example.metadata.get("task", task.name)].append(entry)
+        kinds[str(example.metadata.get("task", task.name))].append(entry)  # a file may have numbers
     return {kind: _summary(torch.tensor(entries, dtype=torch.float64)) for kind, entries in sorted(kinds.items())}
 
 

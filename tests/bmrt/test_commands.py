@@ -6,10 +6,12 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM
 
@@ -145,6 +147,14 @@ def test_generated_samples_are_judged_by_their_task_s_own_rule(task: str) -> Non
 
 
 KVPRESS = {"context": "a. " * 90, "question": "What?", "answer_prefix": " It is", "answer": ["1"], "task": "own"}
+
+
+@pytest.mark.parametrize("answer", [3, np.int64(3), np.float32(3), [np.int64(3), "x"], Decimal(3)], ids=repr)
+def test_a_reference_may_be_a_number_of_any_kind(answer: Any) -> None:
+    (sample,) = ruler.from_rows([KVPRESS | {"answer": answer}], "own", 1)
+    assert sample.facts["references"][0] in ("3", "3.0")
+
+
 QA1 = {"input": "John moved to the office.", "question": "Where is John?", "target": "office"}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import datasets
+import pandas as pd
 import pytest
 
 from tasks.corpora import load_corpus
@@ -34,6 +35,11 @@ def test_shards_are_read_in_order(tmp_path: Path) -> None:
     for shard in (1, 0):
         parquet(tmp_path / f"train-0000{shard}-of-00002.parquet", [f"part {shard} "])
     assert load_corpus("wikitext2", "train", path=tmp_path) == "part 0 part 1 "
+
+
+def test_texts_that_pandas_made_its_index_are_read(tmp_path: Path) -> None:
+    pd.DataFrame({"text": LINES, "length": map(len, LINES)}).set_index("text").to_parquet(tmp_path / "test.parquet")
+    assert load_corpus("wikitext2", "test", path=tmp_path) == "".join(LINES)
 
 
 def test_a_file_is_the_split_of_wikitext(tmp_path: Path) -> None:

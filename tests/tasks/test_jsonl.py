@@ -51,8 +51,11 @@ def test_examples_are_read_one_at_a_time(tmp_path: Path) -> None:
         ('{"prompt": "a", "answer": "b", "spans": null}', "spans must be .* in order: null"),
         ('{"prompt": "a", "answer": "b", "spans": 5}', "spans must be .* in order: 5"),
         ('{"prompt": "a", "answer": "b", "spans": {}}', "spans must be .* in order: {}"),
-        ('{"prompt": "a", "answer": "b", "metadata": {"task": ["x"]}}', r'metadata: task must be text: \["x"\]'),
-        ('{"prompt": "a", "answer": "b", "metadata": {"task": null}}', "metadata: task must be text: null"),
+        (
+            '{"prompt": "a", "answer": "b", "metadata": {"task": ["x"]}}',
+            r'metadata: task must be text or a number: \["x"\]',
+        ),
+        ('{"prompt": "a", "answer": "b", "metadata": {"task": null}}', "metadata: task must be text or a number: null"),
         ('{"prompt": "a", "answer": null}', "answer must be text: null"),
         (
             '{"prompt": "\\ud800", "answer": "b"}',
@@ -144,7 +147,17 @@ def test_the_command_writes_and_checks(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit) as stop:
         synthetic.main([str(path), "--check"])
     assert stop.value.code == 2
-    assert capsys.readouterr().err == f'{path} line 1: metadata: task must be text: ["x"]\n'
+    assert capsys.readouterr().err == f'{path} line 1: metadata: task must be text or a number: ["x"]\n'
+
+
+def test_tasks_may_be_numbered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "numbered.jsonl"
+    path.write_text(
+        "".join(f'{{"prompt": "a", "answer": "b", "metadata": {{"task": {task}}}}}\n' for task in ('"x"', 3))
+    )
+    assert [example.metadata["task"] for example in read_examples(path)] == ["x", 3]
+    synthetic.main([str(path), "--check"])
+    assert capsys.readouterr().out == f"2 examples in {path}: 1 3, 1 x\n"
 
 
 def test_held_out_examples_are_hardly_ever_taught() -> None:
