@@ -146,9 +146,10 @@ def _baseline_path(wanted: Path, facts: RunFacts, *, update: bool) -> Path:
 
 def _show(judgements: Sequence[Judgement], facts: RunFacts, busy: str) -> None:
     """Print all at once, since a verdict stands whether or not there is room or a letter for each part of it."""
-    there = sys.stdout.isatty()
+    width = None if sys.stdout.isatty() else LOG_WIDTH
+    there = Console(file=sys.stdout).is_terminal  # which FORCE_COLOR and the like decide too
     page = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding or "utf-8", errors="backslashreplace")
-    console = Console(file=page, force_terminal=there, width=None if there else LOG_WIDTH, highlight=False)
+    console = Console(file=page, force_terminal=there, width=width, highlight=False)
     _print(console, judgements, facts, busy)
     page.seek(0)
     say(page.read().rstrip("\n"), sys.stdout)

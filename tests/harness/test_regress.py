@@ -347,6 +347,19 @@ def test_a_verdict_stands_where_it_cannot_be_printed(tmp_path: Path, stream: str
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(("wanted", "coloured"), [({"FORCE_COLOR": "1"}, True), ({}, False)])
+def test_colours_are_kept_for_who_asks_for_them(tmp_path: Path, wanted: dict[str, str], coloured: bool):
+    """As a build's log does, which is no terminal."""
+    run, path = write_run(tmp_path / "run", timed_rows(times(), comparisons=5)), tmp_path / "box.json"
+    assert main([str(run), "--baseline", str(path), "--update"]) == 0
+    command = [sys.executable, "-m", "harness.regress", str(run), "--baseline", str(path)]
+    names = ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TERM")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | wanted
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0
+    assert ("\x1b[" in done.stdout) == coloured
+
+
 def test_nothing_in_common_is_ambiguous(tmp_path: Path, capsys):
     assert compare(tmp_path, timed_rows(times()), timed_rows(times()), machine="other") == 3
     assert "nothing to compare" in capsys.readouterr().out
