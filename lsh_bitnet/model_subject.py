@@ -32,13 +32,12 @@ from harness.rows import Case
 from harness.subjects import Facts, Finding, Trial, Unsupported
 from lsh_bitnet.answers import measure_forced
 from lsh_bitnet.dispatch import MODEL_DECIDES, Dispatch
-from lsh_bitnet.models import DTYPES, Loaded, config_of, content_of, load_model, shape_of, tokenizer_of
+from lsh_bitnet.models import DTYPES, Loaded, config_of, content_of, load_model, positions_of, shape_of, tokenizer_of
 from lsh_bitnet.perplexity import Perplexity, measure_perplexity
 from lsh_bitnet.swap import Swap, attend_with
 from tasks.corpora import load_corpus
 from tasks.example import Example, Task
 from tasks.needles import Needles
-from tasks.tokenizer import Tokenizer
 
 REPEATS = 3  # runs that differ by rounding alone, to measure how far apart those are in this model
 MARGIN = 2  # times the farthest of them
@@ -53,9 +52,13 @@ class ModelSubject:
     samples: ClassVar[int] = 20  # of the task
     seeds: ClassVar[int] = 3  # of the hash functions, for perplexity
 
-    def task(self, tokenizer: Tokenizer, n: int) -> Task | None:
-        """What accuracy is taken on; None takes none."""
-        return Needles(n, wording="short", tokenizer=tokenizer, seed=1)
+    def task(self, loaded: Loaded, n: int) -> Task | None:
+        """What accuracy is taken on; None takes none.
+
+        It is also called before the weights are read, to see whether there are examples of n tokens; a task that needs
+        the model itself is then left unchecked.
+        """
+        return Needles(n, wording="short", tokenizer=loaded.tokenizer, seed=1)
 
     def content(self) -> str:
         """The model's weights, configuration and tokenizer, as a hash."""
@@ -74,18 +77,22 @@ class ModelSubject:
             return f"{self.model} has {', '.join(wrong)}"
         if case.n < 2:
             return "perplexity needs windows of at least 2 tokens"
-        if case.n > config.max_position_embeddings:
-            return f"{self.model} was made for {config.max_position_embeddings} tokens"
+        if (most := positions_of(config)) is not None and case.n > most:
+            return f"{self.model} was made for {most} tokens"
         if 2 * case.batch * case.n > (known := len(_held_out())):
             return f"two batches of {case.batch} x {case.n} tokens are needed; the text has {known} bytes"
         return ""
 
     def require_examples(self, n: int) -> None:
-        """Raise ValueError where accuracy has no examples of n tokens."""
-        task = self.task(tokenizer_of(self.model), n)
-        for index in range(self.samples):
-            if task is not None:
-                task.example(index)
+        """Raise ValueError where accuracy has no examples of n tokens, as far as that is known without weights."""
+        unread: Any = _Unread()
+        try:
+            task = self.task(Loaded(self.model, unread, tokenizer_of(self.model)), n)
+            for index in range(self.samples):
+                if task is not None:
+                    task.example(index)
+        except _NeedsWeightsError:
+            return
 
     def forwards(self, n: int) -> int:
         """The fewest forward calls of n tokens that the first round of a case makes."""
@@ -113,8 +120,8 @@ class WrittenInduction(ModelSubject):
     windows = 3
     samples = 10
 
-    def task(self, tokenizer: Tokenizer, n: int) -> Task | None:
-        return Completion(n, wording="short", tokenizer=tokenizer, seed=1)
+    def task(self, loaded: Loaded, n: int) -> Task | None:
+        return Completion(n, wording="short", tokenizer=loaded.tokenizer, seed=1)
 
 
 class Completion(Needles):
@@ -125,6 +132,20 @@ class Completion(Needles):
         lines = found.prompt.split("\n")
         lines[-1] = f"The special magic of {found.metadata['keys'][0]} is"
         return replace(found, prompt="\n".join(lines))
+
+
+class _NeedsWeightsError(Exception):
+    """A task asked for a model that has not been read."""
+
+
+class _Unread:
+    """Stands for the model before its weights are read."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise _NeedsWeightsError(name)
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        raise _NeedsWeightsError
 
 
 @cache
@@ -215,7 +236,7 @@ class ModelTrial(Trial):
             "bits_per_byte": statistics.mean(one.bits_per_byte for one in found),
             "comparison_ratio": statistics.mean(ratios),
         }
-        task = self._subject.task(self._loaded.tokenizer, self._case.n)
+        task = self._subject.task(self._loaded, self._case.n)
         if task is not None:
             metrics["accuracy"] = measure_forced(self._loaded, task, samples=self._subject.samples).accuracy
         return metrics

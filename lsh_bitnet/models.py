@@ -58,9 +58,9 @@ class Loaded:
     tokenizer: Tokenizer
 
     @property
-    def positions(self) -> int:
-        """The longest sequence that the model was made for."""
-        return self.model.config.get_text_config().max_position_embeddings
+    def positions(self) -> int | None:
+        """The longest sequence that the model was made for, None where there is no such limit."""
+        return positions_of(self.model.config.get_text_config())
 
 
 def load_model(name: str, *, device: str = "cpu", dtype: str = "auto") -> Loaded:
@@ -161,9 +161,16 @@ def tokenizer_of(name: str) -> Tokenizer:
     return _tokenizer(name, _place(name), config_of(name).vocab_size)
 
 
+def positions_of(config: Any) -> int | None:
+    """The longest sequence of a text configuration; some, such as Bloom's with its relative biases, have none."""
+    return getattr(config, "max_position_embeddings", None)
+
+
 def shape_of(config: Any) -> dict[str, int]:
-    """Heads and their widths as a text configuration gives them."""
-    heads = config.num_attention_heads
+    """Heads and their widths as a text configuration gives them. Raises ValueError where it has no heads."""
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads:
+        raise ValueError(f"a model of type {config.model_type} has no attention heads")
     return {
         "heads": heads,
         "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
@@ -232,7 +239,7 @@ def _on(model: Any, device: str) -> PreTrainedModel:
 
 def require_length(loaded: Loaded, tokens: int) -> None:
     """Raise ValueError where a sequence is longer than the model was made for."""
-    if tokens > loaded.positions:
+    if loaded.positions is not None and tokens > loaded.positions:
         raise ValueError(
             f"{tokens} tokens are not allowed: {loaded.name} was made for {loaded.positions} "
             "(max_position_embeddings); use shorter sequences or another model"

@@ -9,17 +9,18 @@ from typing import Any, ClassVar
 import pandas as pd
 import pytest
 import torch
+from transformers import BloomConfig, MambaConfig
 
 from harness.config import load_config
 from harness.journal import read_rows
 from harness.plan import expand
 from harness.references import Store
 from harness.subjects import Unsupported
-from lsh_bitnet import attend_with, compare
+from lsh_bitnet import attend_with, compare, model_subject
 from lsh_bitnet.model_subject import ModelSubject, _error
-from lsh_bitnet.models import random_model
-from tasks.example import Task
-from tasks.tokenizer import Tokenizer
+from lsh_bitnet.models import Loaded, random_model
+from tasks.example import Example, Task
+from tasks.needles import Needles
 from tests.harness.cases import a_case, a_row
 
 SIZES: dict[str, Any] = {"n": 64, "batch": 1, "heads": 4, "kv_heads": 2, "head_dim": 16, "value_dim": 16}
@@ -31,7 +32,7 @@ class Small(ModelSubject):
     model: ClassVar[str] = "random-llama"
     windows = 2
 
-    def task(self, tokenizer: Tokenizer, n: int) -> Task | None:
+    def task(self, loaded: Loaded, n: int) -> Task | None:
         return None
 
 
@@ -39,6 +40,31 @@ class Answering(Small):
     """One that is asked for needles, as most are."""
 
     task = ModelSubject.task
+
+
+class Asking(Small):
+    """One whose task looks at the model, and would have no examples of so few tokens."""
+
+    def task(self, loaded: Loaded, n: int) -> Task | None:
+        return Needles(min(n, loaded.positions or n), wording="short", tokenizer=loaded.tokenizer, seed=1)
+
+
+class Calling(Small):
+    """One whose task calls it."""
+
+    def task(self, loaded: Loaded, n: int) -> Task | None:
+        return Echoed(loaded)
+
+
+class Echoed(Task):
+    """The model's own next token."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self._loaded = loaded
+
+    def example(self, index: int) -> Example:
+        logits = self._loaded.model(torch.tensor([[index]])).logits
+        return Example(str(index), str(int(logits[0, -1].argmax())))
 
 
 def run(tmp_path: Path, backend: str, **settings: Any) -> tuple[dict[str, float], str]:
@@ -259,6 +285,21 @@ def test_what_cannot_be_compared_is_said_before_the_first_case(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["Asking", "Calling"])
+def test_a_task_that_needs_the_model_is_left_for_when_it_is_loaded(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(model_subject, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    subject = ["--set", f"subject=tests.lsh_bitnet.test_compare:{name}"]
+    assert compare.main([*SWEPT, *FLASH, *subject, "--dry-run"]) == 0
+    assert "flash" in capsys.readouterr().out
+
+
+def test_a_task_has_the_loaded_model_when_it_is_measured(tmp_path: Path) -> None:
+    trial = trial_of(Calling(), tmp_path, "flash")
+    assert 0 <= trial.check(0, trial.call(0)).metrics["accuracy"] <= 1
+
+
 class Renewed(Small):
     """A model in a folder, whose weights may be replaced."""
 
@@ -291,6 +332,30 @@ def test_a_folder_is_gone_on_with_by_the_same_model_text_and_settings_alone(
     random_model("llama", seed=2).save_pretrained(tmp_path / "model")
     assert "holds rows of other weights" in refusal(["--resume", str(folder)], capsys)
     assert len(swept) == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (BloomConfig(vocab_size=259, hidden_size=64, n_layer=2, n_head=4), ""),
+        (
+            MambaConfig(vocab_size=259, hidden_size=64, num_hidden_layers=2),
+            "a model of type mamba has no attention heads",
+        ),
+    ],
+    ids=["bloom", "mamba"],
+)
+def test_a_model_may_have_no_longest_sequence_but_not_no_heads(
+    config: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Renewed, "model", str(tmp_path))
+    monkeypatch.setattr(compare, "sweep", lambda arguments: 0)
+    config.save_pretrained(tmp_path)
+    asked = [*SWEPT, *FLASH, "--set", "subject=tests.lsh_bitnet.test_compare:Renewed", "--set", "kv_heads=4"]
+    if said:
+        assert said in refusal([*asked, "--dry-run"], capsys)
+    else:
+        assert compare.main([*asked, "--dry-run"]) == 0
 
 
 def test_the_configuration_that_comes_with_it_can_be_planned(capsys: pytest.CaptureFixture[str]) -> None:

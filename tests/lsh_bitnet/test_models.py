@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import BloomConfig, BloomForCausalLM
 from transformers.integrations.bitnet import AutoBitLinear, BitLinear, pack_weights
 
 from lsh_bitnet import attend_with, load_model
-from lsh_bitnet.models import SMALL, content_of, random_model, require_length
+from lsh_bitnet.models import SMALL, Loaded, content_of, random_model, require_length
 from lsh_bitnet.quantised import quantise
 from tasks.byte_tokenizer import ByteTokenizer
 from tests.lsh_bitnet.models import ARCHITECTURES, close, loaded, logits, shared, tokens
@@ -39,6 +40,7 @@ def test_making_a_random_model_leaves_the_random_state_alone() -> None:
 def test_the_projects_own_models_load_and_read_bytes(name: str) -> None:
     found = load_model(name)
     assert isinstance(found.tokenizer, ByteTokenizer)
+    assert found.positions is not None
     assert found.positions >= 2048
     assert torch.isfinite(logits(found.model, tokens(1, 20))).all()
 
@@ -169,6 +171,13 @@ def test_content_changes_with_weights_and_not_with_what_lies_beside_them(tmp_pat
 def test_an_unknown_architecture_is_refused() -> None:
     with pytest.raises(ValueError, match="architecture 'rnn' is not allowed: it must be bitnet, llama"):
         load_model("random-rnn")
+
+
+def test_a_model_without_a_longest_sequence_takes_any() -> None:
+    model: Any = BloomForCausalLM(BloomConfig(vocab_size=259, hidden_size=64, n_layer=1, n_head=4))
+    found = Loaded("bloom", model, ByteTokenizer())
+    assert found.positions is None
+    require_length(found, 10**9)
 
 
 def test_sequences_past_the_models_length_are_refused() -> None:
