@@ -35,7 +35,7 @@ from attentions.inputs import (
     without_padding,
 )
 from attentions.reference import causal_pairs, softmax_attention
-from attentions.settings import is_integer, of_declared_kinds, require
+from attentions.settings import is_integer, is_number, of_declared_kinds, of_size, require
 from transformer_vq.precision import without_autocast
 
 # Relative error (Frobenius norm of the difference over that of the naive output) that plain softmax
@@ -199,6 +199,7 @@ class Attention(nn.Module, ABC):
     tolerance: ClassVar[Mapping[torch.dtype, float]] = ROUNDING
     claimed_components: ClassVar[Mapping[str, tuple[float, float]]] = MappingProxyType({})
 
+    @of_declared_kinds
     def __init__(
         self,
         heads: int,
@@ -218,8 +219,8 @@ class Attention(nn.Module, ABC):
             allowed = f"{'None or ' if optional else ''}an integer of at least 1"
             require((optional and size is None) or (is_integer(size) and size >= 1), name, size, allowed)
         require(is_integer(seed), "seed", seed, "an integer")
-        number = isinstance(scale, int | float) and not isinstance(scale, bool) and math.isfinite(scale)
-        require(scale is None or number, "scale", scale, "None or a finite number")
+        finite = scale is None or (is_number(scale) and math.isfinite(scale))
+        require(finite, "scale", scale, "None or a finite number")
         self.heads = heads
         self.head_dim = head_dim
         self.kv_heads = heads if kv_heads is None else kv_heads
@@ -238,6 +239,9 @@ class Attention(nn.Module, ABC):
         for name in ("naive", "prepare", "comparisons", "components"):
             if name in vars(cls):
                 setattr(cls, name, checked(vars(cls)[name]))
+        for name, least in (("stream", 0), ("block", 1)):
+            if name in vars(cls):
+                setattr(cls, name, of_size(vars(cls)[name], least))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, first: Tensor | None = None) -> Any:
         """`forward` on q (B, H, N, D), k (B, G, M, D), v (B, G, M, E) and `first` (B,), checked.
@@ -351,11 +355,13 @@ class Attention(nn.Module, ABC):
         del q, k, v
         return {}
 
+    @functools.partial(of_size, least=0)
     def stream(self, batch: int) -> Stream | None:
         """A fresh decoding state for `batch` sequences, or None where the method cannot decode."""
         del batch
         return None
 
+    @functools.partial(of_size, least=1)
     def block(self, model_dim: int) -> nn.Module:
         """The layer around this attention, x (B, N, model_dim) to the same shape.
 

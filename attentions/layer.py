@@ -7,12 +7,13 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from attentions.base import Attention, require
+from attentions.base import Attention
 from attentions.inputs import check_tokens
+from attentions.settings import require_size
 
 
 def rotate(
-    x: Float[Tensor, "B H N D"], first: Int[Tensor, " B"] | None = None, *, base: float = 10_000.0
+    x: Float[Tensor, "B H N D"], base: float = 10_000.0, *, first: Int[Tensor, " B"] | None = None
 ) -> Float[Tensor, "B H N D"]:
     """Rotary position embedding, halves paired as in GPT-NeoX; an odd last dimension stays as it is.
 
@@ -38,7 +39,7 @@ class AttentionLayer(nn.Module):
 
     def __init__(self, model_dim: int, attention: Attention) -> None:
         super().__init__()
-        require(model_dim >= 1, "model_dim", model_dim, "an integer of at least 1")
+        require_size("model_dim", model_dim, 1)
         self.attention = attention
         a = attention
         with torch.random.fork_rng(devices=[]):
@@ -55,7 +56,7 @@ class AttentionLayer(nn.Module):
         q = rearrange(self.to_q(x), "b n (h d) -> b h n d", h=self.attention.heads)
         k = rearrange(self.to_k(x), "b n (g d) -> b g n d", g=self.attention.kv_heads)
         v = rearrange(self.to_v(x), "b n (g e) -> b g n e", g=self.attention.kv_heads)
-        return rotate(q, first), rotate(k, first), v
+        return rotate(q, first=first), rotate(k, first=first), v
 
     def forward(self, x: Float[Tensor, "B N C"], *, first: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B N C"]:
         """One attention layer, x (B, N, model_dim) to the same shape; `first` as in `Attention.forward`.

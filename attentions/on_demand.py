@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -17,10 +17,13 @@ def on_demand(package: str, **names: tuple[str, ...]) -> Callable[[str], Any]:
     homes = {name: module for module, given in names.items() for name in given}
 
     def find(name: str) -> Any:
-        if name not in homes:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        found = getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
-        setattr(sys.modules[package], name, found)
-        return found
+        if name in homes:
+            found = getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+            setattr(sys.modules[package], name, found)
+            return found
+        if not name.startswith("_") and importlib.util.find_spec(f"{package}.{name}"):
+            return importlib.import_module(f"{package}.{name}")  # as if the package had imported its modules itself
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
+    setattr(sys.modules[package], "__dir__", lambda: sorted({*vars(sys.modules[package]), *homes}))  # noqa: B010
     return find

@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard
 
+LARGEST_SIZE = 2**31 - 1
+
 
 def require(condition: bool, name: str, value: object, allowed: str) -> None:
     """Raise ValueError that names a setting, its value and what is allowed, unless `condition` holds."""
@@ -15,23 +17,49 @@ def require(condition: bool, name: str, value: object, allowed: str) -> None:
 
 
 def is_integer(value: object) -> TypeGuard[int]:
-    """Whether this is an integer, which True and False are not."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Whether this is an integer of 64 bits, which True and False are not."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def require_size(name: str, value: object, least: int) -> None:
+    """Raise ValueError unless `value` is an integer from `least` up to what indices of 32 bits can count."""
+    fits = is_integer(value) and least <= value <= LARGEST_SIZE
+    require(fits, name, value, f"an integer from {least} to {LARGEST_SIZE}")
+
+
+def plain(value: Any) -> Any:
+    """A numpy scalar as Python's own number or truth value; anything else as it is."""
+    return value.item() if type(value).__module__ == "numpy" and getattr(value, "shape", None) == () else value
+
+
+def of_size(method: Callable[..., Any], least: int) -> Callable[..., Any]:
+    """A method whose one argument is a size of at least `least`, checked."""
+    name = list(inspect.signature(method).parameters)[1]
+
+    @functools.wraps(method)
+    def run(self: Any, *positional: Any, **named: Any) -> Any:
+        positional, named = tuple(map(plain, positional)), {key: plain(value) for key, value in named.items()}
+        require_size(name, positional[0] if positional else named.get(name), least)
+        return method(self, *positional, **named)
+
+    return run
 
 
 def of_declared_kinds(construct: Callable[..., None]) -> Callable[..., None]:
     """A constructor that raises ValueError for a setting of another kind than its annotation says.
 
-    Annotations that are not among `KINDS`, alone or as `... | None`, are left to the constructor.
+    A setting's own default is always allowed, and numpy's scalars are taken as Python's. Annotations that are not among
+    `KINDS`, alone or as `... | None`, are left to the constructor.
     """
-    parameters = inspect.signature(construct).parameters.values()
-    kinds = {x.name: _text(x.annotation) for x in parameters if x.kind is x.KEYWORD_ONLY}
-    declared = {name: kind for name, kind in kinds.items() if kind.removesuffix(" | None") in KINDS}
+    parameters = [x for x in inspect.signature(construct).parameters.values() if x.kind is x.KEYWORD_ONLY]
+    declared = {x.name: kind for x in parameters if (kind := _text(x.annotation)).removesuffix(" | None") in KINDS}
+    defaults = {x.name: x.default for x in parameters}
 
     @functools.wraps(construct)
     def run(self: Any, *positional: Any, **settings: Any) -> None:
+        positional, settings = tuple(map(plain, positional)), {name: plain(x) for name, x in settings.items()}
         for name, kind in declared.items():
-            if name in settings:
+            if name in settings and settings[name] is not defaults[name]:
                 _require_kind(name, settings[name], kind)
         construct(self, *positional, **settings)
 
@@ -49,18 +77,19 @@ def _text(annotation: object) -> str:
     return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether this is a number, which True and False are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _are_integers(value: object) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes) and all(map(is_integer, value))
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes) and all(is_integer(x) for x in value)
 
 
 KINDS: dict[str, tuple[Callable[[object], bool], str]] = {
     "bool": (lambda value: isinstance(value, bool), "True or False"),
-    "int": (is_integer, "an integer"),
-    "float": (_is_number, "a number"),
+    "int": (is_integer, "an integer of 64 bits"),
+    "float": (is_number, "a number"),
     "str": (lambda value: isinstance(value, str), "a text"),
     "Sequence[int]": (_are_integers, "a list of integers"),
 }

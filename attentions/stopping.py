@@ -17,10 +17,11 @@ would be a traceback, also from the middle of an import, and for SIGTERM a death
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 
@@ -28,10 +29,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 AGAIN = signal.SIGALRM  # one of `SIGNALS` once more, which came at a bad moment
 INTERRUPTED = 130
 AGAIN_S = 0.02
+IMPORT_S = 1.0  # an import that goes on for longer after a signal may hang
 
 
 def hold() -> None:
     """Until `interruptible` begins, while modules are imported, either signal ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():  # a guest in another program, whose signals they are
+        return
     for number in SIGNALS:
         signal.signal(number, _leave)
 
@@ -40,9 +44,12 @@ def interruptible(main: Callable[[], int | None]) -> int | None:
     """A command's exit status, to be the process's. Either signal raises KeyboardInterrupt within `main`, once.
 
     A `main` that catches it says itself what is kept. It is not raised within an import, which would leave the module
-    half made, and what a finaliser swallows is raised again. Afterwards both signals are ignored, since what is left
-    to do is to end, and a command that has done its work has done it.
+    half made, unless that goes on for more than `IMPORT_S`; what a finaliser swallows is raised again. Afterwards both
+    signals are ignored, since what is left to do is to end, and a command that has done its work has done it. One that
+    was interrupted and still waits for a thread ends at the next signal.
     """
+    if threading.current_thread() is not threading.main_thread():
+        return main()
     try:
         try:
             _listen()
@@ -50,8 +57,9 @@ def interruptible(main: Callable[[], int | None]) -> int | None:
         finally:
             ignore()
     except KeyboardInterrupt:
-        ignore()
         _say()
+        for number in SIGNALS:
+            signal.signal(number, lambda *_: os._exit(INTERRUPTED))
         return INTERRUPTED
 
 
@@ -63,7 +71,7 @@ def ignore() -> None:
 
 def is_of_command(handler: object) -> bool:
     """Whether a signal's handler is the one that `interruptible` sets."""
-    return isinstance(handler, functools.partial) and handler.func is _raise
+    return isinstance(handler, _Raise)
 
 
 def _listen() -> None:
@@ -76,8 +84,9 @@ def _listen() -> None:
             earlier(unraisable)
 
     sys.unraisablehook = swallowed
+    raise_ = _Raise()
     for number in (AGAIN, *SIGNALS):
-        signal.signal(number, functools.partial(_raise, os.getpid()))
+        signal.signal(number, raise_)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
@@ -85,14 +94,25 @@ def _leave(number: int, frame: FrameType | None) -> None:
     os._exit(INTERRUPTED)
 
 
-def _raise(owner: int, number: int, frame: FrameType | None) -> None:
-    if os.getpid() != owner:  # a fork, such as a loader of data: its parent ends it, for which it uses SIGTERM
-        if number == signal.SIGTERM:
-            os._exit(128 + number)
-    elif _in_import(frame):
-        signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
-    elif not _is_handled(sys.exception()):
-        raise KeyboardInterrupt
+class _Raise:
+    """The handler that raises KeyboardInterrupt where that is safe."""
+
+    def __init__(self) -> None:
+        self._owner = os.getpid()
+        self._import_since_s: float | None = None  # when a signal first met an import
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:  # a fork, such as a loader of data, which its parent ends by SIGTERM
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+        elif _in_import(frame):
+            now_s = time.monotonic()
+            self._import_since_s = self._import_since_s or now_s
+            if now_s - self._import_since_s > IMPORT_S:
+                _leave(number, frame)
+            signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
+        elif not _is_handled(sys.exception()):
+            raise KeyboardInterrupt
 
 
 def _in_import(frame: FrameType | None) -> bool:

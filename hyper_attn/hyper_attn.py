@@ -17,6 +17,8 @@ a key and head, and one slab of gathered rows.
 
 from __future__ import annotations
 
+import math
+import numbers
 from typing import Any, ClassVar
 
 import torch
@@ -89,8 +91,14 @@ class HyperAttention(Drawn):
         """
         q, k, v = query, key, value
         self._check(q, k, v, causal)
-        if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float)):
-            raise ValueError(f"scale={scale!r} is not allowed: it must be None or a number")
+        if isinstance(scale, Tensor) and scale.ndim == 0 and not scale.requires_grad:
+            scale = scale.item()
+        number = isinstance(scale, numbers.Real) and not isinstance(scale, bool) and math.isfinite(scale)
+        if scale is not None and not number:
+            raise ValueError(f"scale={scale!r} is not allowed: it must be None or a finite number, without a gradient")
+        for name, flag in (("causal", causal), ("return_lse", return_lse)):
+            if not isinstance(flag, bool):
+                raise ValueError(f"{name}={flag!r} is not allowed: it must be True or False")
         if not q.shape[:3].numel():
             out = q.new_zeros(*q.shape[:3], v.shape[3]) + 0 * (q.sum() + k.sum() + v.sum())
             return (

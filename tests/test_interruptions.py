@@ -91,6 +91,27 @@ PROGRAMS = {
         "1\n",
         SAID,
     ),
+    "hangs in an import": (
+        "sys.path.insert(0, sys.argv[2])\ndef main(): import hanging",
+        130,
+        "",
+        SAID,
+    ),
+    "waits for a thread": (
+        "def main():\n import threading, time\n threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        " threading.Timer(1, lambda: os.kill(os.getpid(), number)).start(); tell(); work()",
+        130,
+        "",
+        SAID,
+    ),
+    "is a guest in a thread": (
+        "import threading, time\nsys.exit = lambda status: None\ndef main(): print('worked'); return 0\n"
+        "kept = interruptible\ndef interruptible(main):\n"
+        " thread = threading.Thread(target=kept, args=(main,)); thread.start(); thread.join()",
+        0,
+        "worked\n",
+        "",
+    ),
     "has ended": ("def main(): import atexit; atexit.register(tell); return 3", 3, "", ""),
     "ends by itself": ("def main(): import atexit; atexit.register(tell); sys.exit(2)", 2, "", ""),
     "forks": (
@@ -115,6 +136,20 @@ def test_a_command_that(does: str, number: signal.Signals, tmp_path: Path) -> No
     (tmp_path / "whole.py").write_text(
         "import sys\nsys.modules['__main__'].tell()\nfor i in range(10**5):\n    pass\nmade = 1\n"
     )
+    (tmp_path / "hanging.py").write_text("import sys, time\nsys.modules['__main__'].tell()\ntime.sleep(600)\n")
     program, status, printed, said = PROGRAMS[does]
     done = run("-c", f"{BEGINNING}\n{program}\nsys.exit(interruptible(main))", str(int(number)), str(tmp_path))
     assert (done.returncode, done.stdout, done.stderr) == (status, printed, said)
+
+
+@pytest.mark.parametrize("package", ["attentions", "bmrt", "harness.inputs", "harness.report", "lsh_bitnet", "lsh_v2"])
+def test_a_package_that_imports_on_demand_has_its_names_and_modules(package: str) -> None:
+    program = (
+        f"import pkgutil, {package} as p\n"
+        "assert set(p.__all__) <= set(dir(p))\n"
+        "modules = {m.name for m in pkgutil.iter_modules(p.__path__)} - {'__main__', *p.__all__}\n"
+        "print([m for m in sorted(modules) if getattr(p, m).__name__ != f'{p.__name__}.{m}'])\n"
+        "print(hasattr(p, 'no_such_name'))"
+    )
+    done = run("-c", program)
+    assert (done.stdout, done.stderr) == ("[]\nFalse\n", "")

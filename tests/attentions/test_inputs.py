@@ -268,9 +268,9 @@ def test_settings_of_another_kind_are_refused_by_name() -> None:
     program = """
         from attentions import BACKENDS, build, settings_of
         nan, inf = float("nan"), float("inf")
-        wrong = [("heads", 2.0), ("heads", "2"), ("heads", True), ("head_dim", 8.0), ("kv_heads", 1.0),
-                 ("value_dim", -1), ("max_len", 0.5), ("scale", nan), ("scale", inf), ("scale", "1"), ("seed", 1.5),
-                 ("seed", None)]
+        wrong = [("causal", "no"), ("causal", 0), ("causal", None), ("causal", []), ("seed", 2**70), ("heads", 2.0),
+                 ("heads", "2"), ("heads", True), ("head_dim", 8.0), ("kv_heads", 1.0), ("value_dim", -1),
+                 ("max_len", 0.5), ("scale", nan), ("scale", inf), ("scale", "1"), ("seed", 1.5), ("seed", None)]
         kinds = {"010", 1.5, b"x", object, None, (1.5,)}
         taken = {"None": None, "float": 1.5}
         for name in BACKENDS:
@@ -288,10 +288,49 @@ def test_settings_of_another_kind_are_refused_by_name() -> None:
                     print(name, setting, value, error)
                 else:
                     print(name, setting, value, "is taken")
+            for size in (-1, 7.5, "8", True, None, 2**70):
+                attention = build(name, heads=2, head_dim=8)
+                for setting, call in (("model_dim", attention.block), ("batch", attention.stream)):
+                    try:
+                        call(size)
+                    except ValueError as error:
+                        if str(error).startswith(f"{setting}={size!r} is not allowed"):
+                            continue
+                    print(name, setting, size, "is taken")
         print("tried")
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("tried\n", "")
+
+
+def test_settings_of_numpy_and_of_users_are_taken() -> None:
+    """In a process of its own, since types are checked before the code under pytest."""
+    program = """
+        import numpy as np
+        import torch
+        from attentions import build
+        from attentions.vanilla import Vanilla
+
+        class Usual(Vanilla):
+            def __init__(self, *sizes: int, width: int = None, kind: int | str = "a", rate: float = 1, **others: bool):
+                super().__init__(*sizes, **others)
+                self.given = (width, kind, rate)
+
+        half = np.float32(0.5)
+        settings = {"heads": np.int32(2), "head_dim": np.int64(8), "bits": np.int64(3), "scale": half,
+                    "causal": np.bool_(False), "seed": np.int64(1)}
+        x = torch.randn(1, 2, 13, 8)
+        own = build("simhash", heads=2, head_dim=8, bits=3, scale=0.5, causal=False, seed=1)
+        print(torch.equal(build("simhash", **settings)(x, x, x), own(x, x, x)))
+        print(Usual(2, 8, width=None, kind="b", rate=half).given == (None, "b", half))
+        try:
+            Usual(2, 8, width=0.5)
+        except ValueError as error:
+            print(error)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
+    told = "width=0.5 is not allowed: it must be an integer of 64 bits"
+    assert (done.stdout.splitlines(), done.stderr) == (["True", "True", told], "")
 
 
 @pytest.mark.parametrize("name", BACKENDS)

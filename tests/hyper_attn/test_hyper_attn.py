@@ -283,3 +283,38 @@ def test_what_does_not_fit_is_refused() -> None:
     """)
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_what_a_call_cannot_take_is_refused_by_name() -> None:
+    """In a process of its own, since types are checked before the code under pytest."""
+    program = """
+        import numpy as np
+        import torch
+        from hyper_attn.hyper_attn import HyperAttention
+
+        q = torch.randn(1, 2, 9, 64)
+        attention = HyperAttention()
+        learnt = torch.tensor(0.1, requires_grad=True)
+        wrong = [("scale", "x"), ("scale", float("nan")), ("scale", True), ("scale", learnt), ("causal", "no"),
+                 ("return_lse", 1)]
+        for name, value in wrong:
+            try:
+                attention(q, q, q, **{name: value})
+            except ValueError as error:
+                assert str(error).startswith(f"{name}={value!r} is not allowed"), error
+            else:
+                raise AssertionError(f"{name}={value!r} is taken")
+        for given in (q.to_sparse(), None, [1]):
+            try:
+                attention(q, given, q)
+            except ValueError as error:
+                assert str(error).startswith("key of kind"), error
+        for scale in (np.float64(0.1), torch.tensor(0.1, dtype=torch.float64)):
+            assert torch.equal(attention(q, q, q, scale=scale), attention(q, q, q, scale=0.1))
+        try:
+            HyperAttention(seed=1.5)
+        except ValueError as error:
+            print(error)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("seed=1.5 is not allowed: it must be an integer\n", "")
