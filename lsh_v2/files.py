@@ -15,11 +15,11 @@ class InUseError(ValueError):
     """A folder in which another process is at work."""
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file, or of all files below a folder with their names; empty where there is neither."""
+def digest(path: Path, pattern: str = "*") -> str:
+    """SHA-256 of a file, or of the files below a folder whose names match, with these; empty where there is neither."""
     if path.is_dir():
         whole = hashlib.sha256()
-        for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        for file in sorted(file for file in path.rglob(pattern) if file.is_file()):
             whole.update(f"{file.relative_to(path).as_posix()}\0{digest(file)}\0".encode())
         return whole.hexdigest()
     if not path.is_file():

@@ -18,6 +18,8 @@ from tasks.tokenizer import Tokenizer
 
 SAMPLE = 32  # examples of each kind whose tokens are hashed
 
+TOKENIZER_FILES = "[!.]*.j*"  # .json and .jinja, which transformers reads; not what a file manager leaves beside them
+
 # What each part is called in a message.
 NAMES = {
     "train_file": "the content of train_file",
@@ -38,9 +40,15 @@ def files_of(config: TrainingConfig) -> dict[str, str]:
     files = {
         "train_file": config.train_file,
         "eval_file": config.eval_file,
-        "tokenizer": str(Path(config.out) / "tokenizer") if config.tokenizer == "trained" else config.tokenizer,
+        "tokenizer": config.tokenizer,
     }
-    return {name: "" if path is None else digest(Path(path)) for name, path in files.items()}
+    found = {name: "" if path is None else digest(Path(path)) for name, path in files.items()}
+    return found | ({"tokenizer": trained_tokenizer(Path(config.out))} if config.tokenizer == "trained" else {})
+
+
+def trained_tokenizer(out: Path) -> str:
+    """Hash of the files of the tokenizer that a run has trained; what else lies beside them does not count."""
+    return digest(out / "tokenizer", TOKENIZER_FILES)
 
 
 def code_of(config: TrainingConfig) -> str:

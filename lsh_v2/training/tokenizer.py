@@ -13,13 +13,13 @@ from pathlib import Path
 
 from attentions.extras import missing_extra
 from harness.source import source_hash
-from lsh_v2.checkpoint import checkpoints
+from lsh_v2.checkpoint import checkpoints, read_state
 from lsh_v2.files import digest, read_object
 from lsh_v2.training.configuration import TrainingConfig
 from lsh_v2.training.data import task_of
-from lsh_v2.training.identity import NAMES, refuse_other
+from lsh_v2.training.identity import NAMES, TOKENIZER_FILES, refuse_other, trained_tokenizer
 from lsh_v2.training.metrics import METRICS
-from lsh_v2.written import Origin
+from lsh_v2.written import Begun, Origin, TrainingState
 from tasks.tokenizer import Tokenizer, load_tokenizer
 
 ORIGIN = "made_of.json"
@@ -31,7 +31,8 @@ def tokenizer_of(config: TrainingConfig) -> Tokenizer:
     """The tokenizer that a configuration names; "trained" makes one in the run's folder.
 
     One that is there already is made again if its texts, size or code were other ones, unless a run has begun with it.
-    Raises ValueError then, and for one that is not as it was made.
+    Raises ValueError then, and for one that is not as it was made. A run of a version that did not note what its
+    tokenizer was made of keeps it if its files are those that the run began with.
     """
     if config.tokenizer != "trained":
         return load_tokenizer(config.tokenizer)
@@ -55,6 +56,12 @@ def begun(out: Path) -> bool:
     return bool(checkpoints(out / "checkpoints")) or (out / METRICS).exists()
 
 
+def _begun_as(out: Path) -> Begun | None:
+    """What the run in a folder has begun as, None where there is none."""
+    found = checkpoints(out / "checkpoints")
+    return read_object(out / METRICS, Begun) or (read_state(found[-1], TrainingState) if found else None)
+
+
 def _origin(config: TrainingConfig) -> Origin:
     """What a tokenizer of this configuration is made of; nothing is made yet."""
     whole = hashlib.sha256()
@@ -75,6 +82,9 @@ def _differing(folder: Path, wanted: Origin) -> list[str]:
         held = read_object(folder / ORIGIN, Origin)
     except ValueError:
         held = None
+    run = _begun_as(folder.parent) if held is None else None  # of a version that wrote no such file
+    if run is not None and run.identity.get("tokenizer") == trained_tokenizer(folder.parent):
+        return [] if run.config.get("tokenizer_size") == wanted.tokenizer_size else ["tokenizer_size"]
     if held is None or held.files != _files(folder):
         return ["tokenizer"]
     pairs = {
@@ -88,7 +98,7 @@ def _differing(folder: Path, wanted: Origin) -> list[str]:
 def _files(folder: Path) -> str:
     """Hash of what a tokenizer consists of."""
     whole = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.glob(TOKENIZER_FILES)):
         if path.name != ORIGIN:
             whole.update(f"{path.name}\0{digest(path)}\0".encode())
     return whole.hexdigest()

@@ -302,6 +302,51 @@ def test_a_tokenizer_that_a_run_has_begun_with_is_kept(tmp_path: Path) -> None:
     assert digest(tmp_path / "tokenizer") == before
 
 
+@pytest.fixture
+def trained_tokenizer_run(tmp_path: Path) -> TrainingConfig:
+    config = tiny(tmp_path, **QUIET, tokenizer="trained", tokenizer_size=300, num_train_sequences=8)
+    Trainer(config).run()
+    return config
+
+
+def make_older(out: Path) -> None:
+    """Leave a run as a version did that did not note what its tokenizer was made of."""
+    (out / "tokenizer" / "made_of.json").unlink()
+    files = digest(out / "tokenizer")
+    for path in (
+        out / "training_metrics.json",
+        *(folder / "state.json" for folder in checkpoints(out / "checkpoints")),
+    ):
+        content = json.loads(path.read_text())
+        content["identity"]["tokenizer"] = files
+        path.write_text(json.dumps(content))
+
+
+def test_an_older_version_s_run_keeps_its_tokenizer(trained_tokenizer_run: TrainingConfig, tmp_path: Path) -> None:
+    config, want = trained_tokenizer_run, steps_of(tmp_path)
+    make_older(tmp_path)
+    before = digest(tmp_path / "tokenizer")
+    assert Trainer(config).run()["finished"]
+    unfinished(tmp_path)
+    assert Trainer(config).run()["finished"]
+    assert steps_of(tmp_path) == want
+    assert digest(tmp_path / "tokenizer") == before
+    with pytest.raises(ValueError, match="different in tokenizer_size: choose"):
+        tokenizer_of(config.model_copy(update={"tokenizer_size": 310}))
+    file = tmp_path / "tokenizer" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": 7}))
+    with pytest.raises(ValueError, match="different in the tokenizer's files"):
+        Trainer(config).run()
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "._tokenizer.json", "Thumbs.db"])
+def test_what_others_leave_beside_a_tokenizer_is_not_the_tokenizer(
+    trained_tokenizer_run: TrainingConfig, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "tokenizer" / name).write_bytes(b"\0")
+    assert Trainer(trained_tokenizer_run).run()["finished"]
+
+
 def test_another_configuration_is_refused_before_its_examples_are_looked_at(tmp_path: Path) -> None:
     Trainer(tiny(tmp_path, **QUIET)).run()
     with pytest.raises(ValueError, match="different in seq_length: choose"):
