@@ -6,17 +6,21 @@ Adding a backend is one new file and one line in `BACKENDS` of `attentions.regis
 
 from __future__ import annotations
 
+import pkgutil as _pkgutil
 from typing import TYPE_CHECKING
 
-from attentions.on_demand import on_demand as _on_demand
+import lazy_loader as _lazy
 
 if TYPE_CHECKING:
     from attentions.base import Attention, Cost, Problem, Stream
     from attentions.registry import BACKENDS, build, resolve, settings_of
 
 __all__ = ["BACKENDS", "Attention", "Cost", "Problem", "Stream", "build", "resolve", "settings_of"]
-__getattr__ = _on_demand(
-    "attentions",
-    base=("Attention", "Cost", "Problem", "Stream"),
-    registry=("BACKENDS", "build", "resolve", "settings_of"),
+__getattr__, __dir__, _ = _lazy.attach(
+    __name__,
+    {module.name for module in _pkgutil.iter_modules(__path__)},
+    {
+        "base": ["Attention", "Cost", "Problem", "Stream"],
+        "registry": ["BACKENDS", "build", "resolve", "settings_of"],
+    },
 )

@@ -35,7 +35,7 @@ from attentions.inputs import (
     without_padding,
 )
 from attentions.reference import causal_pairs, softmax_attention
-from attentions.settings import is_integer, is_number, of_declared_kinds, of_size, require
+from attentions.settings import checked_size, checked_types, is_integer, is_number, require
 from transformer_vq.precision import without_autocast
 
 # Relative error (Frobenius norm of the difference over that of the naive output) that plain softmax
@@ -199,7 +199,7 @@ class Attention(nn.Module, ABC):
     tolerance: ClassVar[Mapping[torch.dtype, float]] = ROUNDING
     claimed_components: ClassVar[Mapping[str, tuple[float, float]]] = MappingProxyType({})
 
-    @of_declared_kinds
+    @checked_types
     def __init__(
         self,
         heads: int,
@@ -235,13 +235,13 @@ class Attention(nn.Module, ABC):
         """Check the settings of a subclass, and the inputs of what it writes beside `forward`."""
         super().__init_subclass__(**options)
         if "__init__" in vars(cls):
-            setattr(cls, "__init__", of_declared_kinds(cls.__init__))  # noqa: B010, mypy and pyright refuse to assign it
+            setattr(cls, "__init__", checked_types(cls.__init__))  # noqa: B010, mypy and pyright refuse to assign it
         for name in ("naive", "prepare", "comparisons", "components"):
             if name in vars(cls):
                 setattr(cls, name, checked(vars(cls)[name]))
         for name, least in (("stream", 0), ("block", 1)):
             if name in vars(cls):
-                setattr(cls, name, of_size(vars(cls)[name], least))
+                setattr(cls, name, checked_size(least)(vars(cls)[name]))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, first: Tensor | None = None) -> Any:
         """`forward` on q (B, H, N, D), k (B, G, M, D), v (B, G, M, E) and `first` (B,), checked.
@@ -355,13 +355,13 @@ class Attention(nn.Module, ABC):
         del q, k, v
         return {}
 
-    @functools.partial(of_size, least=0)
+    @checked_size(0)
     def stream(self, batch: int) -> Stream | None:
         """A fresh decoding state for `batch` sequences, or None where the method cannot decode."""
         del batch
         return None
 
-    @functools.partial(of_size, least=1)
+    @checked_size(1)
     def block(self, model_dim: int) -> nn.Module:
         """The layer around this attention, x (B, N, model_dim) to the same shape.
 

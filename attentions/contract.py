@@ -9,10 +9,10 @@ measured in float64 against the candidate's own `naive`.
 
 from __future__ import annotations
 
-from attentions.stopping import hold, interruptible
+from attentions.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    hold()  # before the imports that take long
+    exit_on_signal()  # before the imports that take long
 
 import argparse
 import sys
@@ -337,4 +337,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(interruptible(main))
+    sys.exit(run_interruptible(main))

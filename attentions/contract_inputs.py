@@ -127,11 +127,11 @@ def padding_may_hold_anything(c: Candidate) -> None:
         for x, count in zip(dirty, padded, strict=True):
             x[1, :, :count] = fillers.to(x.dtype).repeat(11)[:count, None]
         got, grads = _with_gradients(a, dirty, first)
-        agree(got, want, 1e-12, f"padding of what is no number, {queries} of {keys}")
+        agree(got, want, 1e-12, f"non-finite padding, {queries} of {keys}")
         for name, x, y, count in zip("qkv", grads, wanted, padded, strict=True):
-            agree(x, y, 1e-12, f"gradient of {name} beside padding of what is no number, {queries} of {keys}")
+            agree(x, y, 1e-12, f"gradient of {name} beside non-finite padding, {queries} of {keys}")
             assert not x[1, :, :count].any(), f"padding has a gradient in {name}"
-        agree(a.naive(*dirty, first=first), a.naive(*clean, first=first), 1e-12, "naive, padding of what is no number")
+        agree(a.naive(*dirty, first=first), a.naive(*clean, first=first), 1e-12, "naive, non-finite padding")
 
 
 def autocast_changes_nothing(c: Candidate) -> None:

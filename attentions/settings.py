@@ -1,4 +1,4 @@
-"""What a backend's settings are checked for before its own code sees them: the kind that the constructor declares."""
+"""Checks of a backend's settings against the types that its constructor declares, before its own code runs."""
 
 from __future__ import annotations
 
@@ -17,59 +17,66 @@ def require(condition: bool, name: str, value: object, allowed: str) -> None:
 
 
 def is_integer(value: object) -> TypeGuard[int]:
-    """Whether this is an integer of 64 bits, which True and False are not."""
+    """Whether this is an integer of at most 64 bits; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def require_size(name: str, value: object, least: int) -> None:
-    """Raise ValueError unless `value` is an integer from `least` up to what indices of 32 bits can count."""
+    """Raise ValueError unless `value` is an integer from `least` to `LARGEST_SIZE`."""
     fits = is_integer(value) and least <= value <= LARGEST_SIZE
     require(fits, name, value, f"an integer from {least} to {LARGEST_SIZE}")
 
 
-def plain(value: Any) -> Any:
-    """A numpy scalar as Python's own number or truth value; anything else as it is."""
+def python_scalar(value: Any) -> Any:
+    """A numpy scalar as a Python number or bool; anything else unchanged."""
     return value.item() if type(value).__module__ == "numpy" and getattr(value, "shape", None) == () else value
 
 
-def of_size(method: Callable[..., Any], least: int) -> Callable[..., Any]:
-    """A method whose one argument is a size of at least `least`, checked."""
-    name = list(inspect.signature(method).parameters)[1]
+def checked_size(least: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorates a method whose first argument is a size: ValueError unless it is an integer of at least `least`."""
 
-    @functools.wraps(method)
-    def run(self: Any, *positional: Any, **named: Any) -> Any:
-        positional, named = tuple(map(plain, positional)), {key: plain(value) for key, value in named.items()}
-        require_size(name, positional[0] if positional else named.get(name), least)
-        return method(self, *positional, **named)
+    def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(method)
+        name = list(signature.parameters)[1]
 
-    return run
+        @functools.wraps(method)
+        def run(*positional: Any, **named: Any) -> Any:
+            given = signature.bind(*positional, **named)
+            given.arguments[name] = python_scalar(given.arguments[name])
+            require_size(name, given.arguments[name], least)
+            return method(*given.args, **given.kwargs)
+
+        return run
+
+    return decorate
 
 
-def of_declared_kinds(construct: Callable[..., None]) -> Callable[..., None]:
-    """A constructor that raises ValueError for a setting of another kind than its annotation says.
+def checked_types(construct: Callable[..., None]) -> Callable[..., None]:
+    """Decorates a constructor: ValueError for a keyword-only setting that does not match its annotation.
 
-    A setting's own default is always allowed, and numpy's scalars are taken as Python's. Annotations that are not among
-    `KINDS`, alone or as `... | None`, are left to the constructor.
+    A setting's own default is always allowed, and numpy scalars count as Python's. Annotations other than those in
+    `TYPES`, alone or as `... | None`, are not checked.
     """
     parameters = [x for x in inspect.signature(construct).parameters.values() if x.kind is x.KEYWORD_ONLY]
-    declared = {x.name: kind for x in parameters if (kind := _text(x.annotation)).removesuffix(" | None") in KINDS}
+    declared = {x.name: text for x in parameters if (text := _text(x.annotation)).removesuffix(" | None") in TYPES}
     defaults = {x.name: x.default for x in parameters}
 
     @functools.wraps(construct)
     def run(self: Any, *positional: Any, **settings: Any) -> None:
-        positional, settings = tuple(map(plain, positional)), {name: plain(x) for name, x in settings.items()}
-        for name, kind in declared.items():
+        positional = tuple(map(python_scalar, positional))
+        settings = {name: python_scalar(value) for name, value in settings.items()}
+        for name, annotation in declared.items():
             if name in settings and settings[name] is not defaults[name]:
-                _require_kind(name, settings[name], kind)
+                _require_type(name, settings[name], annotation)
         construct(self, *positional, **settings)
 
     return run
 
 
-def _require_kind(name: str, value: object, kind: str) -> None:
-    base = kind.removesuffix(" | None")
-    fits, allowed = KINDS[base]
-    none = base != kind
+def _require_type(name: str, value: object, annotation: str) -> None:
+    base = annotation.removesuffix(" | None")
+    fits, allowed = TYPES[base]
+    none = base != annotation
     require((none and value is None) or fits(value), name, value, f"None or {allowed}" if none else allowed)
 
 
@@ -78,7 +85,7 @@ def _text(annotation: object) -> str:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether this is a number, which True and False are not."""
+    """Whether this is a number; True and False are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -86,10 +93,10 @@ def _are_integers(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes) and all(is_integer(x) for x in value)
 
 
-KINDS: dict[str, tuple[Callable[[object], bool], str]] = {
+TYPES: dict[str, tuple[Callable[[object], bool], str]] = {
     "bool": (lambda value: isinstance(value, bool), "True or False"),
-    "int": (is_integer, "an integer of 64 bits"),
+    "int": (is_integer, "an integer of at most 64 bits"),
     "float": (is_number, "a number"),
-    "str": (lambda value: isinstance(value, str), "a text"),
+    "str": (lambda value: isinstance(value, str), "a string"),
     "Sequence[int]": (_are_integers, "a list of integers"),
 }

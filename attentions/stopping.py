@@ -1,17 +1,18 @@
 """How every command of the project ends on Ctrl-C and SIGTERM: one line, exit status 130, no traceback.
 
-    from attentions.stopping import hold, interruptible
+    from attentions.stopping import exit_on_signal, run_interruptible
 
     if __name__ == "__main__":
-        hold()
+        exit_on_signal()
 
     import torch                      # whatever takes long to import comes later
 
     if __name__ == "__main__":
-        sys.exit(interruptible(main))
+        sys.exit(run_interruptible(main))
 
-Only the `__main__` parts of commands call these, never a library import and never `main` itself. Python's own ways
-would be a traceback, also from the middle of an import, and for SIGTERM a death without a word or a finaliser.
+Only the `__main__` blocks of commands call these: importing a package or calling `main` never changes a signal handler.
+By default Python would print a traceback for Ctrl-C, even in the middle of an import, and SIGTERM would end the process
+without a message and without running finalisers.
 """
 
 from __future__ import annotations
@@ -26,27 +27,31 @@ from collections.abc import Callable
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-AGAIN = signal.SIGALRM  # one of `SIGNALS` once more, which came at a bad moment
+AGAIN = signal.SIGALRM  # delivers one of `SIGNALS` again that arrived at an unsafe moment
 INTERRUPTED = 130
 AGAIN_S = 0.02
-IMPORT_S = 1.0  # an import that goes on for longer after a signal may hang
+IMPORT_S = 1.0  # an import that takes longer than this after a signal may hang
 
 
-def hold() -> None:
-    """Until `interruptible` begins, while modules are imported, either signal ends the process at once."""
-    if threading.current_thread() is not threading.main_thread():  # a guest in another program, whose signals they are
+def exit_on_signal() -> None:
+    """Exit at once on either signal until `run_interruptible` starts: modules are still being imported.
+
+    Does nothing outside the main thread, where Python allows no handlers.
+    """
+    if threading.current_thread() is not threading.main_thread():
         return
     for number in SIGNALS:
         signal.signal(number, _leave)
 
 
-def interruptible(main: Callable[[], int | None]) -> int | None:
-    """A command's exit status, to be the process's. Either signal raises KeyboardInterrupt within `main`, once.
+def run_interruptible(main: Callable[[], int | None]) -> int | None:
+    """Run a command and return its exit status. The first signal raises KeyboardInterrupt within `main`.
 
-    A `main` that catches it says itself what is kept. It is not raised within an import, which would leave the module
-    half made, unless that goes on for more than `IMPORT_S`; what a finaliser swallows is raised again. Afterwards both
-    signals are ignored, since what is left to do is to end, and a command that has done its work has done it. One that
-    was interrupted and still waits for a thread ends at the next signal.
+    A `main` that catches it reports what it has kept. It is raised after an import rather than within one, which would
+    leave a half-initialised module, but an import that takes longer than `IMPORT_S` ends the process. If a finaliser
+    swallows it, it is raised again. Once `main` has returned, both signals are ignored, because the exit status is
+    already decided; once it was interrupted, another signal ends a process that still waits for a thread. Outside the
+    main thread `main` just runs.
     """
     if threading.current_thread() is not threading.main_thread():
         return main()
@@ -64,13 +69,13 @@ def interruptible(main: Callable[[], int | None]) -> int | None:
 
 
 def ignore() -> None:
-    """Let neither signal disturb what is left of a command that is ending."""
+    """Ignore both signals while a command ends."""
     for number in (*SIGNALS, AGAIN):
         signal.signal(number, signal.SIG_IGN)
 
 
 def is_of_command(handler: object) -> bool:
-    """Whether a signal's handler is the one that `interruptible` sets."""
+    """Whether a signal's handler is the one that `run_interruptible` sets."""
     return isinstance(handler, _Raise)
 
 
@@ -99,10 +104,10 @@ class _Raise:
 
     def __init__(self) -> None:
         self._owner = os.getpid()
-        self._import_since_s: float | None = None  # when a signal first met an import
+        self._import_since_s: float | None = None  # time of the first signal during an import
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._owner:  # a fork, such as a loader of data, which its parent ends by SIGTERM
+        if os.getpid() != self._owner:  # a forked worker, such as a data loader's, which its parent ends by SIGTERM
             if number == signal.SIGTERM:
                 os._exit(128 + number)
         elif _in_import(frame):
@@ -124,7 +129,7 @@ def _in_import(frame: FrameType | None) -> bool:
 
 
 def _is_handled(error: BaseException | None) -> bool:
-    """Whether the command is at dealing with an earlier signal already."""
+    """Whether an earlier signal is already being handled."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True

@@ -10,10 +10,10 @@ blocks, useful ones 4·64 a query-key pair. `reformer-pytorch` takes part where 
 
 from __future__ import annotations
 
-from attentions.stopping import hold, interruptible
+from attentions.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    hold()  # before the imports that take long
+    exit_on_signal()  # before the imports that take long
 
 import argparse
 import importlib.util
@@ -185,4 +185,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(interruptible(main))
+    raise SystemExit(run_interruptible(main))

@@ -11,10 +11,10 @@ inputs and output, over the bytes of q, k, v and out.
 
 from __future__ import annotations
 
-from attentions.stopping import hold, interruptible
+from attentions.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    hold()  # before the imports that take long
+    exit_on_signal()  # before the imports that take long
 
 import argparse
 import time
@@ -141,4 +141,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(interruptible(main))
+    raise SystemExit(run_interruptible(main))

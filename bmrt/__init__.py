@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pkgutil as _pkgutil
 from typing import TYPE_CHECKING
 
+import lazy_loader as _lazy
+
 from attentions.extras import require_installed
-from attentions.on_demand import on_demand
 
 require_installed("transformers", "models")  # every module below needs it
 
@@ -25,11 +27,14 @@ __all__ = [
     "Settings",
     "build_strategy",
 ]
-__getattr__ = on_demand(
-    "bmrt",
-    budget=("Budget",),
-    cache=("BoundedCache",),
-    engine=("RecursiveCompressionEngine",),
-    settings=("Settings",),
-    strategies=("STRATEGIES", "Hybrid", "build_strategy"),
+__getattr__, __dir__, _ = _lazy.attach(
+    __name__,
+    {module.name for module in _pkgutil.iter_modules(__path__)},
+    {
+        "budget": ["Budget"],
+        "cache": ["BoundedCache"],
+        "engine": ["RecursiveCompressionEngine"],
+        "settings": ["Settings"],
+        "strategies": ["STRATEGIES", "Hybrid", "build_strategy"],
+    },
 )

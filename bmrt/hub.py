@@ -6,7 +6,7 @@ from typing import Any
 
 from attentions.base import require
 from attentions.extras import missing_extra
-from harness.command_line import in_words
+from harness.command_line import one_line
 from harness.config_source import shortened
 
 
@@ -22,6 +22,6 @@ def load_hub(name: str, config: str | None, split: str) -> Any:
         return load_dataset(name, config, split=split)
     except (OSError, ValueError, RuntimeError, LookupError, DatasetsError) as error:
         raise ValueError(
-            f"data set {shortened(name)!r} ({config}, {split}) cannot be loaded: {in_words(error)}. Give a .jsonl "
+            f"data set {shortened(name)!r} ({config}, {split}) cannot be loaded: {one_line(error)}. Give a .jsonl "
             "file, 'generated', or a hub id that is in the cache or can be downloaded"
         ) from error

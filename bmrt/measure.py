@@ -12,10 +12,10 @@ turn, medians; the plain one is transformers' own cache in the same chunks. `sel
 
 from __future__ import annotations
 
-from attentions.stopping import hold, interruptible
+from attentions.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    hold()  # before the imports that take long
+    exit_on_signal()  # before the imports that take long
 
 import argparse
 import statistics
@@ -197,4 +197,4 @@ def _settling() -> Iterator[list[float]]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(interruptible(main))
+    raise SystemExit(run_interruptible(main))

@@ -20,7 +20,7 @@ from bmrt.engine import RecursiveCompressionEngine, require_device
 from bmrt.records import digest_of
 from bmrt.settings import LSH_MODES, SELECTORS, Settings
 from bmrt.strategies.ties import TIES
-from harness.command_line import MOST, in_words
+from harness.command_line import MOST, one_line
 
 SETTINGS = {  # option of the command line -> setting
     "method": "selector_type",
@@ -114,7 +114,7 @@ def run(
             Settings(**_settings(given))  # before anything is loaded
             print(main(given))
         except (ValueError, OSError, ImportError) as error:
-            parser.exit(2, f"{parser.prog}: {in_words(error)}\n")
+            parser.exit(2, f"{parser.prog}: {one_line(error)}\n")
         except torch.OutOfMemoryError as error:
             said = " ".join(str(error).split())
             parser.exit(2, f"{parser.prog}: {said} Smaller blocks (--block_size) or a smaller --budget need less\n")

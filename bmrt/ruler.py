@@ -11,10 +11,10 @@ answers contain, in percent, with its 95 % interval.
 
 from __future__ import annotations
 
-from attentions.stopping import hold, interruptible
+from attentions.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    hold()  # before the imports that take long
+    exit_on_signal()  # before the imports that take long
 
 import argparse
 from collections.abc import Iterable
@@ -116,4 +116,4 @@ def contained(sample: Sample, response: str) -> float:
 
 
 if __name__ == "__main__":
-    raise SystemExit(interruptible(main))
+    raise SystemExit(run_interruptible(main))

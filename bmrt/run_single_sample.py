@@ -9,10 +9,10 @@ Prints question, target and answer of each sample, and adds one line of result t
 
 from __future__ import annotations
 
-from attentions.stopping import hold, interruptible
+from attentions.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    hold()  # before the imports that take long
+    exit_on_signal()  # before the imports that take long
 
 import argparse
 from datetime import datetime
@@ -70,4 +70,4 @@ def _answer(given: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(interruptible(main))
+    raise SystemExit(run_interruptible(main))

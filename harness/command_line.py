@@ -32,10 +32,10 @@ def mistakes_in_words(parser: argparse.ArgumentParser) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {in_words(error)}\n")
+        parser.exit(2, f"{parser.prog}: {one_line(error)}\n")
 
 
-def in_words(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """An error's message in one line: of an OSError the path, cut to a readable length, and the reason."""
     if not isinstance(error, OSError) or not error.strerror:
         return " ".join(str(error).split())

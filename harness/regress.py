@@ -19,10 +19,10 @@ baseline of an older version that does not say which processor its machine has i
 
 from __future__ import annotations
 
-from attentions.stopping import hold, interruptible
+from attentions.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    hold()  # before the imports that take long
+    exit_on_signal()  # before the imports that take long
 
 import argparse
 import io
@@ -44,7 +44,7 @@ from harness.baseline import (
     record_series,
     save_baseline,
 )
-from harness.command_line import in_words
+from harness.command_line import one_line
 from harness.comparison import GRAVEST_FIRST, Judgement, compare, gravest
 from harness.config_source import LONGEST_PATH, shortened, show
 from harness.disturbance import busy_cases, disturbance
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return EXIT_CODES["pass"]
         baseline = load_baseline(path)
     except (BaselineError, JournalError, OSError) as error:
-        print(shortened(in_words(error), LONGEST_MESSAGE), file=sys.stderr)
+        print(shortened(one_line(error), LONGEST_MESSAGE), file=sys.stderr)
         return UNUSABLE
     busy, common_name = disturbance(rows), facts.machine.common_name
     judgements = compare(baseline, series, facts.machine.name, common_name=common_name, busy=busy)
@@ -192,4 +192,4 @@ def _names(cases: Sequence[Case]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(interruptible(main))
+    sys.exit(run_interruptible(main))

@@ -19,10 +19,10 @@ Each case runs in a process of its own; see `harness.measure`.
 
 from __future__ import annotations
 
-from attentions.stopping import hold, interruptible
+from attentions.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    hold()  # before the imports that take long
+    exit_on_signal()  # before the imports that take long
 
 import sys
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 from harness.interruption import Interruption
 
-# All else is imported later: what comes before `hold` must be light, lest a signal falls into it.
+# All else is imported later: what comes before `exit_on_signal` must be light, lest a signal falls into it.
 if TYPE_CHECKING:
     import argparse
 
@@ -65,4 +65,4 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(interruptible(main))
+    sys.exit(run_interruptible(main))

@@ -7,10 +7,10 @@ python -m lsh_bitnet.new_york --attention lsh_forest --settings '{"max_candidate
 
 from __future__ import annotations
 
-from attentions.stopping import hold, interruptible
+from attentions.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    hold()  # before the imports that take long
+    exit_on_signal()  # before the imports that take long
 
 import time
 from collections.abc import Sequence
@@ -106,4 +106,4 @@ def _measure(given: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(interruptible(main))
+    raise SystemExit(run_interruptible(main))

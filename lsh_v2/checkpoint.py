@@ -21,12 +21,12 @@ from torch import Tensor
 from harness.config_source import shortened
 from lsh_v2.files import digest
 from lsh_v2.model import LSHv2Model
-from lsh_v2.written import State, parse
+from lsh_v2.schemas import CheckpointState, parse
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 NAME = re.compile(r"step-(\d{8})")
 
-Kept = TypeVar("Kept", bound=State)
+Kept = TypeVar("Kept", bound=CheckpointState)
 
 
 class CheckpointError(RuntimeError):
@@ -101,7 +101,7 @@ def load_model(folder: Path | str) -> LSHv2Model:
     found = [folder] if (folder / STATE).exists() else checkpoints(folder / "checkpoints") or checkpoints(folder)
     if not found:
         raise CheckpointError(f"there is no checkpoint in {folder}")
-    model = LSHv2Model(read_state(found[-1], State).model)
+    model = LSHv2Model(read_state(found[-1], CheckpointState).model)
     load_weights(model, found[-1])
     return model.eval()
 

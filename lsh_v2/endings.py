@@ -6,7 +6,7 @@ import errno
 import sys
 from pathlib import Path
 
-from harness.command_line import in_words
+from harness.command_line import one_line
 from harness.disk import unwritable
 from harness.worker import is_out_of_memory
 
@@ -28,7 +28,7 @@ def end(error: BaseException, out: Path, kept: str = "") -> int:
         return _say(f"there is not enough memory: {reason or type(error).__name__}{behind}", FAILED)
     if isinstance(error, OSError):
         if error.errno in OF_PATHS:
-            return _say(f"{in_words(error)}{behind}", UNUSABLE)
+            return _say(f"{one_line(error)}{behind}", UNUSABLE)
         return _say(f"{unwritable(error, out)}{behind}", FAILED)
     if isinstance(error, FloatingPointError):
         return _say(error, FAILED)

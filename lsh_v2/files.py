@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lsh_v2.written import Kind, parse
+from lsh_v2.schemas import Schema, parse
 
 
 class InUseError(ValueError):
@@ -42,7 +42,7 @@ def alone(folder: Path, what: str) -> Iterator[None]:
         yield
 
 
-def read_object(path: Path, kind: type[Kind]) -> Kind | None:
+def read_object(path: Path, kind: type[Schema]) -> Schema | None:
     """What a file holds, None where there is no file.
 
     Raises ValueError, naming the file and with what to do, for one that cannot be read and for what is no such object.

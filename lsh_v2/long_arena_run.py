@@ -30,9 +30,9 @@ from lsh_v2.configuration import ModelConfig
 from lsh_v2.files import read_object
 from lsh_v2.long_arena_config import ArenaConfig
 from lsh_v2.long_arena_summary import write_summary
+from lsh_v2.schemas import ArenaRun
 from lsh_v2.training import CheckpointError, load_model
 from lsh_v2.training.identity import code_of, files_of
-from lsh_v2.written import Facts
 
 MODULE = "lsh_v2.long_arena_case"
 FORWARD, LEARNING = f"{MODULE}:forward", f"{MODULE}:learning"
@@ -140,9 +140,9 @@ def _source(backend: str) -> str:
     return source_hash(MODULE, backend)
 
 
-def facts_before(config: ArenaConfig) -> Facts:
+def facts_before(config: ArenaConfig) -> ArenaRun:
     """What `run.json` held at the last start, nothing before the first. Raises ValueError for a damaged one."""
-    return read_object(Path(config.out) / "run.json", Facts) or Facts()
+    return read_object(Path(config.out) / "run.json", ArenaRun) or ArenaRun()
 
 
 def facts_of(config: ArenaConfig, command: str) -> dict[str, Any]:

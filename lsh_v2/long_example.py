@@ -11,10 +11,10 @@ other value that is as wide as the feed-forward layer exists for one chunk of th
 
 from __future__ import annotations
 
-from attentions.stopping import hold, interruptible
+from attentions.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    hold()  # before the imports that take long
+    exit_on_signal()  # before the imports that take long
 
 import argparse
 import sys
@@ -66,4 +66,4 @@ def measure(model: LSHv2Model, tokens: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(interruptible(main))
+    sys.exit(run_interruptible(main))

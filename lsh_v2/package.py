@@ -8,10 +8,10 @@
 
 from __future__ import annotations
 
-from attentions.stopping import hold, interruptible
+from attentions.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    hold()  # before the imports that take long
+    exit_on_signal()  # before the imports that take long
 
 import argparse
 import hashlib
@@ -27,13 +27,13 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from harness.command_line import in_words
+from harness.command_line import one_line
 from harness.config_source import LONGEST_PATH, shortened
 from lsh_v2.endings import end
 from lsh_v2.files import digest, read_object
 from lsh_v2.pipeline_phases import Layout
 from lsh_v2.pipeline_run import artifacts
-from lsh_v2.written import Results
+from lsh_v2.schemas import PipelineResults
 
 NAME = "lsh_v2_complete_package.zip"
 MANIFEST = "manifest.json"
@@ -57,7 +57,7 @@ def write_package(root: Path, out: Path) -> dict[str, Any]:
             "run python -m lsh_v2.pipeline first"
         )
     manifest = {name: {"bytes": path.stat().st_size, "sha256": digest(path)} for name, path in entries.items()}
-    recorded = read_object(Layout(root).manifest, Results) or Results()
+    recorded = read_object(Layout(root).manifest, PipelineResults) or PipelineResults()
     for name, sha256 in recorded.artifacts.items():
         if name not in manifest or manifest[name]["sha256"] != sha256:
             what = "has changed" if name in manifest else "is missing"
@@ -101,7 +101,7 @@ def check_package(path: Path) -> list[str]:
                         faults.append(f"{name} has another SHA-256 than the manifest says")
             return faults
     except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        reason = error.strerror if isinstance(error, OSError) else in_words(error)
+        reason = error.strerror if isinstance(error, OSError) else one_line(error)
         raise ValueError(f"{shortened(str(path), LONGEST_PATH)} is no package: {reason}") from error
 
 
@@ -150,4 +150,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(interruptible(main))
+    sys.exit(run_interruptible(main))

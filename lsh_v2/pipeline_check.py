@@ -8,10 +8,10 @@ Counts its parameters against the size asked for, runs it on text, and decodes t
 
 from __future__ import annotations
 
-from attentions.stopping import hold, interruptible
+from attentions.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    hold()  # before the imports that take long
+    exit_on_signal()  # before the imports that take long
 
 import argparse
 import json
@@ -87,4 +87,4 @@ def check(config: TrainingConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(interruptible(main))
+    sys.exit(run_interruptible(main))

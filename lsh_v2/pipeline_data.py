@@ -8,10 +8,10 @@ A training with these as `train_file` and `eval_file` reads the rows that it wou
 
 from __future__ import annotations
 
-from attentions.stopping import hold, interruptible
+from attentions.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    hold()  # before the imports that take long
+    exit_on_signal()  # before the imports that take long
 
 import argparse
 import sys
@@ -68,4 +68,4 @@ def needed(config: TrainingConfig, task: Task, tokenizer: Tokenizer, *, evaluati
 
 
 if __name__ == "__main__":
-    sys.exit(interruptible(main))
+    sys.exit(run_interruptible(main))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lsh_v2.files import read_object
 from lsh_v2.pipeline_phases import Layout
-from lsh_v2.written import Cost, Facts, Fall, Fit, Grade, Kind, Place, Summary
+from lsh_v2.schemas import ArenaCost, ArenaRun, ArenaSummary, FittedExponent, FlagMetrics, Grade, MachineNames, Schema
 
 FEASIBLE = 65_536  # tokens, without running out of memory or time
 TIME_EXPONENT = 1.2
@@ -36,12 +36,12 @@ def flags_of(layout: Layout, without: Collection[Path] = ()) -> list[Flag]:
     Raises ValueError for a file that is damaged.
     """
 
-    def there(path: Path, kind: type[Kind]) -> Kind | None:
+    def there(path: Path, kind: type[Schema]) -> Schema | None:
         return None if path in without else read_object(path, kind)
 
-    summary = there(layout.benchmark / "benchmark_summary.json", Summary)
-    metrics = there(layout.training / "training_metrics.json", Fall)
-    facts = there(layout.benchmark / "run.json", Facts) or Facts()
+    summary = there(layout.benchmark / "benchmark_summary.json", ArenaSummary)
+    metrics = there(layout.training / "training_metrics.json", FlagMetrics)
+    facts = there(layout.benchmark / "run.json", ArenaRun) or ArenaRun()
     return [*_benchmark_flags(summary, facts.machine), *_training_flags(metrics)]
 
 
@@ -52,7 +52,7 @@ def shown(flags: Sequence[Flag]) -> str:
     return "\n".join(f"  {flag.claim:<{width}}  {words[flag.holds]:<10}  {flag.figure}" for flag in flags)
 
 
-def _benchmark_flags(summary: Summary | None, machine: Place) -> Iterator[Flag]:
+def _benchmark_flags(summary: ArenaSummary | None, machine: MachineNames) -> Iterator[Flag]:
     claims = (
         f"{FEASIBLE:,} tokens feasible",
         f"time exponent at most {TIME_EXPONENT}",
@@ -71,13 +71,13 @@ def _benchmark_flags(summary: Summary | None, machine: Place) -> Iterator[Flag]:
     yield _throughput(claims[3], label, costs, machine)
 
 
-def judged_label(summary: Summary) -> str:
+def judged_label(summary: ArenaSummary) -> str:
     """The series that the flags are about: the trained model if it was timed, else lsh_v2, else the first."""
     labels = list(summary.scaling)
     return next((label for label in ("checkpoint", "lsh_v2") if label in labels), labels[0])
 
 
-def _feasible(claim: str, label: str, costs: Sequence[Cost]) -> Flag:
+def _feasible(claim: str, label: str, costs: Sequence[ArenaCost]) -> Flag:
     there = [cost for cost in costs if cost.seq_len >= FEASIBLE]
     if not there:
         longest = max((cost.seq_len for cost in costs), default=0)
@@ -89,7 +89,7 @@ def _feasible(claim: str, label: str, costs: Sequence[Cost]) -> Flag:
     return Flag(claim, False, f"{label}: {there[0].status}: {there[0].reason}")
 
 
-def _exponent(claim: str, label: str, fit: Fit | None, least: float, most: float) -> Flag:
+def _exponent(claim: str, label: str, fit: FittedExponent | None, least: float, most: float) -> Flag:
     if fit is None:
         return Flag(claim, None, f"{label}: fewer than three lengths were measured")
     low, high = fit.interval
@@ -100,7 +100,7 @@ def _exponent(claim: str, label: str, fit: Fit | None, least: float, most: float
     return Flag(claim, True if inside else False if outside else None, figure)
 
 
-def _throughput(claim: str, label: str, costs: Sequence[Cost], machine: Place) -> Flag:
+def _throughput(claim: str, label: str, costs: Sequence[ArenaCost], machine: MachineNames) -> Flag:
     done = [(cost.tokens_per_sec, cost.seq_len) for cost in costs if cost.tokens_per_sec]
     if not done:
         return Flag(claim, None, f"{label}: no length was timed")
@@ -112,7 +112,7 @@ def _throughput(claim: str, label: str, costs: Sequence[Cost], machine: Place) -
     return Flag(claim, rate > THROUGHPUT, figure)
 
 
-def _training_flags(metrics: Fall | None) -> Iterator[Flag]:
+def _training_flags(metrics: FlagMetrics | None) -> Iterator[Flag]:
     claims = (
         "loss of the last epoch below the first",
         f"odd one out at least {ODD_TIMES_CHANCE:g} times chance",
@@ -127,7 +127,7 @@ def _training_flags(metrics: Fall | None) -> Iterator[Flag]:
     yield _scored(claims[2], sets, BUCKETS_RIGHT)
 
 
-def _fallen(claim: str, metrics: Fall) -> Flag:
+def _fallen(claim: str, metrics: FlagMetrics) -> Flag:
     interval = metrics.loss_drop_interval
     if not interval:
         return Flag(claim, None, "fewer than two epochs of two steps")

@@ -22,7 +22,7 @@ from harness.source import source_hash
 from lsh_v2.files import InUseError, alone, digest
 from lsh_v2.pipeline_flags import Flag
 from lsh_v2.pipeline_phases import Layout, Phase
-from lsh_v2.written import Marker, parse
+from lsh_v2.schemas import PhaseMarker, parse
 
 EXCERPT_LINES = 20
 PROJECT = Path(__file__).parents[1]
@@ -131,7 +131,7 @@ def excerpt(log: str) -> str:
 def _before(phase: Phase, layout: Layout) -> Record | None:
     """The record of a phase that finished earlier with the same command and inputs, and whose results are there."""
     try:
-        kept = parse(layout.named(phase.name, ".ok").read_bytes(), Marker)
+        kept = parse(layout.named(phase.name, ".ok").read_bytes(), PhaseMarker)
     except (OSError, ValueError):
         return None
     for what, same in (("settings or sources", kept.of == _identity(phase)), ("results", kept.made == _made(phase))):

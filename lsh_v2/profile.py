@@ -11,10 +11,10 @@ disk is full, 2 unusable input, 130 interrupted.
 
 from __future__ import annotations
 
-from attentions.stopping import hold, interruptible
+from attentions.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    hold()  # before the imports that take long
+    exit_on_signal()  # before the imports that take long
 
 import argparse
 import shutil
@@ -91,4 +91,4 @@ def _model(given: argparse.Namespace) -> LSHv2Model:
 
 
 if __name__ == "__main__":
-    sys.exit(interruptible(main))
+    sys.exit(run_interruptible(main))

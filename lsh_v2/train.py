@@ -12,10 +12,10 @@ The same command again goes on at the newest checkpoint. Exit codes: 0 trained, 
 
 from __future__ import annotations
 
-from attentions.stopping import hold, interruptible
+from attentions.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    hold()  # before the imports that take long
+    exit_on_signal()  # before the imports that take long
 
 import argparse
 import sys
@@ -61,4 +61,4 @@ def _report(metrics: dict[str, Any], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(interruptible(main))
+    sys.exit(run_interruptible(main))

@@ -11,10 +11,10 @@ gives the same run. The state lies in `--work` and is written as a whole or not 
 
 from __future__ import annotations
 
-from attentions.stopping import hold, interruptible
+from attentions.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    hold()  # before the imports that take long
+    exit_on_signal()  # before the imports that take long
 
 import argparse
 import json
@@ -340,4 +340,4 @@ def _record(training: Training, length: int, losses: list[float], log: TextIO, e
 
 
 if __name__ == "__main__":
-    raise SystemExit(interruptible(main))
+    raise SystemExit(run_interruptible(main))

@@ -21,10 +21,10 @@ The MLPs are zero. Nothing depends on a random draw.
 
 from __future__ import annotations
 
-from attentions.stopping import hold, interruptible
+from attentions.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    hold()  # before the imports that take long
+    exit_on_signal()  # before the imports that take long
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -174,4 +174,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(interruptible(main))
+    raise SystemExit(run_interruptible(main))

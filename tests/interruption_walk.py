@@ -3,9 +3,9 @@
     python -m tests.interruption_walk
     python -m tests.interruption_walk --calls 1 100 10000 --only bmrt.ruler lsh_v2.train
 
-A moment is the first import after `hold`, the reading of the command line, or so many calls of Python functions after
-that. Prints a JSON list of what is wrong, and how many commands were interrupted on stderr. Each is a fork of one
-process that has imported everything, in an empty folder of its own.
+A moment is the first import after `exit_on_signal`, the reading of the command line, or a number of calls of Python
+functions after that. Prints a JSON list of what is wrong, and the number of interruptions on stderr. Each is a fork of
+one process that has imported everything, in an empty folder of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from attentions.stopping import INTERRUPTED, SIGNALS
 from tests.option_walk import NEEDED, commands
 
 IMPORT, COMMAND_LINE = -1, 0  # moments; others are numbers of calls
-LIGHT = ("__future__", "attentions.stopping")  # what a command imports before `hold`
+LIGHT = ("__future__", "attentions.stopping")  # what a command imports before `exit_on_signal`
 
 
 def end_of(command: str, moment: int, number: signal.Signals) -> tuple[int, str]:

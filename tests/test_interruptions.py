@@ -51,13 +51,13 @@ def test_a_package_reaches_its_commands_first_line_without_a_heavy_import() -> N
     done = run("-c", program)
     own = {name.partition(".")[0] for name in packages}
     imported, left_alone = done.stdout.splitlines()
-    assert (set(imported.split()), left_alone) == ({*own, "False"}, "True True"), done.stderr
+    assert (set(imported.split()), left_alone) == ({*own, "lazy_loader", "False"}, "True True"), done.stderr
 
 
 BEGINNING = """
 import os, signal, subprocess, sys
-from attentions.stopping import hold, interruptible
-hold()
+from attentions.stopping import exit_on_signal, run_interruptible
+exit_on_signal()
 number = int(sys.argv[1])
 def tell():
     os.kill(os.getpid(), number)
@@ -106,7 +106,7 @@ PROGRAMS = {
     ),
     "is a guest in a thread": (
         "import threading, time\nsys.exit = lambda status: None\ndef main(): print('worked'); return 0\n"
-        "kept = interruptible\ndef interruptible(main):\n"
+        "kept = run_interruptible\ndef run_interruptible(main):\n"
         " thread = threading.Thread(target=kept, args=(main,)); thread.start(); thread.join()",
         0,
         "worked\n",
@@ -138,7 +138,7 @@ def test_a_command_that(does: str, number: signal.Signals, tmp_path: Path) -> No
     )
     (tmp_path / "hanging.py").write_text("import sys, time\nsys.modules['__main__'].tell()\ntime.sleep(600)\n")
     program, status, printed, said = PROGRAMS[does]
-    done = run("-c", f"{BEGINNING}\n{program}\nsys.exit(interruptible(main))", str(int(number)), str(tmp_path))
+    done = run("-c", f"{BEGINNING}\n{program}\nsys.exit(run_interruptible(main))", str(int(number)), str(tmp_path))
     assert (done.returncode, done.stdout, done.stderr) == (status, printed, said)
 
 

@@ -30,9 +30,9 @@ from torch import Tensor
 
 from attentions.base import Attention, Cost, Problem, Stream, require
 from attentions.flash import by_row
-from attentions.lsh_v2 import definition
 from attentions.lsh_v2.context import GlobalContext
 from attentions.lsh_v2.cost import estimate_cost
+from attentions.lsh_v2.definition import Support, softmax, supports
 from attentions.lsh_v2.estimate import Estimate, Past, Settings
 from attentions.lsh_v2.hashing import LearnedHash
 from attentions.lsh_v2.levels import Level, levels_of
@@ -164,7 +164,7 @@ class LSHv2(Attention):
         group, heads = self.heads // self.kv_heads, []
         for support in self._supports(q, k, v, chosen):
             g = support.head // group
-            heads.append(definition.softmax(support, q[:, support.head, chosen], k[:, g], v[:, g], self.scale))
+            heads.append(softmax(support, q[:, support.head, chosen], k[:, g], v[:, g], self.scale))
         out = torch.stack(heads, 1)
         return out if self.context is None else out + self.context.gated(self.context.scan.naive(q, k, v, rows=chosen))
 
@@ -248,9 +248,9 @@ class LSHv2(Attention):
             estimate = estimate + self.context.gated(context)
         return estimate.to(dtype)
 
-    def _supports(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Iterator[definition.Support]:
+    def _supports(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Iterator[Support]:
         q, k, v = (_wide(x) for x in (q, k, v))
-        return definition.supports(q, k, v, rows, self.levels, self.settings, self.hashing, self.sampler)
+        return supports(q, k, v, rows, self.levels, self.settings, self.hashing, self.sampler)
 
     def _naive_by_row(self, q: Tensor, k: Tensor, v: Tensor, first: Tensor, rows: Tensor) -> Tensor:
         out = q.new_zeros(*q.shape[:2], len(rows), v.shape[3], dtype=torch.float64)

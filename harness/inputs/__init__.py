@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import pkgutil as _pkgutil
 from typing import TYPE_CHECKING
 
-from attentions.on_demand import on_demand
+import lazy_loader as _lazy
 
 if TYPE_CHECKING:
     from harness.inputs.base import CALIBRATION, Inputs
@@ -25,9 +26,12 @@ __all__ = [
     "make_inputs",
     "why_not",
 ]
-__getattr__ = on_demand(
-    "harness.inputs",
-    base=("CALIBRATION", "Inputs"),
-    diagnostics=("Unevenness", "diagnose"),
-    make=("KINDS", "identity", "make_hidden", "make_inputs", "why_not"),
+__getattr__, __dir__, _ = _lazy.attach(
+    __name__,
+    {module.name for module in _pkgutil.iter_modules(__path__)},
+    {
+        "base": ["CALIBRATION", "Inputs"],
+        "diagnostics": ["Unevenness", "diagnose"],
+        "make": ["KINDS", "identity", "make_hidden", "make_inputs", "why_not"],
+    },
 )

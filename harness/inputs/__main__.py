@@ -9,10 +9,10 @@ even heads are sharp and odd ones diffuse, and each sort has a line.
 
 from __future__ import annotations
 
-from attentions.stopping import hold, interruptible
+from attentions.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    hold()  # before the imports that take long
+    exit_on_signal()  # before the imports that take long
 
 import argparse
 import sys
@@ -89,4 +89,4 @@ def sample_case(inputs: str, n: int) -> Case:
 
 
 if __name__ == "__main__":
-    sys.exit(interruptible(main))
+    sys.exit(run_interruptible(main))

@@ -7,17 +7,17 @@ prints the paths of `report.html` and `report.md`. Exit code 2 where the folder 
 
 from __future__ import annotations
 
-from attentions.stopping import hold, interruptible
+from attentions.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    hold()  # before the imports that take long
+    exit_on_signal()  # before the imports that take long
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.command_line import in_words
+from harness.command_line import one_line
 from harness.config_source import LONGEST_PATH, shortened
 from harness.journal import ROWS, latest, read_rows
 from harness.report.facts import read_facts
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"{folder / ROWS}: there are no rows in it; measure something first")
         paths = write_rows(folder, facts, rows)
     except (ValueError, OSError) as error:
-        print(f"harness.report: {in_words(error)}", file=sys.stderr)
+        print(f"harness.report: {one_line(error)}", file=sys.stderr)
         return 2
     for path in paths:
         print(path)
@@ -45,4 +45,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(interruptible(main))
+    sys.exit(run_interruptible(main))

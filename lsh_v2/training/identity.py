@@ -10,9 +10,9 @@ from pathlib import Path
 from attentions import resolve
 from harness.source import source_hash
 from lsh_v2.files import digest
+from lsh_v2.schemas import RunIdentity
 from lsh_v2.training.configuration import TrainingConfig, differences, plain
 from lsh_v2.training.data import task_of
-from lsh_v2.written import Begun
 from tasks.encoding import encode
 from tasks.tokenizer import Tokenizer
 
@@ -61,7 +61,9 @@ def modules_of(config: TrainingConfig) -> tuple[str, str]:
     return resolve(config.model_of(vocab_size=259).attention).__module__, config.task.partition(":")[0]
 
 
-def require_same(out: Path, before: Begun, config: TrainingConfig, identity: dict[str, str] | None = None) -> None:
+def require_same(
+    out: Path, before: RunIdentity, config: TrainingConfig, identity: dict[str, str] | None = None
+) -> None:
     """Raise ValueError unless the run that `out` holds is this one; without an identity, if it is configured alike."""
     other = [name for name, found in (identity or {}).items() if before.identity.get(name) != found]
     refuse_other(out, differences(before.config, plain(config)), other, config)

@@ -19,6 +19,7 @@ from torch import Tensor
 from lsh_v2 import checkpoint
 from lsh_v2.component_profile import profile_model
 from lsh_v2.model import LSHv2Model
+from lsh_v2.schemas import TrainingState
 from lsh_v2.training.checks import require_room
 from lsh_v2.training.configuration import TrainingConfig, plain
 from lsh_v2.training.data import loader_of, task_of
@@ -27,7 +28,6 @@ from lsh_v2.training.identity import identity_of
 from lsh_v2.training.metrics import STEPS, epoch_losses, loss_drop, write_metrics, write_steps
 from lsh_v2.training.optimizer import optimizer_of, set_rates
 from lsh_v2.training.tokenizer import tokenizer_of
-from lsh_v2.written import TrainingState
 
 
 class Run:

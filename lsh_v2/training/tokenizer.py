@@ -15,11 +15,11 @@ from attentions.extras import missing_extra
 from harness.source import source_hash
 from lsh_v2.checkpoint import checkpoints, read_state
 from lsh_v2.files import digest, read_object
+from lsh_v2.schemas import RunIdentity, TokenizerOrigin, TrainingState
 from lsh_v2.training.configuration import TrainingConfig
 from lsh_v2.training.data import task_of
 from lsh_v2.training.identity import NAMES, TOKENIZER_FILES, refuse_other, trained_tokenizer
 from lsh_v2.training.metrics import METRICS
-from lsh_v2.written import Begun, Origin, TrainingState
 from tasks.tokenizer import Tokenizer, load_tokenizer
 
 ORIGIN = "made_of.json"
@@ -56,19 +56,19 @@ def begun(out: Path) -> bool:
     return bool(checkpoints(out / "checkpoints")) or (out / METRICS).exists()
 
 
-def _begun_as(out: Path) -> Begun | None:
+def _begun_as(out: Path) -> RunIdentity | None:
     """What the run in a folder has begun as, None where there is none."""
     found = checkpoints(out / "checkpoints")
-    return read_object(out / METRICS, Begun) or (read_state(found[-1], TrainingState) if found else None)
+    return read_object(out / METRICS, RunIdentity) or (read_state(found[-1], TrainingState) if found else None)
 
 
-def _origin(config: TrainingConfig) -> Origin:
+def _origin(config: TrainingConfig) -> TokenizerOrigin:
     """What a tokenizer of this configuration is made of; nothing is made yet."""
     whole = hashlib.sha256()
     for text in _texts(config):
         whole.update(f"{len(text)} {text}".encode())
     code = source_hash(__name__)
-    return Origin(tokenizer_size=config.tokenizer_size, texts=whole.hexdigest(), code=code, files="")
+    return TokenizerOrigin(tokenizer_size=config.tokenizer_size, texts=whole.hexdigest(), code=code, files="")
 
 
 def _texts(config: TrainingConfig) -> Iterator[str]:
@@ -76,10 +76,10 @@ def _texts(config: TrainingConfig) -> Iterator[str]:
     return (task.example(index).text for index in range(EXAMPLES))
 
 
-def _differing(folder: Path, wanted: Origin) -> list[str]:
+def _differing(folder: Path, wanted: TokenizerOrigin) -> list[str]:
     """In what a tokenizer differs from the one wanted: keys of the configuration, or names of `NAMES`."""
     try:
-        held = read_object(folder / ORIGIN, Origin)
+        held = read_object(folder / ORIGIN, TokenizerOrigin)
     except ValueError:
         held = None
     run = _begun_as(folder.parent) if held is None else None  # of a version that wrote no such file
@@ -104,7 +104,7 @@ def _files(folder: Path) -> str:
     return whole.hexdigest()
 
 
-def train_tokenizer(config: TrainingConfig, folder: Path, origin: Origin) -> None:
+def train_tokenizer(config: TrainingConfig, folder: Path, origin: TokenizerOrigin) -> None:
     """Byte-level BPE of `tokenizer_size` tokens on training examples, saved as a Hugging Face tokenizer, with what it
     was made of. It takes the place of one that is there."""
     try:

@@ -13,13 +13,13 @@ from accelerate.utils import ProjectConfiguration
 
 from harness.run_folder import RunFolder
 from lsh_v2.files import alone, read_object
+from lsh_v2.schemas import TrainingMetrics
 from lsh_v2.training.checks import require_possible
 from lsh_v2.training.configuration import TrainingConfig, plain
 from lsh_v2.training.identity import require_same
 from lsh_v2.training.metrics import METRICS
 from lsh_v2.training.run import Run, newest_state
 from lsh_v2.training.trackers import require_installed
-from lsh_v2.written import Metrics
 
 PATIENCE = timedelta(hours=12)  # the others wait while the first process evaluates; NCCL would for 10 minutes
 
@@ -63,7 +63,7 @@ class Trainer:
                 AcceleratorState._reset_state(reset_partial_state=True)
 
     def _run(self, accelerator: Accelerator) -> dict[str, Any]:
-        metrics = read_object(self.out / METRICS, Metrics)
+        metrics = read_object(self.out / METRICS, TrainingMetrics)
         finished = metrics is not None and metrics.finished
         state = None if finished else newest_state(self.out)
         for before in (metrics, state):  # before anything is made for a run that cannot be

@@ -329,7 +329,7 @@ def test_settings_of_numpy_and_of_users_are_taken() -> None:
             print(error)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
-    told = "width=0.5 is not allowed: it must be an integer of 64 bits"
+    told = "width=0.5 is not allowed: it must be an integer of at most 64 bits"
     assert (done.stdout.splitlines(), done.stderr) == (["True", "True", told], "")
 
 

@@ -49,8 +49,8 @@ def test_handlers_and_mask_are_put_back() -> None:
 
 COMMAND = """
 import os, signal, sys, threading, time
-from attentions.stopping import hold, interruptible
-hold()
+from attentions.stopping import exit_on_signal, run_interruptible
+exit_on_signal()
 number, when = int(sys.argv[1]), sys.argv[2]
 def tell(moment):
     if moment == when:
@@ -66,7 +66,7 @@ def main():
         os.kill(os.getpid(), number)  # once more
     tell("behind")
     return 7 if asked else 0
-status = interruptible(main)
+status = run_interruptible(main)
 tell("after")
 sys.exit(status)
 """

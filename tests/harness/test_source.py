@@ -18,6 +18,14 @@ FILES = {
     "methods/other.py": "from methods.base import Base\nclass Other(Base):\n    y = 2\n",
     "methods/short.py": "from methods import Mine\n",
     "methods/whole.py": "from methods import TABLE\n",
+    "methods/lazy/__init__.py": (
+        "from typing import TYPE_CHECKING\nimport lazy_loader\nif TYPE_CHECKING:\n"
+        "    from methods.lazy.one import One\n    from methods.lazy.two import Two\n"
+        "__getattr__, __dir__, _ = lazy_loader.attach(__name__, None, {'one': ['One'], 'two': ['Two']})\n"
+    ),
+    "methods/lazy/one.py": "One = 1\n",
+    "methods/lazy/two.py": "Two = 2\n",
+    "methods/of_lazy.py": "from methods.lazy import One\n",
     "methods/native/kernel.cpp": '#include "shared.h"\nint one;\n',
     "methods/native/shared.h": "int two;\n",
     "methods/native/unused.cpp": "int three;\n",
@@ -56,6 +64,11 @@ def test_the_closure_holds_what_is_imported_also_in_functions_and_native_files_t
 
 def test_a_name_taken_from_a_package_leads_to_its_module_alone(project: Path) -> None:
     assert names(project, "methods.short") == {"short.py"} | names(project, "methods.mine")
+
+
+def test_a_name_of_a_package_that_imports_lazily_leads_to_its_module_alone(project: Path) -> None:
+    """The module that its imports for type checkers name."""
+    assert names(project, "methods.of_lazy") == {"of_lazy.py", "lazy/one.py"}
 
 
 def test_a_package_that_makes_something_itself_brings_all_that_it_lists(project: Path) -> None:

@@ -17,9 +17,9 @@ from harness.config_source import ConfigError
 from lsh_v2.checkpoint import checkpoints, prune, read_state, save
 from lsh_v2.configuration import model_config
 from lsh_v2.model import LSHv2Model
+from lsh_v2.schemas import CheckpointState
 from lsh_v2.train import main
 from lsh_v2.training import CheckpointError, Trainer, load_model
-from lsh_v2.written import State
 from tasks.jsonl import write_examples
 from tests.lsh_v2.small import no_room
 from tests.lsh_v2.tiny_training import TINY, Echo, steps_of, tiny
@@ -139,7 +139,7 @@ def test_damaged_checkpoint_is_named_with_the_one_that_is_left(harm: str, tmp_pa
         torn = {"state": whole[: len(whole) // 2], "list": "[]", "no model": whole.replace('"model":', '"other":')}
         (path / "state.json").write_text(torn[harm])
     with pytest.raises(CheckpointError, match=r"step-00000005 is damaged.*go on from step-00000003"):
-        read_state(path, State)
+        read_state(path, CheckpointState)
     with pytest.raises(CheckpointError, match="damaged"):
         load_model(tmp_path)
 

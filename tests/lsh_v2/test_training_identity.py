@@ -14,12 +14,12 @@ from accelerate import Accelerator
 
 from lsh_v2.checkpoint import checkpoints, read_state
 from lsh_v2.files import InUseError, alone, digest
+from lsh_v2.schemas import TrainingState
 from lsh_v2.train import main
 from lsh_v2.training import Trainer, checks, identity
 from lsh_v2.training.configuration import INCIDENTAL, TrainingConfig
 from lsh_v2.training.run import Run
 from lsh_v2.training.tokenizer import tokenizer_of
-from lsh_v2.written import TrainingState
 from tasks.jsonl import write_examples
 from tests.lsh_v2.tiny_training import TINY, Echo, steps_of, tiny
 

@@ -1,6 +1,6 @@
-"""What the commands of this package write and read again: the shape of each file, so that damage is found and named.
+"""Schemas of the files that this package's commands write and read back, so that damage is found and named.
 
-Readers ask for what they use; further keys are kept as they are.
+A schema lists the keys that readers use; other keys are kept as they are.
 """
 
 from __future__ import annotations
@@ -13,38 +13,38 @@ from harness.config_errors import reason_of
 from harness.config_source import dotted
 from lsh_v2.configuration import ModelConfig
 
-Above = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0)]
 SCALER = frozenset({"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"})  # torch's
 
 
-class Written(BaseModel):
-    """A JSON object of a file. Types are as they were written, and numbers are finite."""
+class JsonObject(BaseModel):
+    """A JSON object in a file. Types are strict, and numbers are finite."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
 
 
 T = TypeVar("T")
-Kind = TypeVar("Kind", bound=Written)
-Fitted = Annotated[float, Field(allow_inf_nan=True)]  # a fit may have no end on one side
+Schema = TypeVar("Schema", bound=JsonObject)
+Unbounded = Annotated[float, Field(allow_inf_nan=True)]  # a fit may have no end on one side
 
 
-def _pair(value: list[float]) -> list[float]:
+def _two_numbers(value: list[float]) -> list[float]:
     if len(value) != 2:
         raise ValueError("it must be two numbers")
     return value
 
 
-def _some(value: list[T]) -> list[T]:
+def _non_empty(value: list[T]) -> list[T]:
     if not value:
         raise ValueError("it must not be empty")
     return value
 
 
-Interval = Annotated[list[Fitted], AfterValidator(_pair)]
-Losses = Annotated[list[float], AfterValidator(_some)]
+Interval = Annotated[list[Unbounded], AfterValidator(_two_numbers)]
+Losses = Annotated[list[float], AfterValidator(_non_empty)]
 
 
-class Step(Written):
+class StepMetrics(JsonObject):
     """One step of a training, with further figures."""
 
     __pydantic_extra__: dict[str, float]  # type: ignore[reportIncompatibleVariableOverride]
@@ -54,30 +54,30 @@ class Step(Written):
     loss: float
 
 
-class Grade(Written):
+class Grade(JsonObject):
     """How the answers of one kind were graded."""
 
     score: float
     standard_error: float
     chance: float
-    examples: Above
+    examples: Positive
 
 
-class Answers(Grade):
+class AnswerGrade(Grade):
     """The same, with the share of answers that equal the reference."""
 
     exact: float
 
 
-class Begun(Written):
-    """What tells one run from another."""
+class RunIdentity(JsonObject):
+    """What identifies a run."""
 
     config: dict[str, Any]
     identity: dict[str, str]
 
 
-class Fall(Written):
-    """What the success flags are judged by, of a training's metrics."""
+class FlagMetrics(JsonObject):
+    """The part of a training's metrics that the success flags use."""
 
     finished: bool
     loss_train: Losses
@@ -85,19 +85,19 @@ class Fall(Written):
     accuracy: dict[str, Grade]
 
 
-class Metrics(Fall, Begun):
+class TrainingMetrics(FlagMetrics, RunIdentity):
     """training_metrics.json."""
 
-    accuracy: dict[str, Answers]  # type: ignore[assignment]
+    accuracy: dict[str, AnswerGrade]  # type: ignore[assignment]
     attention: str
     parameters: int
     loss_eval: Losses
     seconds: float
     model: dict[str, Any]
-    steps: Annotated[list[Step], AfterValidator(_some)]
+    steps: Annotated[list[StepMetrics], AfterValidator(_non_empty)]
 
 
-class State(Written):
+class CheckpointState(JsonObject):
     """state.json of a checkpoint."""
 
     model: ModelConfig
@@ -105,12 +105,12 @@ class State(Written):
     sha256: dict[str, str]
 
 
-class TrainingState(State, Begun):
-    """The same, of a training that can be gone on with."""
+class TrainingState(CheckpointState, RunIdentity):
+    """The same, of a training that can be resumed."""
 
     seconds: float = Field(ge=0)
     tokens: int = Field(ge=0)
-    steps: list[Step]
+    steps: list[StepMetrics]
     loss_eval: list[float]
     scaler: dict[str, int | float] | None
 
@@ -123,8 +123,8 @@ class TrainingState(State, Begun):
         return self
 
 
-class Origin(Written):
-    """What a trained tokenizer was made of: a size, the hashes of texts and code; and the hash of what was made."""
+class TokenizerOrigin(JsonObject):
+    """What a trained tokenizer was made from: its size, and hashes of texts, code and the resulting files."""
 
     tokenizer_size: int
     texts: str
@@ -132,8 +132,8 @@ class Origin(Written):
     files: str
 
 
-class Cost(Written):
-    """A length of one attention in the long arena."""
+class ArenaCost(JsonObject):
+    """The cost of one attention at one length in the long arena."""
 
     attention: str
     seq_len: int
@@ -150,27 +150,27 @@ class Cost(Written):
         return self
 
 
-class Fit(Written):
+class FittedExponent(JsonObject):
     """A fitted exponent."""
 
-    exponent: Fitted
+    exponent: Unbounded
     interval: Interval
     verdict: str
     identified: bool
 
 
-class Scaling(Written):
+class FittedScaling(JsonObject):
     """The exponents of one attention, null below three lengths."""
 
-    time: Fit | None
-    memory: Fit | None
+    time: FittedExponent | None
+    memory: FittedExponent | None
 
 
-class Summary(Written):
+class ArenaSummary(JsonObject):
     """benchmark_summary.json."""
 
-    costs: list[Cost]
-    scaling: dict[str, Scaling]
+    costs: list[ArenaCost]
+    scaling: dict[str, FittedScaling]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -180,37 +180,37 @@ class Summary(Written):
         return self
 
 
-class Place(Written):
-    """What a run's facts say of the machine that is used here."""
+class MachineNames(JsonObject):
+    """The names of the machine in run.json."""
 
     gpu: str | None = None
     cpu: str | None = None
 
 
-class Facts(Written):
+class ArenaRun(JsonObject):
     """run.json of the long arena."""
 
     run: str | None = None
     started: str | None = None
     config: dict[str, Any] = Field(default_factory=dict)
-    machine: Place = Place()
+    machine: MachineNames = MachineNames()
 
 
-class Results(Written):
+class PipelineResults(JsonObject):
     """final_results/pipeline_results.json: the hash of each artifact, by its path below the root."""
 
     artifacts: dict[str, str] = Field(default_factory=dict)
 
 
-class Marker(Written):
-    """The OK marker of a phase: hashes of what it was made of, and of what it made."""
+class PhaseMarker(JsonObject):
+    """The OK marker of a phase: hashes of its inputs and of its results."""
 
     of: str
     made: dict[str, str]
     seconds: float
 
 
-def parse(content: bytes, kind: type[Kind]) -> Kind:
+def parse(content: bytes, kind: type[Schema]) -> Schema:
     """The object in a file's content. Raises ValueError with the first mistake: key, value and what is allowed."""
     try:
         return kind.model_validate_json(content)
