@@ -7,7 +7,7 @@ READY := $(if $(VENV),$(VENV)/.ready,)
 CONF ?= conf.yml
 WORKERS ?= 2
 
-.PHONY: bench test test-all lint report gpu clean
+.PHONY: bench test test-all lint docs report gpu clean
 
 bench: $(READY)  ## run the sweep of conf.yml and say where the report lies
 	$(PY) -m harness.sweep $(CONF)
@@ -23,11 +23,15 @@ lint: $(READY)
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright
 
+docs: $(READY)  ## the documentation site into site/; warnings are errors
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(PY) -m mkdocs build --strict
+
 report: $(READY)  ## render the newest run again: make report, or make report RUN=reports/runs/...
 	$(PY) -m harness.report $(or $(RUN),$(shell ls -dt reports/runs/*/ | head -n 1))
 
 gpu: $(READY)  ## contract suite and a bfloat16 sweep on the CUDA device
-	$(PY) -m attentions.contract --all --device cuda --quiet
+	$(PY) -m attentions.contract.checks --all --device cuda --quiet
 	$(PY) -m harness.sweep $(CONF) --set device=cuda --set dtype=bfloat16 --set budget.total_s=360
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -37,4 +41,4 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) reports/runs
+	rm -rf $(VENV) reports/runs site

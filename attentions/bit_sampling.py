@@ -1,25 +1,26 @@
 """Bit-sampling LSH attention: a code is a sample of the signs of a vector's own coordinates.
 
-Indyk and Motwani 1998, "Approximate nearest neighbors", https://doi.org/10.1145/276698.276876, on vectors
-thresholded at zero. It costs no multiplication, and suits keys whose coordinates carry signs, as in models
-with binary or ternary weights.
+Indyk and Motwani 1998, "Approximate nearest neighbors", https://doi.org/10.1145/276698.276876, applied to vectors
+thresholded at zero. It needs no multiplications and suits keys whose information is in the signs of their coordinates,
+as in models with binary or ternary weights.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attentions.bucket_attention import BucketAttention
-from attentions.hashing import BitSamplingHash, resolve_bits
+from attentions.buckets.attention import BucketAttention, BucketSettings
+from attentions.buckets.hashing import BitSamplingHash, resolve_bits
 
 
 class BitSampling(BucketAttention):
-    """`bits` of the signs of q and k make a code; None derives them from `max_len` for buckets of `bucket` keys.
+    """A code is the signs of `bits` coordinates of q or k; None derives `bits` from `max_len` and `bucket`.
 
-    With `balanced`, `prepare` moves the thresholds from zero to the medians of a calibration sample.
+    `bucket` is the number of keys per bucket that None aims for. With `balanced`, `prepare` moves the thresholds from
+    zero to the medians of a calibration sample.
     """
 
     paper = "https://doi.org/10.1145/276698.276876"
@@ -32,7 +33,7 @@ class BitSampling(BucketAttention):
         bits: int | None = 8,
         bucket: int = 256,
         balanced: bool = False,
-        **settings: Any,
+        **settings: Unpack[BucketSettings],
     ) -> None:
         super().__init__(heads, head_dim, **settings)
         self.bits = resolve_bits(bits, self.max_len, bucket)

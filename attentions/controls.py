@@ -1,25 +1,25 @@
-"""Controls: supports as large as a hash method's that know nothing of the keys.
+"""Controls: supports as large as a hash method's, chosen without looking at the keys.
 
-No error of a hash method means anything beside theirs. A sliding window is `bit_sampling` with `bits=0`.
+The error of a hash method is meaningful only next to these. A sliding window is `bit_sampling` with `bits=0`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attentions.bucket_attention import BucketAttention
-from attentions.hashing import PositionHash
+from attentions.buckets.attention import BucketAttention, BucketSettings
+from attentions.buckets.hashing import PositionHash
 
 
 class RandomSupport(BucketAttention):
-    """Codes drawn at random from position, head and seed: buckets of the same size, with random members."""
+    """Random codes from position, head and seed: buckets of the same size with random members."""
 
-    paper = "https://arxiv.org/abs/2007.14062"  # BigBird, whose random keys these are
+    paper = "https://arxiv.org/abs/2007.14062"  # BigBird, which introduced random keys
 
-    def __init__(self, heads: int, head_dim: int, *, bits: int = 8, **settings: Any) -> None:
+    def __init__(self, heads: int, head_dim: int, *, bits: int = 8, **settings: Unpack[BucketSettings]) -> None:
         super().__init__(heads, head_dim, **settings)
         self.bits = bits
         self.hash = PositionHash(self.kv_heads, head_dim, bits=bits, tables=self.tables, seed=self.seed)

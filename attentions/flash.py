@@ -1,12 +1,11 @@
-"""Exact softmax attention that never stores its scores.
+"""Exact softmax attention that never materialises the score matrix.
 
-Dao 2023, FlashAttention-2, https://arxiv.org/abs/2307.08691. `impl="flash-attn"` is the authors' own
-package (CUDA, half precision), `impl="torch"` torch's flash kernel for CPU or CUDA, and `impl="auto"` the
-first of the two that runs. Not taken over: dropout, soft-capping, windows.
+Dao 2023, FlashAttention-2, https://arxiv.org/abs/2307.08691. `impl="flash-attn"` is the authors' package (CUDA, half
+precision), `impl="torch"` is torch's flash kernel for CPU or CUDA, and `impl="auto"` is flash-attn if it runs, else
+torch. Dropout, soft-capping and windows are not supported.
 
-torch aligns its causal mask to the top left. Where N != M, the keys before the first query and the keys
-beside the queries are therefore two calls on the CPU, merged by their log-sum-exp; on CUDA torch's
-lower-right bias does it.
+torch aligns its causal mask to the top left. If N != M, the CPU path therefore makes two calls, one for the keys before
+the first query and one for the rest, and merges them by their log-sum-exp. The CUDA path uses torch's lower-right bias.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -22,25 +21,30 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attentions.base import Attention, Problem, Stream, require
-from attentions.cache import CachedStream
-from attentions.derivatives import Gradients, first_order
+from attentions.base import Attention
+from attentions.common.cache import CachedStream
+from attentions.common.derivatives import Gradients, first_order
+from attentions.common.settings import Shape, require
+
+if TYPE_CHECKING:
+    from attentions.common.problem import Problem
+    from attentions.common.stream import Stream
 
 IMPLEMENTATIONS = ("auto", "torch", "flash-attn")
 
 
 class Flash(Attention):
-    """FlashAttention; setting `impl` is "auto", "torch" or "flash-attn"."""
+    """FlashAttention; the setting `impl` is "auto", "torch" or "flash-attn"."""
 
     paper = "https://arxiv.org/abs/2307.08691"
     exact = True
+    accepts_padding = False
     claimed_time = "n^2"
 
-    def __init__(self, heads: int, head_dim: int, *, impl: str = "auto", **shape: Any) -> None:
+    def __init__(self, heads: int, head_dim: int, *, impl: str = "auto", **shape: Unpack[Shape]) -> None:
         super().__init__(heads, head_dim, **shape)
         require(impl in IMPLEMENTATIONS, "impl", impl, f"one of {', '.join(IMPLEMENTATIONS)}")
         self.impl = impl
-        self.kernel = ""
 
     def forward(
         self,
@@ -50,8 +54,7 @@ class Flash(Attention):
         *,
         first: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B H N E"]:
-        if first is not None:
-            return by_row(self, q, k, v, first)
+        del first  # `accepts_padding` is off
         width = max(q.shape[-1], v.shape[-1])  # the kernels want one width; zeros change no score
         q, k, padded = (widened(x, width) for x in (q, k, v))
         return self._choose(q)(q, k, padded, self.scale, self.causal)[..., : v.shape[-1]]
@@ -87,29 +90,12 @@ class Flash(Attention):
 
 
 def widened(x: Float[Tensor, "*rows D"], width: int) -> Float[Tensor, "*rows width"]:
-    """x with zeros behind each row, and x itself where there is no need: padding by nothing is a copy."""
+    """Zero-pad the last axis to `width`; return x itself if no padding is needed, since F.pad would copy it."""
     return x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1]))
 
 
-def by_row(
-    attention: Attention,
-    q: Float[Tensor, "B H N D"],
-    k: Float[Tensor, "B G M D"],
-    v: Float[Tensor, "B G M E"],
-    first: Int[Tensor, " B"],
-) -> Float[Tensor, "B H N E"]:
-    """Left-padded rows one by one, each without its padding; zeros for the padded queries."""
-    before = k.shape[2] - q.shape[2]
-    rows = []
-    for b, real in enumerate(first.tolist()):
-        keys, start = slice(b, b + 1), max(real - before, 0)
-        out = attention(q[keys, :, start:], k[keys, :, real:], v[keys, :, real:])
-        rows.append(F.pad(out, (0, 0, start, 0)) if start else out)
-    return torch.cat(rows)
-
-
 def cpu_flash(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Tensor:
-    """torch's CPU flash kernel, (B, H, N, D) with as many or fewer key heads."""
+    """torch's CPU flash kernel for q (B, H, N, D) and k, v with H or fewer heads."""
     if causal and 1 < q.shape[2] < k.shape[2]:
         return _PastAndPresent.apply(q, k, v, scale)  # type: ignore[return-value]
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
@@ -119,12 +105,12 @@ def cpu_flash(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Te
 
 
 def cuda_flash(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Tensor:
-    """torch's CUDA flash kernel, (B, H, N, D) with as many or fewer key heads."""
-    from torch.nn.attention.bias import causal_lower_right  # loads torch's compiler, two seconds
+    """torch's CUDA flash kernel for q (B, H, N, D) and k, v with H or fewer heads."""
+    from torch.nn.attention.bias import causal_lower_right  # slow import: loads torch's compiler, two seconds
 
     bias = causal_lower_right(q.shape[2], k.shape[2]) if causal and 1 < q.shape[2] < k.shape[2] else None
     grouped = q.shape[1] != k.shape[1]
-    if grouped and bias is not None:  # the bias takes equal heads only
+    if grouped and bias is not None:  # with a bias, the kernel needs equal numbers of heads
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         square, shares = causal and bias is None and q.shape[2] > 1, grouped and bias is None
@@ -132,17 +118,17 @@ def cuda_flash(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> T
 
 
 def package_flash(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Tensor:
-    """The flash-attn package; it wants (B, N, H, D) and aligns its causal mask to the bottom right."""
+    """The flash-attn package; it takes (B, N, H, D) and aligns its causal mask to the bottom right."""
     function = importlib.import_module("flash_attn").flash_attn_func
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return function(q, k, v, softmax_scale=scale, causal=causal).transpose(1, 2)
 
 
 class _PastAndPresent(torch.autograd.Function):
-    """Causal attention of the last N of M positions by torch's CPU kernel: two calls and their merge.
+    """Causal attention of the last N of M positions with torch's CPU kernel: two calls, merged.
 
-    Backward needs no gradient of the merge: with the whole row's output and log-sum-exp, the flash
-    backward of each part gives that part's exact gradients.
+    Backward needs no gradient of the merge: given the whole row's output and log-sum-exp, the flash backward of each
+    part returns that part's exact gradients.
     """
 
     @staticmethod

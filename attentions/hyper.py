@@ -1,37 +1,41 @@
-"""HyperAttention: sorted hash codes give each query its block of keys, uniform sampling stands for the rest.
+"""HyperAttention: sorted hash codes give each query a block of keys; uniform sampling estimates the rest.
 
-Han et al. 2023, "HyperAttention: long-context attention in near-linear time",
-https://arxiv.org/abs/2310.05869; the attention itself is `hyper_attn`.
+Han et al. 2023, "HyperAttention: long-context attention in near-linear time", https://arxiv.org/abs/2310.05869; the
+implementation is in `hyper_attn`.
 
-Its definition, for each query: one softmax with weight 1 on the keys of its own block and n/m on each of m
-sampled keys outside it, as often as it was drawn. Causal attention does so for the earlier half of each part
-that recursive halving makes, and is exact within the parts that are left at the end.
+Definition, for each query: one softmax with weight 1 on the keys of its own block and weight n/m on each of m sampled
+keys outside it, counted once per draw. Causal attention halves the sequence recursively, applies this to the earlier
+half of each part, and is exact within the parts that remain at the end.
 
 Later tokens change how the sequence is halved and how its earlier half is sorted: causality is "selection".
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attentions.base import Attention, Cost, Problem
-from attentions.flash import by_row
-from attentions.reference import query_positions, softmax_attention
+from attentions.base import Attention
+from attentions.common.problem import Cost, Problem
+from attentions.common.reference import query_positions, softmax_attention
 from hyper_attn.hyper_attn import HyperAttention
-from hyper_attn.utils import Leaves
+
+if TYPE_CHECKING:
+    from attentions.common.settings import Shape
+    from hyper_attn.utils import Leaves
 
 
 class Hyper(Attention):
-    """HyperAttention with `lsh_num_projs` signs a code, blocks of `block_size` and `sample_size` draws a head.
+    """HyperAttention with `lsh_num_projs` bits per code, blocks of `block_size` and `sample_size` draws per head.
 
-    Below `min_seq_len` keys attention is exact.
+    With fewer than `min_seq_len` keys attention is exact.
     """
 
     paper = "https://arxiv.org/abs/2310.05869"
+    accepts_padding = False
     claimed_time = "n log n"
     causality = "selection"
 
@@ -44,7 +48,7 @@ class Hyper(Attention):
         sample_size: int = 256,
         min_seq_len: int = 4096,
         lsh_num_projs: int = 7,
-        **shape: Any,
+        **shape: Unpack[Shape],
     ) -> None:
         super().__init__(heads, head_dim, **shape)
         self.hyper = HyperAttention(head_dim, lsh_num_projs, block_size, sample_size, min_seq_len, seed=self.seed)
@@ -57,8 +61,7 @@ class Hyper(Attention):
         *,
         first: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B H N E"]:
-        if first is not None:
-            return by_row(self, q, k, v, first)
+        del first  # `accepts_padding` is off
         out = self.hyper(q, k, v, scale=self.scale, causal=self.causal)
         return out if isinstance(out, Tensor) else out[0]
 
@@ -82,7 +85,7 @@ class Hyper(Attention):
         first: Int[Tensor, " B"] | None = None,
         rows: Int[Tensor, " R"] | None = None,
     ) -> Float[Tensor, "B H R M"]:
-        """What each key's exponential counts for each query row, zero where it is not seen; square by square."""
+        """Weight of each key's exponential for each query row, zero if it is not attended to; one square at a time."""
         N, M = q.shape[2], k.shape[2]
         if first is not None:
             padded = torch.zeros(*q.shape[:3], M, dtype=torch.float64, device=q.device)
@@ -106,7 +109,7 @@ class Hyper(Attention):
         return total
 
     def comparisons(self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"]) -> Int[Tensor, "B H"]:
-        """Scores within leaves and blocks, and those of draws outside the own block, repeated ones included."""
+        """Scores within leaves and blocks, and those of draws outside the query's own block, including repeats."""
         selection, leaves = self.hyper.select(q, k, self.causal)
         at = query_positions(q.shape[2], k.shape[2], None, q.device)
         total = torch.zeros(q.shape[:2], dtype=torch.int64, device=q.device) + leaf_sizes(at, leaves).sum()
@@ -117,9 +120,9 @@ class Hyper(Attention):
         return total
 
     def cost(self, problem: Problem) -> Cost:
-        """Each query meets its block and the sample at each level, and half a leaf; hashing is one product.
+        """Each query scores its block and the sample at each level, and half a leaf; hashing is one product.
 
-        A level's blocks are of ceil(keys / blocks) keys. All draws are scored, those of the own block too.
+        A level's blocks have ceil(keys / blocks) keys. All draws are scored, including those in the query's own block.
         """
         p = problem
         levels, leaves = self.hyper.divide(p.queries, p.keys, p.causal)
@@ -139,14 +142,14 @@ class Hyper(Attention):
 
 
 def leaf_pairs(at: Int[Tensor, " R"], keys: int, leaves: Leaves | None) -> Bool[Tensor, "R M"]:
-    """Which keys stand in the same leaf as the query at each position, and not after it."""
+    """Whether each key is in the same leaf as the query at each position, and not after it."""
     key = torch.arange(keys, device=at.device)
     back = at[:, None] - key
     return (back >= 0) & (back < leaf_sizes(at, leaves)[:, None])
 
 
 def leaf_sizes(at: Int[Tensor, " R"], leaves: Leaves | None) -> Int[Tensor, " R"]:
-    """How many keys of its leaf the query at each position sees."""
+    """Number of keys of its leaf that the query at each position attends to."""
     return torch.zeros_like(at) if leaves is None else (at - leaves.start) % leaves.size + 1
 
 
@@ -157,9 +160,9 @@ def square_weights(
     drawn: Int[Tensor, "H m"],
     rows: Int[Tensor, " R"],
 ) -> Float[Tensor, "B H R K"]:
-    """Weights in one square: 1 in the own block, K/m for each draw outside it."""
+    """Weights in one square: 1 in the query's own block, K/m for each draw outside it."""
     keys, order = k_codes.shape[2], torch.argsort(k_codes, dim=-1, stable=True)
-    # The inverse of the order is each key's rank; equal parts of the ranks are blocks.
+    # The inverse of the order is each key's rank; equal ranges of ranks are blocks.
     q_rank = torch.argsort(torch.argsort(q_codes, dim=-1, stable=True), dim=-1)[:, :, rows]
     k_rank = torch.argsort(order, dim=-1)
     q_block, k_block = q_rank * blocks // q_codes.shape[2], k_rank * blocks // keys

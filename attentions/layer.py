@@ -1,24 +1,28 @@
-"""The layer around an attention: projections, rotary positions and output, as in a decoder of today."""
+"""A transformer layer around an attention: projections, rotary positions and output projection."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from attentions.base import Attention
-from attentions.inputs import check_tokens
-from attentions.settings import require_size
+from attentions.common.inputs import check_tokens
+from attentions.common.settings import require_size
+
+if TYPE_CHECKING:
+    from attentions.base import Attention
 
 
 def rotate(
     x: Float[Tensor, "B H N D"], base: float = 10_000.0, *, first: Int[Tensor, " B"] | None = None
 ) -> Float[Tensor, "B H N D"]:
-    """Rotary position embedding, halves paired as in GPT-NeoX; an odd last dimension stays as it is.
+    """Apply rotary position embedding, with halves paired as in GPT-NeoX; an odd last dimension is unchanged.
 
     Su et al. 2021, RoFormer, https://arxiv.org/abs/2104.09864, equation 34. Positions count from each row's first real
-    token, `first`. Scores depend on the difference of positions alone, but the hash of a key does not.
+    token, `first`. Scores depend only on the difference of positions, but the hash of a key depends on its position.
     """
     half = x.shape[-1] // 2
     frequency = base ** (-torch.arange(half, device=x.device, dtype=torch.float64) / max(half, 1))
@@ -32,9 +36,9 @@ def rotate(
 
 
 class AttentionLayer(nn.Module):
-    """q, k, v projections without bias, rotary positions, the attention, and an output projection.
+    """Projections for q, k and v without bias, rotary positions, the attention, and an output projection.
 
-    Weights are drawn from the attention's seed, so that two layers of one configuration are equal.
+    Weights are drawn from the attention's seed, so two layers with the same configuration are equal.
     """
 
     def __init__(self, model_dim: int, attention: Attention) -> None:
@@ -52,16 +56,16 @@ class AttentionLayer(nn.Module):
     def project(
         self, x: Float[Tensor, "B N C"], first: Int[Tensor, " B"] | None = None
     ) -> tuple[Float[Tensor, "B H N D"], Float[Tensor, "B G N D"], Float[Tensor, "B G N E"]]:
-        """What the attention sees: rotated queries and keys, and values."""
+        """Return the attention's inputs: rotated queries and keys, and values."""
         q = rearrange(self.to_q(x), "b n (h d) -> b h n d", h=self.attention.heads)
         k = rearrange(self.to_k(x), "b n (g d) -> b g n d", g=self.attention.kv_heads)
         v = rearrange(self.to_v(x), "b n (g e) -> b g n e", g=self.attention.kv_heads)
         return rotate(q, first=first), rotate(k, first=first), v
 
     def forward(self, x: Float[Tensor, "B N C"], *, first: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B N C"]:
-        """One attention layer, x (B, N, model_dim) to the same shape; `first` as in `Attention.forward`.
+        """Map x (B, N, model_dim) to the same shape; `first` as in `Attention.forward`.
 
-        Raises ValueError for tokens and padding that do not fit it.
+        Raises ValueError for tokens or padding that do not fit the layer.
         """
         check_tokens(x, self.to_q.weight, first=first)
         return self.to_out(rearrange(self.attention(*self.project(x, first), first=first), "b h n e -> b n (h e)"))
@@ -73,7 +77,7 @@ class AttentionLayer(nn.Module):
         first: Int[Tensor, " B"] | None = None,
         rows: Int[Tensor, " R"] | None = None,
     ) -> Float[Tensor, "B R C"]:
-        """The same layer with the attention's definition, its last steps in float64."""
+        """Run the same layer with the attention's naive definition; the last steps are in float64."""
         check_tokens(x, self.to_q.weight, first=first, rows=rows)
         out = self.attention.naive(*self.project(x, first), first=first, rows=rows)
         return rearrange(out, "b h r e -> b r (h e)") @ self.to_out.weight.double().T

@@ -1,39 +1,42 @@
-"""LSH-forest attention: each query takes its bucket as deep in a tree of codes as enough keys remain.
+"""LSH-forest attention: each query uses the deepest bucket in a tree of codes that still holds enough keys.
 
 Bawa, Condie and Ganesan 2005, "LSH forest: self-tuning indexes for similarity search",
-https://doi.org/10.1145/1060745.1060840. A tree is a long SimHash code read as a path of bits. In each tree a
-query attends to the keys of the deepest prefix that at least `min_candidates` keys before it share, to its window of
-the most recent ones where there are more; a prefix of no bits is always there. So no number of buckets has to be
-chosen: depth and number of candidates follow each query's own neighbourhood and the length so far. Queries that are
-alone in a deep bucket move up, instead of attending to nobody; a bucket that is crowded down to the last bit is cut.
+https://doi.org/10.1145/1060745.1060840. A tree is a long SimHash code read as a path of bits. In each tree a query
+finds the longest prefix that at least `min_candidates` earlier keys share with it, and attends to the most recent
+`window` of those keys. The empty prefix always matches. The number of buckets is therefore not a setting: depth and
+number of candidates follow each query's neighbourhood and the length so far. A query that is alone in a deep bucket
+moves up instead of attending to nothing; a bucket that is crowded down to the last bit is cut to the window.
 
-Left out of the paper: descending all trees at once for the exact m nearest; here each tree gives its share.
+Not implemented from the paper: descending all trees together for the exact m nearest. Here each tree contributes its
+own share.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attentions.base import Cost, Problem, require
-from attentions.buckets import Windows, forest_windows
-from attentions.hashing import SimHash
+from attentions.buckets.hashing import SimHash
+from attentions.buckets.support import SupportAttention, window_total
+from attentions.buckets.window_attention import attend, by_key_head, sorted_windows, window_pairs
+from attentions.buckets.window_tiles import BLOCK
+from attentions.common.problem import Cost, Problem
+from attentions.common.reference import nearest, query_positions
+from attentions.common.settings import Shape, require
+from attentions.common.windows import Windows, forest_windows
 from attentions.native import bucket_window
-from attentions.reference import nearest, query_positions
-from attentions.support import SupportAttention, window_total
-from attentions.window_attention import attend, by_key_head, sorted_windows, window_pairs
-from attentions.window_tiles import BLOCK
 
 
 class LSHForest(SupportAttention):
-    """`trees` of `bits` levels; `min_candidates` decide the depth; the union holds at most `max_candidates`.
+    """`trees` trees of `bits` levels; `min_candidates` sets the depth; their union holds at most `max_candidates` keys.
 
-    The `local` most recent keys join, and count among the `max_candidates`; the rest is shared out evenly, and is a
-    tree's window. `min_candidates` None is half a window: a bucket has about twice the keys of each one below it, so
-    that few need to be cut. Raises ValueError for more of them than a window holds, since then all windows were full.
+    The `local` most recent keys are included and count towards `max_candidates`; the rest is divided evenly among the
+    trees and is the window of a tree. `min_candidates=None` is half a window: a bucket has about twice the keys of each
+    child, so few buckets need to be cut. Raises ValueError if `min_candidates` is larger than a window, because then
+    every window would be full.
     """
 
     paper = "https://doi.org/10.1145/1060745.1060840"
@@ -49,7 +52,7 @@ class LSHForest(SupportAttention):
         min_candidates: int | None = None,
         max_candidates: int = 256,
         local: int = 32,
-        **shape: Any,
+        **shape: Unpack[Shape],
     ) -> None:
         super().__init__(heads, head_dim, **shape)
         for name, value in (("trees", trees), ("local", local)):
@@ -63,7 +66,6 @@ class LSHForest(SupportAttention):
         allowed = f"from 1 to {self.window}, a tree's window (max_candidates - local) // trees"
         require(1 <= self.min_candidates <= self.window, "min_candidates", min_candidates, allowed)
         self.hash = SimHash(self.kv_heads, head_dim, bits=bits, tables=trees, seed=self.seed)
-        self.kernel = ""
 
     def forward(
         self,
@@ -83,7 +85,7 @@ class LSHForest(SupportAttention):
         *,
         first: Int[Tensor, " B"] | None = None,
     ) -> list[Windows]:
-        """The local window and one of each tree, whose keys are sorted once a depth."""
+        """Return the local window and one window per tree, whose keys are sorted once per depth."""
         real = None if first is None else first.to(q.device).repeat_interleave(self.kv_heads)
         of_q = [by_key_head(x, self.kv_heads).flatten(0, 1) for x in self.hash(q)]
         of_k = [x.flatten(0, 1) for x in self.hash(k)]
@@ -120,10 +122,10 @@ class LSHForest(SupportAttention):
         return found.int()
 
     def _free_bits(self, differ: Int[Tensor, "B H R M"]) -> Int[Tensor, "B H R 1"]:
-        """Bits below the deepest prefix that enough candidates share with the query; one more than `bits` at the root.
+        """Number of bits below the deepest prefix that enough candidates share with the query; `bits` + 1 at the root.
 
-        Codes share their first bits - f bits exactly where they differ by less than 2^f, so f is the bit length of
-        what the `min_candidates`-th nearest code differs by. At the root every candidate counts, however few.
+        Two codes share their first bits - f bits exactly if they differ by less than 2^f, so f is the bit length of the
+        difference to the `min_candidates`-th nearest code. At the root every candidate counts, however few there are.
         """
         enough = min(self.min_candidates, differ.shape[-1])
         farthest = differ.topk(enough, largest=False).values[..., -1:]
@@ -135,10 +137,10 @@ class LSHForest(SupportAttention):
         return pairs.unflatten(1, (-1, q.shape[2])).sum(-1).view(q.shape[0], self.heads)
 
     def cost(self, problem: Problem) -> Cost:
-        """Each query meets at most trees·window + local keys, and as many again after it without causality, but never
-        more than there are; tiles add a block each.
+        """Each query attends to at most trees·window + local keys, twice that without causality, and never more than M.
 
-        Hashing is not counted. It does not decode by a bounded state, so the state is the whole cache.
+        Each tile adds one block. Hashing is not counted. The method has no bounded decoding state, so the state is the
+        whole cache.
         """
         p, sides = problem, 1 if problem.causal else 2
         width = p.head_dim + p.value_dim

@@ -1,34 +1,37 @@
-"""Mamba's selective scan as an attention: values are the input, keys say where to write, queries what to read.
+"""Mamba's selective scan as an attention: values are the input, keys control writes and queries control reads.
 
-Gu and Dao 2023, Mamba, https://arxiv.org/abs/2312.00752. At kernel level k, q and v give B, C and the step by fixed
-projections drawn from the seed: B from k, C from q·scale, and the step from v through the paper's low-rank
-projection with its initialisation; rates are the paper's -1 to -S. The skip connection D and the gate belong to the
-block (`MambaBlock`), whose projections are learnt.
+Gu and Dao 2023, Mamba, https://arxiv.org/abs/2312.00752. At kernel level, fixed projections drawn from the seed compute
+B from k, C from q·scale, and the step from v through the paper's low-rank projection with its initialisation. The rates
+are the paper's -1 to -S. The skip connection D and the gate belong to the block (`MambaBlock`), whose projections are
+learnt.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attentions.base import Cost, Problem, require
-from attentions.mamba_block import MambaBlock
-from attentions.recurrence import Recurrence, project, published_steps, softplus
-from attentions.recurrence_terms import Terms
-from attentions.selective_scan import kernel_name, selective_scan
+from attentions.common.settings import Shape, require
+from attentions.recurrent.mamba_block import MambaBlock
+from attentions.recurrent.recurrence import Recurrence, project, published_steps, softplus
+from attentions.recurrent.selective_scan import kernel_name, selective_scan
+from attentions.recurrent.terms import Terms
+
+if TYPE_CHECKING:
+    from attentions.common.problem import Cost, Problem
 
 __all__ = ["Mamba", "MambaBlock"]
 
 
 class Mamba(Recurrence):
-    """Selective scan with `states` entries for each value channel."""
+    """Selective scan with `states` state entries per value channel."""
 
     paper = "https://arxiv.org/abs/2312.00752"
 
-    def __init__(self, heads: int, head_dim: int, *, states: int = 16, **shape: Any) -> None:
+    def __init__(self, heads: int, head_dim: int, *, states: int = 16, **shape: Unpack[Shape]) -> None:
         super().__init__(heads, head_dim, **shape)
         require(states >= 1, "states", states, "an integer of at least 1")
         self._states = states
@@ -55,11 +58,6 @@ class Mamba(Recurrence):
     def states(self) -> int:
         return self._states
 
-    @property
-    def kernel(self) -> str:
-        """Which implementation runs: "native", "triton" or "torch fallback"."""
-        return kernel_name(self.to_b.device)
-
     def terms(self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], v: Float[Tensor, "B G M E"]) -> Terms:
         c = (project(q, self.to_c) * self.scale).unflatten(1, (self.kv_heads, -1))
         step = softplus(project(project(v, self.step_down), self.step_up) + self.step_bias.to(v.dtype))
@@ -70,13 +68,14 @@ class Mamba(Recurrence):
         self, terms: Terms, state: Float[Tensor, "B G E S"] | None = None
     ) -> tuple[Float[Tensor, "B G R N E"], Float[Tensor, "B G E S"]]:
         t = terms
+        self.kernel = kernel_name(t.x.device)
         return selective_scan(t.x, t.step, t.rate, t.b, t.c, state)
 
     def cost(self, problem: Problem) -> Cost:
-        """Each key costs a decay (a product and an exponential, as one each), an input and a multiply-add, so 5·E·S.
+        """Each key costs a decay (a product and an exponential, one each), an input and a multiply-add: 5·E·S in all.
 
-        Each query head adds 2·E·S to read. Projections: 2·D·S for b and for c, 4·E·rank for the step. Without a
-        causal mask the last N positions are scanned and read again.
+        Each query head adds 2·E·S to read. Projections cost 2·D·S each for b and c, and 4·E·rank for the step. Without
+        a causal mask the last N positions are scanned and read again.
         """
         p, S, E = problem, self.states, problem.value_dim
         again = 0 if p.causal else p.queries

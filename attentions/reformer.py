@@ -1,43 +1,44 @@
-"""Reformer's LSH attention: the literature's baseline of hashed attention.
+"""Reformer's LSH attention, the standard baseline for hashed attention.
 
-Kitaev, Kaiser and Levskaya 2020, "Reformer: the efficient transformer", https://arxiv.org/abs/2001.04451.
-Queries and keys are one: k_j = q_j / |q_j|, and the k given is ignored. A round hashes by
-argmax[xR; -xR], sorts by (bucket, position), cuts the sorted sequence into chunks, and lets each chunk attend
-to itself and the one before. Rounds are merged by their log-sum-exp, so a key found twice counts twice.
-A position attends to itself only where it has nothing else.
+Kitaev, Kaiser and Levskaya 2020, "Reformer: the efficient transformer", https://arxiv.org/abs/2001.04451. Queries and
+keys are shared: k_j = q_j / |q_j|, and the given k is ignored. Each round hashes by argmax[xR; -xR], sorts by (bucket,
+position), cuts the sorted sequence into chunks, and lets each chunk attend to itself and the previous one. Rounds are
+merged by their log-sum-exp, so a key found twice counts twice. A position attends to itself only if it has no other
+key.
 
-The logit scale is that of this project, head_dim**-0.5 on top of unit keys, as in lucidrains'
-reformer-pytorch; Trax leaves it out. As in Trax, chunks may cross buckets, and more than 128 buckets are
-hashed in two factors. Not taken over: the wrap-around of the first chunk to the last.
+The logit scale is this project's, head_dim**-0.5 on top of unit keys, as in lucidrains' reformer-pytorch; Trax leaves
+it out. As in Trax, chunks may cross buckets, and more than 128 buckets are hashed in two factors. The wrap-around from
+the first chunk to the last is not implemented.
 
-Later tokens change how earlier ones are sorted and cut: causality is "selection". Half precision is computed in
-float32: the square of a norm leaves float16's range long before the norm does.
+Later tokens change how earlier ones are sorted and chunked: causality is "selection". Half precision is computed in
+float32, because the squared norm overflows float16 long before the norm does.
 """
 
 from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attentions.base import Cost, Problem, require
-from attentions.buckets import Windows
-from attentions.reference import causal_pairs, query_positions, softmax_attention
-from attentions.support import SupportAttention
-from attentions.window_attention import attend, window_pairs
+from attentions.buckets.support import SupportAttention
+from attentions.buckets.window_attention import attend, window_pairs
+from attentions.common.problem import Cost, Problem
+from attentions.common.reference import causal_pairs, query_positions, softmax_attention
+from attentions.common.settings import Shape, require
+from attentions.common.windows import Windows
 from transformer_vq.precision import Selector, exact_products
 
 FACTORED_ABOVE = 128  # buckets
-PIECE = 2048  # positions hashed at once: their rotations stay in the cache
+PIECE = 2048  # positions hashed at once, so that their rotations stay in cache
 
 
 class Reformer(Selector, SupportAttention):
-    """`hashes` rounds of chunks of `chunk` positions; `buckets` a round, None for `max_len / chunk` as in the paper."""
+    """`hashes` rounds with chunks of `chunk` positions and `buckets` buckets; None is the paper's `max_len / chunk`."""
 
     paper = "https://arxiv.org/abs/2001.04451"
     approximates = "shared-qk softmax"
@@ -55,7 +56,7 @@ class Reformer(Selector, SupportAttention):
         hashes: int = 4,
         chunk: int = 64,
         buckets: int | None = None,
-        **shape: Any,
+        **shape: Unpack[Shape],
     ) -> None:
         super().__init__(heads, head_dim, **shape)
         require(hashes >= 1, "hashes", hashes, "an integer of at least 1")
@@ -63,14 +64,13 @@ class Reformer(Selector, SupportAttention):
         require(buckets is None or buckets >= 2, "buckets", buckets, "None or an integer of at least 2")
         self.hashes, self.chunk = hashes, chunk
         wanted = buckets or (self.max_len or 4096) / chunk
-        # An argmax over [xR; -xR] has an even number of values; two factors of it when there are many.
+        # An argmax over [xR; -xR] has an even number of values. Large bucket counts are split into two factors.
         sizes = [wanted] if wanted <= FACTORED_ABOVE else [2 ** round(math.log2(wanted) / 2)]
         sizes += [wanted / sizes[0]] if wanted > FACTORED_ABOVE else []
         self.factors = [max(2, 2 * math.ceil(size / 2)) for size in sizes]
         generator = torch.Generator().manual_seed(self.seed)
         shape_of = (heads, head_dim, hashes * sum(self.factors) // 2)
         self.register_buffer("rotations", torch.randn(shape_of, generator=generator, dtype=torch.float32))
-        self.kernel = ""
 
     def forward(
         self,
@@ -89,7 +89,7 @@ class Reformer(Selector, SupportAttention):
         return torch.where(alone[..., None], v, out).to(dtype)
 
     def windows(self, q: Float[Tensor, "B H N D"], *, first: Int[Tensor, " B"] | None = None) -> list[Windows]:
-        """One table a round; every query head is a row of X, for it is its own key head."""
+        """One table per round; every query head is a row of X, because it has its own keys."""
         B, H, N, _ = q.shape
         position = torch.arange(N, device=q.device).expand(B * H, -1)
         real = torch.zeros(B, dtype=torch.long, device=q.device) if first is None else first.to(q.device)
@@ -98,7 +98,7 @@ class Reformer(Selector, SupportAttention):
         for codes in self.codes(q):
             code = codes.flatten(0, 1).masked_fill(position < real, -1)
             order = torch.sort(code, dim=1, stable=True).indices
-            chunk = (position - real).div(self.chunk, rounding_mode="floor")  # of each sorted rank
+            chunk = (position - real).div(self.chunk, rounding_mode="floor")  # by sorted rank
             start = real + (chunk - 1).clamp(min=0) * self.chunk
             end = torch.minimum(real + (chunk + 1) * self.chunk, torch.tensor(N, device=q.device))
             start, end = (x.masked_fill(position < real, 0) for x in (start, end))
@@ -108,7 +108,7 @@ class Reformer(Selector, SupportAttention):
         return tables
 
     def codes(self, q: Float[Tensor, "B H N D"]) -> Int[Tensor, "hashes B H N"]:
-        """argmax[xR; -xR] of each round, factor by factor."""
+        """argmax[xR; -xR] of each round, one factor at a time."""
         x = q.detach() if q.dtype == torch.float64 else q.detach().float()
         rotations = self.rotations.to(x.dtype)
         with exact_products(x.device):
@@ -136,7 +136,7 @@ class Reformer(Selector, SupportAttention):
         real = torch.zeros(len(q), dtype=torch.long, device=q.device) if first is None else first.to(q.device)
         real, own = real[:, None, None], chosen[:, None] == key
         total = torch.zeros(*q.shape[:2], len(chosen), k.shape[2], dtype=torch.int32, device=q.device)
-        two = torch.arange(-self.chunk, self.chunk, device=q.device)  # the chunk before, and the own one
+        two = torch.arange(-self.chunk, self.chunk, device=q.device)  # the previous chunk and the query's own
         for code in self.codes(q):
             order = torch.argsort(code.masked_fill(key < real, -1), dim=-1, stable=True)
             rank = torch.argsort(order, dim=-1)[:, :, chosen] - real
@@ -171,7 +171,7 @@ class Reformer(Selector, SupportAttention):
         first: Int[Tensor, " B"] | None = None,
         rows: Int[Tensor, " R"] | None = None,
     ) -> Float[Tensor, "B H R E"]:
-        """Shared-QK attention over every key: softmax of q·q̂ with a position itself only where it is alone."""
+        """Shared-QK attention over every key: softmax of q·q̂, with a position's own key only if it has no other."""
         pairs = self.target_pairs(q.shape[2], k.shape[2], first=first, rows=rows, device=q.device)
         return softmax_attention(q, unit(q.double()), self._every_head(v), pairs, self.scale, rows=rows)
 
@@ -206,8 +206,8 @@ class Reformer(Selector, SupportAttention):
     def cost(self, problem: Problem) -> Cost:
         """Each of `hashes` rounds scores two chunks for every query; hashing adds one product with the rotations.
 
-        Of these scores a position's own enters no output, but where it has no other. Of two positions of a chunk the
-        later one sees the other one; of two in neighbouring chunks at most one does.
+        The score of a position with itself enters the output only if it has no other key. Of two positions in the same
+        chunk, the later one sees the other; of two positions in neighbouring chunks, at most one sees the other.
         """
         p = problem
         queries = p.batch * p.heads * p.queries
@@ -215,7 +215,7 @@ class Reformer(Selector, SupportAttention):
         sizes = [self.chunk] * (p.keys // self.chunk) + [p.keys % self.chunk] * (p.keys % self.chunk > 0)
         own = sum(size * (size - 1) // (2 if p.causal else 1) for size in sizes)
         before = sum(one * two for one, two in pairwise(sizes))
-        alone = len(sizes) if p.causal else int(sizes[0] == 1)  # the first of a chunk, in every round
+        alone = len(sizes) if p.causal else int(sizes[0] == 1)  # the first of a chunk, if it is first in every round
         hashing = 2 * queries * p.head_dim * self.rotations.shape[-1]
         return Cost(
             flops=2 * scores * (p.head_dim + p.value_dim) + hashing,
@@ -228,5 +228,5 @@ class Reformer(Selector, SupportAttention):
 
 
 def unit(q: Float[Tensor, "B H N D"]) -> Float[Tensor, "B H N D"]:
-    """Queries as keys: scaled to length one; a zero vector stays zero."""
+    """Return keys made from queries: scaled to unit length; a zero vector stays zero."""
     return F.normalize(q, dim=-1, eps=torch.finfo(q.dtype).tiny)

@@ -1,6 +1,6 @@
-"""`BACKENDS` maps names to classes; `build` makes an attention from a name.
+"""`BACKENDS` maps names to classes; `build` creates an attention from a name.
 
-Adding a backend is one new file and one line in `BACKENDS`; one outside the project is named
+To add a backend, add one file and one line in `BACKENDS`. A backend outside the project is written
 `package.module:Class` wherever a name is expected.
 """
 
@@ -42,13 +42,13 @@ BACKENDS: dict[str, type[Attention]] = {
 
 
 def resolve(name: str) -> type[Attention]:
-    """The class behind a name in `BACKENDS` or a path `package.module:Class`.
+    """Return the class for a name in `BACKENDS` or a path `package.module:Class`.
 
-    Raises ValueError that names what was given and, for a mistyped name, the nearest ones.
+    Raises ValueError with the given name and, if it looks mistyped, the closest matches.
     """
     if name in BACKENDS:
         return BACKENDS[name]
-    if ":" not in name or name.startswith("."):  # a relative import has nothing here to be relative to
+    if ":" not in name or name.startswith("."):  # there is no package here for a relative import
         near = difflib.get_close_matches(name, BACKENDS, n=3)
         hint = f"did you mean {', '.join(near)}? " if near else ""
         raise ValueError(
@@ -65,7 +65,7 @@ def resolve(name: str) -> type[Attention]:
 
 
 def settings_of(backend: type[Attention]) -> dict[str, inspect.Parameter]:
-    """Every setting that a backend's constructor takes, by name: its own and those that its bases add."""
+    """Return every setting that a backend's constructor takes, by name, including those of its base classes."""
     found: dict[str, inspect.Parameter] = {}
     for base in backend.__mro__:
         if "__init__" not in vars(base):
@@ -73,15 +73,15 @@ def settings_of(backend: type[Attention]) -> dict[str, inspect.Parameter]:
         parameters = inspect.signature(base.__init__).parameters.values()
         own = [p for p in parameters if p.name != "self" and p.kind is not p.VAR_KEYWORD]
         found |= {p.name: p for p in own if p.name not in found}
-        if len(own) + 1 == len(parameters):  # nothing is handed on to the bases
+        if len(own) + 1 == len(parameters):  # no **kwargs, so nothing is passed on to the bases
             break
     return found
 
 
 def build(name: str, **settings: Any) -> Attention:
-    """A fresh attention: `build("flash", heads=4, head_dim=64, causal=True)`.
+    """Create an attention: `build("flash", heads=4, head_dim=64, causal=True)`.
 
-    Raises ValueError for an unknown name and for settings that the class does not have or allow.
+    Raises ValueError for an unknown name and for settings that the class does not have or does not allow.
     """
     backend = resolve(name)
     known = settings_of(backend)

@@ -1,22 +1,22 @@
-"""SimHash LSH attention: a code is the signs of random projections, so buckets are cones of directions.
+"""SimHash LSH attention: a code is the signs of random projections, so a bucket is a cone of directions.
 
-Charikar 2002, "Similarity estimation techniques from rounding algorithms",
-https://doi.org/10.1145/509907.509965: two vectors at angle θ agree in a bit with probability 1 - θ/π.
+Charikar 2002, "Similarity estimation techniques from rounding algorithms", https://doi.org/10.1145/509907.509965: two
+vectors at angle θ agree in a bit with probability 1 - θ/π.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attentions.bucket_attention import BucketAttention
-from attentions.hashing import SimHash, resolve_bits
+from attentions.buckets.attention import BucketAttention, BucketSettings
+from attentions.buckets.hashing import SimHash, resolve_bits
 
 
 class SimHashAttention(BucketAttention):
-    """`bits` projections a table; None derives them from `max_len` for buckets of about `bucket` keys.
+    """`bits` projections per table; None derives `bits` from `max_len` for buckets of about `bucket` keys.
 
     With `balanced`, `prepare` moves each projection's threshold to its median on a calibration sample.
     """
@@ -31,7 +31,7 @@ class SimHashAttention(BucketAttention):
         bits: int | None = 8,
         bucket: int = 256,
         balanced: bool = False,
-        **settings: Any,
+        **settings: Unpack[BucketSettings],
     ) -> None:
         super().__init__(heads, head_dim, **settings)
         self.bits = resolve_bits(bits, self.max_len, bucket)

@@ -1,19 +1,23 @@
-"""Softmax attention with the score matrix in memory: the definition that the field compares with.
+"""Softmax attention that materialises the score matrix: the standard reference.
 
-Vaswani et al. 2017, "Attention Is All You Need", https://arxiv.org/abs/1706.03762, equation 1.
-Memory beyond inputs and output: the scores and their softmax, 2·B·H·N·M values, and a mask of N·M bytes.
-Half precision is computed in float32.
+Vaswani et al. 2017, "Attention Is All You Need", https://arxiv.org/abs/1706.03762, equation 1. Memory beyond inputs and
+output: the scores and their softmax, 2·B·H·N·M values, and a mask of N·M bytes. Half precision is computed in float32.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attentions.base import Attention, Stream
-from attentions.cache import CachedStream
-from attentions.reference import causal_pairs
+from attentions.base import Attention
+from attentions.common.cache import CachedStream
+from attentions.common.reference import causal_pairs
+
+if TYPE_CHECKING:
+    from attentions.common.stream import Stream
 
 
 class Vanilla(Attention):
@@ -32,9 +36,9 @@ class Vanilla(Attention):
         first: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B H N E"]:
         N, M = q.shape[2], k.shape[2]
-        if q.dtype.itemsize < 4:  # large scores are beyond float16's range, and too coarse in bfloat16 for a softmax
+        if q.dtype.itemsize < 4:  # scores can overflow float16 and are too coarse in bfloat16
             return self.forward(q.float(), k.float(), v.float(), first=first).to(q.dtype)
-        # A group of query heads shares its keys; unflattened, the product broadcasts them without a copy.
+        # Query heads of a group share keys; unflattening lets the product broadcast them without a copy.
         grouped = (q * self.scale).unflatten(1, (self.kv_heads, -1)).flatten(2, 3)
         scores = (grouped @ k.transpose(2, 3)).unflatten(2, (-1, N))
         if self.causal or first is not None:
@@ -48,6 +52,6 @@ class Vanilla(Attention):
 
 
 def zero_padding(out: Float[Tensor, "B H N E"], first: Int[Tensor, " B"], keys: int) -> Float[Tensor, "B H N E"]:
-    """Zeros for the queries that stand before the first real position of their row."""
+    """Zero the output of queries before the first real position of their row."""
     at = torch.arange(out.shape[2], device=out.device) + keys - out.shape[2]
     return out.masked_fill((at < first.to(out.device)[:, None])[:, None, :, None], 0.0)

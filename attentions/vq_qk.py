@@ -1,29 +1,34 @@
-"""Softmax attention of queries and keys that are both the codewords nearest to them.
+"""Softmax attention in which both queries and keys are replaced by their nearest codewords.
 
-Between S query codes and S key codes there are S² scores, whatever the length. Without a causal mask a query's code
-decides its output: S outputs a head are computed and then looked up, so outputs have at most S distinct rows. With
-one, sums of values by key code change with the position, and a query still weights S of them. After Lingle 2023,
-https://arxiv.org/abs/2309.16354, who quantises keys alone; the layer is `transformer_vq.nn.attn_vq.VQAttentionQK`.
+S query codes and S key codes have S² scores, whatever the length. Without a causal mask a query's code determines its
+output: S outputs per head are computed and then looked up, so outputs have at most S distinct rows. With a causal mask,
+the sums of values per key code change with the position, and each query still weights S of them. After Lingle 2023,
+https://arxiv.org/abs/2309.16354, which quantises only keys; the layer is `transformer_vq.nn.attn_vq.VQAttentionQK`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attentions.base import Problem
+from attentions.codebooks.quantised import QuantisedAttention
 from attentions.native import vq as native
-from attentions.quantised import Quantised
 from transformer_vq.codes import State, codewords, straight_through
 
+if TYPE_CHECKING:
+    from attentions.common.problem import Problem
+    from attentions.common.settings import Shape
 
-class VQQK(Quantised):
-    """Keys and queries quantised, each head of either with a codebook of its own."""
 
-    def __init__(self, heads: int, head_dim: int, *, codes: int = 128, block: int = 128, **shape: Any) -> None:
+class VQQK(QuantisedAttention):
+    """Quantised keys and queries, with one codebook per query head and per key/value head."""
+
+    def __init__(
+        self, heads: int, head_dim: int, *, codes: int = 128, block: int = 128, **shape: Unpack[Shape]
+    ) -> None:
         super().__init__(heads, head_dim, codes=codes, block=block, **shape)
         self.register_buffer("query_book", self.drawn(heads, 1))
 
@@ -54,7 +59,7 @@ class VQQK(Quantised):
         self.query_book.copy_(self.learnt(q, 1))
 
     def score_cost(self, problem: Problem) -> tuple[int, int]:
-        """2·D·S for a query's code, 2·D for a score of two codes, and 2·E·S to weight values: of a query or a code."""
+        """2·D·S for a query's code, 2·D for a score of two codes, 2·E·S to weight values per query (causal) or code."""
         p, S, heads = problem, self.codes, problem.batch * problem.heads
         weighted = p.queries if p.causal else S
         flops = 2 * heads * S * (p.head_dim * (p.queries + S) + p.value_dim * weighted)

@@ -1,1 +1,1 @@
-"""Benchmarks: pytest-benchmark cases, and one command a family that prints its table of ratios."""
+"""Benchmarks: pytest-benchmark cases, and one command per family that prints its table of ratios."""

@@ -1,23 +1,23 @@
-"""Kills and interrupts small sweeps at random moments, and counts what that costs.
+"""Kill and interrupt small sweeps at random moments, and count lost rows, leftover processes and wrong exits.
 
     python -m benchmarks.interruptions --kills 100 --signals 40
 
-A sweep is killed outright, resumed, killed again and so on, and at last left to end: no row that stood in the file may
-be lost or changed, none measured twice, and no process may be left ten seconds after a kill. Then sweeps get Ctrl-C or
-SIGTERM, half of them twice, alone or with their whole process group: nothing but messages may stand on standard error,
-the exit status must be 130 (0 where all was done already), and the report must be there if there is a row.
+A sweep is killed, resumed, killed again and so on, and finally left to end. No row in the file may be lost or changed,
+none may be measured twice, and no process may remain ten seconds after a kill. Then sweeps receive Ctrl-C or SIGTERM,
+half of them twice, either the process alone or its whole process group. Standard error may contain only messages, the
+exit status must be 130 (0 if everything was already done), and the report must exist if there is a row.
 
-Moments are drawn from the time that an undisturbed sweep takes, so also from its start and its report. For signals it
-begins when the command listens: until then, some hundredths of a second, Python itself is starting. Prints a line a
-count; exit status 0 if all are as they must be, otherwise 1, and what was seen on standard error.
+Moments are drawn from the duration of an undisturbed sweep, so they also hit its start and its report. For signals they
+are counted from when the command starts listening; before that, for some hundredths of a second, Python itself is
+starting. Prints one line per count. Exit status 0 if all checks hold, otherwise 1, with details on standard error.
 """
 
 from __future__ import annotations
 
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    exit_on_signal()  # before the imports that take long
+    exit_on_signal()  # before the slow imports
 
 import argparse
 import os
@@ -36,13 +36,13 @@ from pathlib import Path
 import psutil
 import yaml
 
-from harness.journal import read_rows
-from harness.rows import Row
+from harness.common.rows import Row
+from harness.results.rows_file import read_rows
 
 ROOT = Path(__file__).parents[1]
-MARK = "ATTENTION_BENCH_INTERRUPTIONS"  # an environment variable by which a sweep's processes are known
-LEFT_S = 10.0  # in which all must have ended
-CHAIN = 5  # kills until a sweep is left to end
+MARK = "ATTENTION_BENCH_INTERRUPTIONS"  # environment variable that identifies a sweep's processes
+LEFT_S = 10.0  # time within which all processes must have ended
+CHAIN = 5  # kills before a sweep is left to end
 CONFIG = {
     "subject": "attention",
     "backends": ["vanilla", "flash"],
@@ -68,7 +68,7 @@ STARTED: list[subprocess.Popen[str]] = []
 
 @dataclass
 class Sweep:
-    """A running sweep, in a process group of its own."""
+    """A running sweep, in its own process group."""
 
     arguments: Sequence[str]
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -87,7 +87,7 @@ class Sweep:
         STARTED.append(self.process)
 
     def ends_within(self, seconds: float) -> bool:
-        """Whether it ends in this time."""
+        """Return whether it ends within this time."""
         try:
             self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -95,7 +95,7 @@ class Sweep:
         return True
 
     def await_listening(self) -> None:
-        """Wait until it blocks or handles SIGTERM, which Python by itself does not."""
+        """Wait until it blocks or handles SIGTERM, which plain Python does not."""
         status, term = Path(f"/proc/{self.process.pid}/status"), 1 << (signal.SIGTERM - 1)
         while self.process.poll() is None:
             masks = [line.split()[1] for line in status.read_text().splitlines() if line[:6] in ("SigBlk", "SigCgt")]
@@ -104,11 +104,11 @@ class Sweep:
             time.sleep(0.001)
 
     def end(self) -> tuple[str, str]:
-        """Its output and what stands on standard error, once it has ended."""
+        """Return its output and standard error once it has ended."""
         return self.process.communicate()
 
     def left(self) -> list[str]:
-        """What of it still runs after ten seconds; empty as soon as nothing does."""
+        """Return its processes that still run after ten seconds; returns early once there are none."""
         until = time.monotonic() + LEFT_S
         while (found := processes(self.mark)) and time.monotonic() < until:
             time.sleep(0.1)
@@ -116,7 +116,7 @@ class Sweep:
 
 
 def processes(mark: str) -> list[str]:
-    """Every process that was started with this mark, or by one that was."""
+    """Return every process that was started with this mark, directly or indirectly."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -128,7 +128,7 @@ def processes(mark: str) -> list[str]:
 
 
 class Trials:
-    """Counts by name, and what went wrong in words."""
+    """Counts by name, and descriptions of what went wrong."""
 
     def __init__(self, where: Path, seed: int) -> None:
         self.counts: Counter[str] = Counter()
@@ -139,7 +139,7 @@ class Trials:
         self._length_s = self._undisturbed_s()
 
     def kills(self, wanted: int) -> None:
-        """Kill as many sweeps outright, and resume each."""
+        """Kill `wanted` sweeps, and resume each."""
         while self.counts["killed"] < wanted:
             folder, rows = self._folder(), list[Row]()
             arguments = [str(self._conf), "--out", str(folder)]
@@ -156,7 +156,7 @@ class Trials:
             self.counts["rows doubled"] += sum(count - 1 for count in cells.values())
 
     def signals(self, number: signal.Signals, wanted: int) -> None:
-        """Send a signal to as many sweeps."""
+        """Send a signal to `wanted` sweeps."""
         done = 0
         while done < wanted:
             folder = self._folder()
@@ -181,7 +181,7 @@ class Trials:
             self._expect(f"{name}: processes left", not (left := sweep.left()), str(left))
 
     def _killed(self, arguments: Sequence[str], folder: Path, before: Sequence[Row]) -> list[Row]:
-        """Kill one sweep; the rows that stand then."""
+        """Kill one sweep; return the rows that it left."""
         sweep = Sweep(arguments)
         if not sweep.ends_within(self._moment_s()):
             sweep.process.kill()
@@ -217,7 +217,7 @@ class Trials:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the trials that are asked for and print the counts."""
+    """Run the requested trials and print the counts."""
     parser = argparse.ArgumentParser("python -m benchmarks.interruptions", description="Kill and interrupt sweeps")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--signals", type=int, default=40, help="of each kind")
@@ -229,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             trials.kills(chosen.kills)
             for number in (signal.SIGINT, signal.SIGTERM):
                 trials.signals(number, chosen.signals)
-        finally:  # a sweep in a process group of its own does not hear what interrupts this
+        finally:  # a sweep in its own process group does not receive the signal that interrupts this command
             for process in STARTED:
                 process.kill()
                 process.wait()

@@ -1,23 +1,24 @@
-"""The LSH family against flash, as ratios from one run; batch 1, 4 heads of 64, float32, causal.
+"""Compare the LSH family with flash, as ratios from one run; batch 1, 4 heads of 64, float32, causal.
 
     python -m benchmarks.lsh_family                    the whole table, about ten minutes on two cores
     python -m benchmarks.lsh_family --n 16384          quicker, shorter
-    python -m benchmarks.lsh_family --accuracy         error and kept mass by tables on real text instead
+    python -m benchmarks.lsh_family --accuracy         error and attention recall by tables on real text instead
 
-Methods take turns; a figure is a median over `--rounds`. Executed FLOPs are those of the native kernel's own
-blocks, useful ones 4·64 a query-key pair. `reformer-pytorch` takes part where it is installed.
+Methods take turns; each figure is a median over `--rounds`. Executed FLOPs are those of the native kernel's own
+blocks; useful FLOPs are 4·64 per query-key pair. `reformer-pytorch` is included if it is installed.
 """
 
 from __future__ import annotations
 
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    exit_on_signal()  # before the imports that take long
+    exit_on_signal()  # before the slow imports
 
 import argparse
 import importlib.util
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
@@ -25,12 +26,14 @@ from rich.table import Table
 from torch import Tensor
 
 from attentions import Attention, build
-from attentions.bucket_attention import BucketAttention
-from attentions.buckets import Windows
-from attentions.window_attention import window_attention
+from attentions.buckets.attention import BucketAttention
+from attentions.buckets.window_attention import window_attention
 from benchmarks.side_by_side import forward_and_backward, gaussian, medians
-from harness.command_line import count
-from harness.memory import resident_peak, return_freed_memory
+from harness.common.command_line import count
+from harness.measure.memory import resident_peak, return_freed_memory
+
+if TYPE_CHECKING:
+    from attentions.common.windows import Windows
 
 HEADS, DIM = 4, 64
 BLOCK, GROUP = 32, 4  # of the native kernel
@@ -44,12 +47,12 @@ METHODS: dict[str, dict[str, object]] = {
 
 
 def made(label: str, n: int) -> Attention:
-    """One of `METHODS`, in eval mode."""
+    """Build one of `METHODS`, in eval mode."""
     return build(label.split(",")[0], heads=HEADS, head_dim=DIM, max_len=n, **METHODS[label]).eval()
 
 
 def executed_flops(tables: list[Windows]) -> float:
-    """What the native kernel computes: scores of whole blocks, values of groups of queries."""
+    """FLOPs of the native kernel: scores of whole blocks, values of groups of queries."""
     total = 0.0
     for table in tables:
         start, end = (x.gather(1, table.query_order.long()) for x in (table.start, table.end))
@@ -61,7 +64,7 @@ def executed_flops(tables: list[Windows]) -> float:
 
 
 def lucidrains(n: int, q: Tensor, v: Tensor) -> Callable[[], object] | None:
-    """reformer-pytorch's attention with the settings of ours, or None where it is not installed."""
+    """reformer-pytorch's attention with our settings, or None if it is not installed."""
     if importlib.util.find_spec("reformer_pytorch") is None:
         return None
     peer = importlib.import_module("reformer_pytorch").LSHAttention(bucket_size=64, n_hashes=4, causal=True)
@@ -69,7 +72,7 @@ def lucidrains(n: int, q: Tensor, v: Tensor) -> Callable[[], object] | None:
 
 
 def speed(n: int, rounds: int, console: Console) -> None:
-    """Ratios to flash, forward, with pairs and kernel rates."""
+    """Print ratios to flash for the forward pass, with pairs per query and kernel rates."""
     q, k, v = gaussian(n)
     attentions = {"flash": build("flash", heads=HEADS, head_dim=DIM), **{name: made(name, n) for name in METHODS}}
     calls: dict[str, Callable[[], object]] = {name: _no_grad(a, (q, k, v)) for name, a in attentions.items()}
@@ -101,7 +104,7 @@ def speed(n: int, rounds: int, console: Console) -> None:
 
 
 def backward(n: int, rounds: int, console: Console) -> None:
-    """Forward and backward, one table, against flash's."""
+    """Print the ratio to flash of forward and backward, for one table."""
     inputs = gaussian(n)
     flash = build("flash", heads=HEADS, head_dim=DIM)
     calls = {name: forward_and_backward(a, inputs) for name, a in (("flash", flash), ("it", made("bit_sampling", n)))}
@@ -110,7 +113,7 @@ def backward(n: int, rounds: int, console: Console) -> None:
 
 
 def memory(n: int, console: Console) -> None:
-    """Resident peak beyond inputs and output, over the bytes of q, k, v and out."""
+    """Print the resident peak beyond inputs and output, relative to the bytes of q, k, v and out."""
     inputs = gaussian(n)
     attention = made("bit_sampling", n)
     with torch.no_grad():
@@ -123,7 +126,7 @@ def memory(n: int, console: Console) -> None:
 
 
 def crossover(rounds: int, console: Console) -> None:
-    """The lengths around which one table overtakes flash."""
+    """Print ratios to flash at the lengths around which one table overtakes it."""
     for n in (1024, 2048, 4096):
         inputs = gaussian(n)
         pair = {"flash": build("flash", heads=HEADS, head_dim=DIM), "it": made("bit_sampling", n)}
@@ -132,9 +135,9 @@ def crossover(rounds: int, console: Console) -> None:
 
 
 def accuracy(n: int, console: Console) -> None:
-    """Error and kept mass on real text as tables are added; bits 8, window 128."""
+    """Print error and attention recall on real text as tables are added; bits 8, window 128."""
+    from harness.common.rows import Case
     from harness.inputs import make_inputs
-    from harness.rows import Case
 
     case = Case(
         subject="accuracy", backend="bit_sampling", label="", settings={}, level="kernel", mode="forward",
@@ -168,7 +171,7 @@ def _no_grad(attention: Attention, inputs: tuple[Tensor, ...]) -> Callable[[], o
 
 
 def main() -> None:
-    """Print the tables that were asked for."""
+    """Print the requested tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=count(64, 2**24), default=65_536, help="tokens")
     parser.add_argument("--rounds", type=count(), default=3)

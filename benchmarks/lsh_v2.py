@@ -1,23 +1,23 @@
-"""LSH v2's figures: speed beside flash, what each part is worth, what training and sampling are worth.
+"""Measure LSH v2: speed relative to flash, and the effect of each part, of training and of sampling.
 
     python -m benchmarks.lsh_v2                 ratio to flash, throughput and memory, about two minutes on two cores
     python -m benchmarks.lsh_v2 --scaling       exponents of time, by stage, and of memory from 1K to 256K
-    python -m benchmarks.lsh_v2 --ablation      each part off in turn: time, error, kept mass on text
+    python -m benchmarks.lsh_v2 --ablation      each part off in turn: time, error, attention recall on text
     python -m benchmarks.lsh_v2 --learning      trained against untrained codes at equal comparisons, five seeds
     python -m benchmarks.lsh_v2 --residual      with samples against without at equal comparisons, five seeds
     python -m benchmarks.lsh_v2 --planted       how often a planted key at a uniform distance is found
     python -m benchmarks.lsh_v2 --decoding      one token after 1K to 32K on one thread, and the state it leaves
 
-Quality is measured on 16,384 tokens (`--n`) of 4 heads of 64 with closed gates, at 128 query rows in float64; codes
-are trained on a stretch of the text that nothing is measured on.
+Quality is measured on 16,384 tokens (`--n`) with 4 heads of 64 and closed gates, at 128 query rows in float64. Codes
+are trained on a part of the text on which nothing is measured.
 """
 
 from __future__ import annotations
 
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    exit_on_signal()  # before the imports that take long
+    exit_on_signal()  # before the slow imports
 
 import argparse
 import statistics
@@ -29,20 +29,20 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from scipy import stats
 from torch import Tensor
 
 from attentions import build
 from attentions.lsh_v2 import LSHv2
 from benchmarks.side_by_side import gaussian, medians
-from harness.command_line import count
+from harness.common.command_line import count
+from harness.common.rows import Case
 from harness.inputs import CALIBRATION, make_inputs
-from harness.memory import resident_peak, return_freed_memory
+from harness.measure.memory import resident_peak, return_freed_memory
 from harness.report.components import plain_slope
-from harness.rows import Case
-from harness.scaling import fit_scaling
+from harness.stats.scaling import fit_scaling
 
 HEADS, DIM, ROWS = 4, 64, 128
-STUDENT_5 = 2.776  # 97.5 % quantile of Student's t with 4 degrees of freedom
 OFF: dict[str, dict[str, Any]] = {
     "all parts on": {},
     "no buckets": {"n_hashes": 0},
@@ -54,14 +54,14 @@ OFF: dict[str, dict[str, Any]] = {
 
 
 def made(**settings: Any) -> LSHv2:
-    """An LSH v2 of `HEADS` heads, untrained."""
+    """Build an untrained LSH v2 with `HEADS` heads."""
     attention = build("lsh_v2", **{"heads": HEADS, "head_dim": DIM} | settings)
     assert isinstance(attention, LSHv2)
     return attention.eval()
 
 
 def inputs(kind: str, n: int, seed: int, variant: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v as the harness makes them; variant CALIBRATION is disjoint from the others."""
+    """Return q, k, v as the harness makes them; variant CALIBRATION is disjoint from the others."""
     case = Case(
         subject="accuracy", backend="lsh_v2", label="", settings={}, level="kernel", mode="forward",
         inputs=kind, n=n, batch=1, heads=HEADS, kv_heads=HEADS, head_dim=DIM, value_dim=DIM, dtype="float32",
@@ -73,7 +73,7 @@ def inputs(kind: str, n: int, seed: int, variant: int = 0) -> tuple[Tensor, Tens
 
 @dataclass(frozen=True)
 class Quality:
-    """Of an attention on some rows: relative error against exact attention, kept mass, comparisons a query."""
+    """Quality on some rows: relative error against exact attention, attention recall, comparisons per query."""
 
     error: float
     kept_mass: float
@@ -81,7 +81,7 @@ class Quality:
 
 
 def quality(attention: LSHv2, q: Tensor, k: Tensor, v: Tensor) -> Quality:
-    """Measured on `ROWS` rows of the whole length; comparisons are a mean over all."""
+    """Measure on `ROWS` rows of the whole length; comparisons are a mean over all rows."""
     rows = torch.randperm(q.shape[2], generator=torch.Generator().manual_seed(0))[:ROWS]
     exact, found = attention.target(q, k, v, rows=rows), attention.naive(q, k, v, rows=rows)
     error = ((found - exact).norm() / exact.norm()).item()
@@ -89,12 +89,12 @@ def quality(attention: LSHv2, q: Tensor, k: Tensor, v: Tensor) -> Quality:
 
 
 def comparisons(attention: LSHv2, q: Tensor, k: Tensor) -> float:
-    """Comparisons of a query, on average."""
+    """Mean comparisons per query."""
     return attention.comparisons(q, k).double().mean().item() / q.shape[2]
 
 
 def least_bucket(build_with: Callable[[int], LSHv2], q: Tensor, k: Tensor, wanted: float) -> LSHv2:
-    """The attention with the smallest bucket_size whose comparisons reach `wanted`: never less than it may use."""
+    """Return the attention with the smallest bucket_size whose comparisons reach `wanted`."""
     low, high = 1, 1024
     while low < high:
         middle = (low + high) // 2
@@ -106,7 +106,7 @@ def least_bucket(build_with: Callable[[int], LSHv2], q: Tensor, k: Tensor, wante
 
 
 def speed(n: int, rounds: int, console: Console) -> None:
-    """Time beside flash's, throughput of twelve heads at 131,072 tokens, and resident peak."""
+    """Print times relative to flash's, and each stage's share."""
     q, k, v = gaussian(n)
     attention, flash = made(), build("flash", heads=HEADS, head_dim=DIM)
     calls = {"flash": lambda: flash(q, k, v), "lsh_v2": lambda: attention(q, k, v)}
@@ -120,7 +120,7 @@ def speed(n: int, rounds: int, console: Console) -> None:
 
 
 def throughput(n: int, rounds: int, console: Console) -> None:
-    """One attention of 12 heads of 64, and its peak beyond inputs and output."""
+    """Print the throughput of one attention with 12 heads of 64, and its peak memory."""
     q, k, v = gaussian(n, heads=12)
     attention = made(heads=12)
     seconds = medians({"it": lambda: attention(q, k, v)}, rounds=rounds)["it"]
@@ -134,7 +134,7 @@ def throughput(n: int, rounds: int, console: Console) -> None:
 
 
 def scaling(longest: int, rounds: int, console: Console) -> None:
-    """Exponents over octaves from 1K: what a plain log-log line says, and the fit that takes a floor off."""
+    """Print exponents over octaves from 1K: the plain log-log slope, and the fit with the floor removed."""
     lengths = [n for n in (2**i for i in range(10, 30)) if n <= longest]
     attention = made()
     samples: dict[str, dict[int, list[list[float]]]] = {}
@@ -167,7 +167,7 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def _growth(found: dict[int, list[list[float]]]) -> tuple[str, str, str, str]:
-    """Plain slope, exponent with interval over all lengths and from 4K on, verdict."""
+    """Return plain slope, exponent with interval over all lengths and from 4K, and verdict."""
     plain = plain_slope({n: statistics.median(x[0] for x in rounds) for n, rounds in found.items()})
     fits = [fit_scaling(found), fit_scaling({n: rounds for n, rounds in found.items() if n >= 4096})]
     every, long = (f"{fit.exponent:.2f} ({fit.interval[0]:.2f} to {fit.interval[1]:.2f})" for fit in fits)
@@ -175,7 +175,7 @@ def _growth(found: dict[int, list[list[float]]]) -> tuple[str, str, str, str]:
 
 
 def ablation(n: int, rounds: int, console: Console) -> None:
-    """Each part off in turn. The gates are closed, so the scan costs time and changes no output."""
+    """Print results with each part off in turn. The gates are closed, so the scan costs time and changes no output."""
     sample, calibration = inputs("text", n, 0), inputs("text", n, 0, CALIBRATION)
     attentions = {name: made(**settings) for name, settings in OFF.items()}
     for attention in attentions.values():
@@ -189,7 +189,7 @@ def ablation(n: int, rounds: int, console: Console) -> None:
 
 
 def trained_and_untrained(n: int, seed: int) -> list[tuple[LSHv2, Quality]]:
-    """Buckets alone. The untrained codes get the bucket_size with which they use at least as many comparisons."""
+    """Compare trained and untrained codes with buckets only, untrained with at least as many comparisons."""
     bare: dict[str, Any] = {"samples": 0, "compression_factors": [1], "global_context": False}
     q, k, v = inputs("text", n, seed)
     trained = made(seed=seed, **bare)
@@ -200,7 +200,7 @@ def trained_and_untrained(n: int, seed: int) -> list[tuple[LSHv2, Quality]]:
 
 
 def learning(n: int, first_seed: int, console: Console) -> None:
-    """Both for five seeds, and how kept mass and error compare."""
+    """Print both for five seeds, and the ratios of attention recall and error."""
     table = Table("seed", "codes", "bucket_size", "comparisons", "kept mass", "error", title=f"text, n = {n:,}")
     ratios: dict[str, list[float]] = {"kept mass": [], "error": []}
     for seed in range(first_seed, first_seed + 5):
@@ -217,7 +217,7 @@ def learning(n: int, first_seed: int, console: Console) -> None:
 
 
 def residual(n: int, console: Console) -> None:
-    """With samples the windows shrink until comparisons are no more than without."""
+    """Compare with and without samples; with samples, buckets shrink until comparisons are no more than without."""
     bare: dict[str, Any] = {"hash_steps": 0, "compression_factors": [1], "global_context": False}
     table = Table("inputs", "seed", "error with", "error without", "comparisons with", "without", title=f"n = {n:,}")
     for kind in ("gaussian", "text"):
@@ -234,8 +234,8 @@ def residual(n: int, console: Console) -> None:
 
 
 @dataclass(frozen=True)
-class Planted:
-    """Shares of rows whose planted key is in the support: all rows, those within reach, and a random support's."""
+class PlantedRate:
+    """Shares of rows with the planted key in the support: all rows, rows within reach, and for a random support."""
 
     everywhere: float
     within_reach: float
@@ -243,8 +243,8 @@ class Planted:
     reach: int
 
 
-def planted_rate(n: int, *, rows: int, steps: int = 0) -> Planted:
-    """The heaviest key of each row is the planted one, at a uniform distance."""
+def planted_rate(n: int, *, rows: int, steps: int = 0) -> PlantedRate:
+    """Measure how often the support contains the planted key, the heaviest of its row, at a uniform distance."""
     q, k, v = inputs("planted", n, 0)
     attention = made(hash_steps=steps, samples=0, compression_factors=[1], global_context=False)
     attention.prepare(*inputs("planted", n, 0, CALIBRATION))
@@ -259,11 +259,11 @@ def planted_rate(n: int, *, rows: int, steps: int = 0) -> Planted:
         near.append((chosen - heavy[:, 0]) <= attention.reach)
         chance.append(met.sum(-1) / (chosen + 1))
     hit, within = torch.cat(hits), torch.cat(near)
-    return Planted(hit.mean().item(), hit[within].mean().item(), torch.cat(chance).mean().item(), attention.reach)
+    return PlantedRate(hit.mean().item(), hit[within].mean().item(), torch.cat(chance).mean().item(), attention.reach)
 
 
 def planted(n: int, console: Console) -> None:
-    """Untrained and trained codes."""
+    """Print the rate for untrained and trained codes."""
     for steps in (0, 200):
         it = planted_rate(n, rows=256, steps=steps)
         console.print(
@@ -273,7 +273,7 @@ def planted(n: int, console: Console) -> None:
 
 
 def decoding(longest: int, console: Console) -> None:
-    """Processor time of 128 single tokens after prompts of several lengths."""
+    """Print the CPU time of 128 single tokens after prompts of several lengths."""
     table = Table("tokens before", "ms a token, median", "longest", "state, MiB", title="decoding, one thread")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -294,13 +294,14 @@ def decoding(longest: int, console: Console) -> None:
 
 
 def _interval(values: list[float]) -> str:
-    half = STUDENT_5 * statistics.stdev(values) / len(values) ** 0.5
+    found: Any = stats.ttest_1samp(values, 0)
+    interval = found.confidence_interval(0.95)
     mean = statistics.mean(values)
-    return f"{mean:.3f} ({mean - half:.3f} to {mean + half:.3f}, Student, {len(values)} seeds)"
+    return f"{mean:.3f} ({interval.low:.3f} to {interval.high:.3f}, Student, {len(values)} seeds)"
 
 
 def main() -> None:
-    """Print the tables that were asked for."""
+    """Print the requested tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--n", type=count(64, 2**24), help="tokens; default 65,536 for speed and planted keys, 16,384 for quality"

@@ -1,4 +1,4 @@
-"""Mamba and Mamba-2 against flash and against mambapy, as ratios from one run; batch 1, float32, causal.
+"""Compare Mamba and Mamba-2 with flash and mambapy, as ratios from one run; batch 1, float32, causal.
 
     python -m benchmarks.mamba                    the whole table, about two minutes on two cores
     python -m benchmarks.mamba --n 16384          quicker, shorter
@@ -6,16 +6,16 @@
     what                                                             it   other  figure      aim
     MambaBlock against mambapy, forward, n = 65,536             0.816 s  16.05 s  19.7 x  >= 10 x
 
-Blocks have width 256, kernels 4 heads of 64. Methods take turns; a time is a median over `--rounds`. Memory is the
-resident peak beyond inputs and output over the bytes of both. `mambapy` takes part where it is installed.
+Blocks have width 256, kernels 4 heads of 64. Methods take turns; each time is a median over `--rounds`. Memory is the
+resident peak beyond inputs and output, relative to the bytes of both. `mambapy` is included if it is installed.
 """
 
 from __future__ import annotations
 
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    exit_on_signal()  # before the imports that take long
+    exit_on_signal()  # before the slow imports
 
 import argparse
 import importlib
@@ -28,17 +28,17 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from attentions import Attention, build
-from attentions.mamba2_block import Mamba2Block
-from attentions.mamba_block import MambaBlock
+from attentions.recurrent.mamba2_block import Mamba2Block
+from attentions.recurrent.mamba_block import MambaBlock
 from benchmarks.side_by_side import gaussian, medians
-from harness.command_line import count
-from harness.memory import resident_peak, return_freed_memory
+from harness.common.command_line import count
+from harness.measure.memory import resident_peak, return_freed_memory
 
 WIDTH, HEADS, DIM = 256, 4, 64
 
 
 def peer() -> nn.Module | None:
-    """mambapy's block of the same width, or None where it is not installed."""
+    """Return mambapy's block of the same width, or None if it is not installed."""
     if importlib.util.find_spec("mambapy") is None:
         return None
     mamba = importlib.import_module("mambapy.mamba")
@@ -46,7 +46,7 @@ def peer() -> nn.Module | None:
 
 
 def blocks(n: int, rounds: int, table: Table) -> None:
-    """Both blocks against mambapy's Mamba-1: forward at n tokens, forward and backward at a quarter of them."""
+    """Compare both blocks with mambapy's Mamba-1: forward at n tokens, forward and backward at n / 4."""
     theirs = peer()
     for length, call, aim, what in ((n, _forward, 10, "forward"), (n // 4, _training, 5, "forward and backward")):
         x = torch.randn(1, length, WIDTH, generator=torch.Generator().manual_seed(0))
@@ -60,7 +60,7 @@ def blocks(n: int, rounds: int, table: Table) -> None:
 
 
 def kernels(n: int, rounds: int, table: Table) -> None:
-    """Both kernels against flash, forward."""
+    """Compare both kernels with flash, forward."""
     inputs = gaussian(n)
     calls = {name: _forward(_kernel(name), *inputs) for name in ("flash", "mamba", "mamba2")}
     found = medians(calls, rounds=rounds)
@@ -69,7 +69,7 @@ def kernels(n: int, rounds: int, table: Table) -> None:
 
 
 def memory(n: int, table: Table) -> None:
-    """Resident peak of the kernels beyond inputs and output, over the bytes of q, k, v and out."""
+    """Resident peak of the kernels beyond inputs and output, relative to the bytes of q, k, v and out."""
     inputs = gaussian(n)
     for name in ("mamba", "mamba2"):
         attention = _kernel(name)
@@ -85,7 +85,7 @@ def memory(n: int, table: Table) -> None:
 
 
 def linearity(n: int, table: Table) -> None:
-    """One head at sixteen times the length: time and memory, each over sixteen times those at n."""
+    """One head at 16 times the length: time and memory, each relative to those at n."""
     for name in ("mamba", "mamba2"):
         attention = build(name, heads=1, head_dim=DIM).eval()
         seconds, beyond = [], []
@@ -106,7 +106,7 @@ def linearity(n: int, table: Table) -> None:
 
 
 def decoding(n: int, steps: int, table: Table) -> None:
-    """One token after n tokens against one after 1,024; the streams take turns at so many steps."""
+    """Compare one token after n tokens with one after 1,024; the streams take turns for `steps` rounds."""
     inputs = gaussian(n)
     token = [x[:, :, :1] for x in inputs]
     for name in ("mamba", "mamba2"):

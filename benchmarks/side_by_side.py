@@ -1,4 +1,4 @@
-"""Methods timed in turns in one process, so that their ratio holds on a machine whose speed drifts."""
+"""Time methods in turns in one process, so that their ratio holds on a machine whose speed drifts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def medians(methods: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:
-    """Median seconds of each method over rounds that run each once; one round before, not counted, warms up."""
+    """Return median seconds per method over rounds that run each method once, after one warm-up round."""
     samples: dict[str, list[float]] = {name: [] for name in methods}
     for turn in range(rounds + 1):
         for name, method in methods.items():
@@ -23,13 +23,13 @@ def medians(methods: Mapping[str, Callable[[], object]], *, rounds: int) -> dict
 
 
 def gaussian(n: int, *, heads: int = 4, head_dim: int = 64, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v of batch 1 in float32."""
+    """Return q, k, v of batch 1 in float32."""
     generator = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn(1, heads, n, head_dim, generator=generator) for _ in range(3))
     return q, k, v
 
 
 def forward_and_backward(attention: torch.nn.Module, inputs: tuple[Tensor, ...]) -> Callable[[], object]:
-    """A call that runs the attention and the gradients of the sum of its output."""
+    """Return a call that computes the attention and the gradients of the sum of its output."""
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
     return lambda: torch.autograd.grad(attention(*leaves).sum(), leaves, allow_unused=True)

@@ -1,17 +1,17 @@
-"""What swapping a model's attention costs by itself: `flash` swapped in against the model's own fused attention.
+"""Measure the cost of swapping a model's attention: `flash` swapped in against the model's own fused attention.
 
     python -m benchmarks.swapped_model                     both stored models at 2,048 tokens
 
-A forward call without a cache; both take turns, so that each pair saw the same machine. Printed: medians, the ratio of
-medians, and median and quartiles of the ratios of pairs.
+Measures forward calls without a cache. The two take turns, so that each pair runs under the same conditions. Prints
+medians, the ratio of medians, and the median and quartiles of the ratios of pairs.
 """
 
 from __future__ import annotations
 
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    exit_on_signal()  # before the imports that take long
+    exit_on_signal()  # before the slow imports
 
 import argparse
 import time
@@ -22,14 +22,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from harness.command_line import count
+from harness.common.command_line import count
 from lsh_bitnet import attend_with, load_model
 
 MODELS = ("tiny-bitnet", "written-induction")
 
 
 def pairs(name: str, n: int, count: int) -> np.ndarray:
-    """Seconds (count, 2) of the model's own attention and of `flash` swapped in, one after the other."""
+    """Return seconds (count, 2) of the model's own attention and of `flash` swapped in, measured in turns."""
     model = load_model(name).model
     ids = torch.randint(256, (1, n), generator=torch.Generator().manual_seed(0))
 
@@ -37,7 +37,7 @@ def pairs(name: str, n: int, count: int) -> np.ndarray:
         return model(ids, use_cache=False)
 
     found = []
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # a compiled quantiser would be one model's alone
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # so that neither compiles its quantiser
         call()
         for _ in range(count):
             own = seconds(call)
@@ -47,7 +47,7 @@ def pairs(name: str, n: int, count: int) -> np.ndarray:
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """Seconds of one call."""
+    """Return the seconds of one call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""pytest-benchmark cases: `pytest benchmarks --benchmark-only`; nothing here asserts a time."""
+"""pytest-benchmark cases: `pytest benchmarks --benchmark-only`. Nothing here asserts a time."""
 
 from __future__ import annotations
 

@@ -1,20 +1,20 @@
-"""Vector quantisation and HyperAttention against flash, as ratios from one run; 1 sequence, 4 heads of 64, float32.
+"""Compare vector quantisation and HyperAttention with flash, as ratios from one run; batch 1, 4 heads of 64, float32.
 
     python -m benchmarks.vq_and_hyper                  the whole table, about four minutes on two cores
     python -m benchmarks.vq_and_hyper --n 16384        quicker, shorter
     python -m benchmarks.vq_and_hyper --exponents      growth from 4K to 256K tokens instead, without flash
 
-Methods take turns; a figure is a median over `--rounds`. Codebooks are learnt by k-means on other Gaussian inputs.
-"Without codes" leaves out finding the nearest codewords, as published tables do. Memory is the resident peak beyond
-inputs and output, over the bytes of q, k, v and out.
+Methods take turns; each figure is a median over `--rounds`. Codebooks are learned by k-means on other Gaussian inputs.
+"Without codes" excludes finding the nearest codewords, as published tables do. Memory is the resident peak beyond
+inputs and output, relative to the bytes of q, k, v and out.
 """
 
 from __future__ import annotations
 
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    exit_on_signal()  # before the imports that take long
+    exit_on_signal()  # before the slow imports
 
 import argparse
 import time
@@ -26,16 +26,16 @@ from rich.table import Table
 from torch import Tensor
 
 from attentions import Attention, build
-from attentions.quantised import Quantised
+from attentions.codebooks.quantised import QuantisedAttention
 from benchmarks.side_by_side import gaussian, medians
-from harness.command_line import count
-from harness.memory import resident_peak, return_freed_memory
-from harness.scaling import fit_scaling
+from harness.common.command_line import count
+from harness.measure.memory import resident_peak, return_freed_memory
+from harness.stats.scaling import fit_scaling
 
 HEADS, DIM = 4, 64
 CALIBRATION = 16_384  # tokens
 HYPER: dict[str, object] = {"block_size": 256, "sample_size": 256, "min_seq_len": 1024}
-# Label -> backend, settings, and how many times faster than flash of the same mask it is to be.
+# Label -> backend, settings, and the target speed-up over flash with the same mask.
 METHODS: dict[str, tuple[str, dict[str, object], float]] = {
     "vq causal, 512 codes": ("vq", {"codes": 512, "causal": True}, 15),
     "vq full, 512 codes": ("vq", {"codes": 512, "causal": False}, 0),
@@ -47,15 +47,15 @@ METHODS: dict[str, tuple[str, dict[str, object], float]] = {
 
 
 def made(label: str, *, heads: int = HEADS, head_dim: int = DIM) -> Attention:
-    """One of `METHODS` with its codebooks learnt, in eval mode."""
+    """Build one of `METHODS` in eval mode, with its codebooks learned."""
     backend, settings, _ = METHODS[label]
     attention = build(backend, heads=heads, head_dim=head_dim, **settings).eval()
     attention.prepare(*gaussian(CALIBRATION, heads=heads, head_dim=head_dim, seed=1))
     return attention
 
 
-def without_codes(attention: Quantised, inputs: tuple[Tensor, Tensor, Tensor]) -> Callable[[], object]:
-    """The attention's call on these inputs with all codes known beforehand."""
+def without_codes(attention: QuantisedAttention, inputs: tuple[Tensor, Tensor, Tensor]) -> Callable[[], object]:
+    """Return the attention's call on these inputs with all codes computed beforehand."""
     fixed = build_like(attention)
     keys = attention.codes_of(inputs[1], attention.key_book)
     queries = attention.codes_of(inputs[0], getattr(attention, "query_book", attention.key_book))
@@ -63,8 +63,8 @@ def without_codes(attention: Quantised, inputs: tuple[Tensor, Tensor, Tensor]) -
     return no_grad(fixed, inputs)
 
 
-def build_like(attention: Quantised) -> Quantised:
-    """Another attention of the same settings and codebooks."""
+def build_like(attention: QuantisedAttention) -> QuantisedAttention:
+    """Build another attention with the same settings and codebooks."""
     other = type(attention)(
         attention.heads, attention.head_dim, codes=attention.codes, block=attention.block_size, causal=attention.causal
     )
@@ -77,11 +77,13 @@ def no_grad(attention: Attention, inputs: tuple[Tensor, ...]) -> Callable[[], ob
 
 
 def speed(n: int, rounds: int, console: Console) -> None:
-    """Seconds and ratios to flash of the same mask, with codes found and without, and memory."""
+    """Print seconds and ratios to flash with the same mask, with and without finding codes, and memory."""
     inputs = gaussian(n)
     methods = {label: made(label) for label in METHODS}
     calls: dict[str, Callable[[], object]] = {label: no_grad(a, inputs) for label, a in methods.items()}
-    calls |= {f"{x}: codes known": without_codes(a, inputs) for x, a in methods.items() if isinstance(a, Quantised)}
+    calls |= {
+        f"{x}: codes known": without_codes(a, inputs) for x, a in methods.items() if isinstance(a, QuantisedAttention)
+    }
     for name, causal in (("flash causal", True), ("flash full", False)):
         calls[name] = no_grad(build("flash", heads=HEADS, head_dim=DIM, causal=causal), inputs)
     found = medians(calls, rounds=rounds)
@@ -98,7 +100,7 @@ def speed(n: int, rounds: int, console: Console) -> None:
 
 
 def memory_share(attention: Attention, inputs: tuple[Tensor, ...]) -> float:
-    """Resident peak of a call beyond inputs and output, over the bytes of q, k, v and out."""
+    """Resident peak of a call beyond inputs and output, relative to the bytes of q, k, v and out."""
     with torch.no_grad():
         attention(*(x[:, :, :256] for x in inputs))
         return_freed_memory()
@@ -107,7 +109,7 @@ def memory_share(attention: Attention, inputs: tuple[Tensor, ...]) -> float:
 
 
 def exponents(lengths: list[int], rounds: int, console: Console) -> None:
-    """Growth of time with length, with its interval."""
+    """Print the growth of time with length, with its interval."""
     table = Table("method", *(f"{n // 1024}K" for n in lengths), "exponent", title="seconds, median")
     for label in METHODS:
         attention = made(label)
@@ -119,7 +121,7 @@ def exponents(lengths: list[int], rounds: int, console: Console) -> None:
 
 
 def seconds(attention: Attention, n: int) -> float:
-    """Seconds of one call."""
+    """Return the seconds of one call."""
     call = no_grad(attention, gaussian(n))
     start = time.perf_counter()
     call()
@@ -127,7 +129,7 @@ def seconds(attention: Attention, n: int) -> float:
 
 
 def main() -> None:
-    """Print the tables that were asked for."""
+    """Print the requested tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=count(64, 2**24), default=65_536, help="tokens")
     parser.add_argument("--rounds", type=count(), default=1)

@@ -1,19 +1,19 @@
-"""How long quantised attention takes by codes and by length, with and without finding codes; 1 sequence, 1 head.
+"""Time quantised attention by codebook size and by length, with and without finding codes; 1 sequence, 1 head.
 
     python -m benchmarks.vq_codebook                   256 to 8192 codes at 16,384 tokens, width 512
     python -m benchmarks.vq_codebook --lengths         1024 to 65,536 tokens, width 1024, 128 codes: also the layer
     python -m benchmarks.vq_codebook --lengths --dim 512 --n 262144
 
-Milliseconds, float32, median over `--rounds`; methods take turns. Published tables of such attention leave out finding
-the nearest codewords, so both stand here. Causal unless it says full. Every output is checked to be finite.
+Milliseconds, float32, median over `--rounds`; methods take turns. Published tables of such attention exclude finding
+the nearest codewords, so both are shown. Causal unless it says full. Every output is checked to be finite.
 """
 
 from __future__ import annotations
 
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    exit_on_signal()  # before the imports that take long
+    exit_on_signal()  # before the slow imports
 
 import argparse
 from collections.abc import Callable
@@ -24,41 +24,43 @@ from rich.table import Table
 from torch import Tensor
 
 from attentions import build
-from attentions.quantised import Quantised
+from attentions.codebooks.quantised import QuantisedAttention
 from benchmarks.side_by_side import gaussian, medians
 from benchmarks.vq_and_hyper import no_grad, without_codes
-from harness.command_line import count
+from harness.common.command_line import count
 from transformer_vq.nn.attn_vq import VQAttentionQK
 from transformer_vq.nn.config_spec import TransformerConfig
 
 CODEBOOKS = (256, 512, 1024, 2048, 4096, 8192)
-LENGTHS = tuple(1024 * 2**i for i in range(9))  # to 65,536 unless --n says more
-COMPARED = 16_384  # tokens up to which flash and hyper take part: beyond, they take minutes
+LENGTHS = tuple(1024 * 2**i for i in range(9))  # up to 65,536 unless --n is larger
+COMPARED = 16_384  # tokens; flash and hyper are skipped at longer lengths, where they take minutes
 BLOCK = 32
 
 
-def quantised(name: str, dim: int, codes: int, *, causal: bool = True) -> Quantised:
-    """One head with Gaussian codebooks: what they hold changes no time."""
+def quantised(name: str, dim: int, codes: int, *, causal: bool = True) -> QuantisedAttention:
+    """Build one head with Gaussian codebooks, whose contents do not affect the time."""
     attention = build(name, heads=1, head_dim=dim, codes=codes, causal=causal)
-    assert isinstance(attention, Quantised)
+    assert isinstance(attention, QuantisedAttention)
     return attention.eval()
 
 
-def pair(attention: Quantised, inputs: tuple[Tensor, Tensor, Tensor], label: str) -> dict[str, Callable[[], object]]:
-    """The attention's call, its output checked, with codes found and with codes known."""
+def pair(
+    attention: QuantisedAttention, inputs: tuple[Tensor, Tensor, Tensor], label: str
+) -> dict[str, Callable[[], object]]:
+    """Return the attention's call with codes found and with codes known, after checking its output."""
     with torch.no_grad():
         assert torch.isfinite(attention(*inputs)).all(), f"{label}: NaN or infinite values"
     return {label: no_grad(attention, inputs), f"{label}, codes known": without_codes(attention, inputs)}
 
 
 def others(dim: int, inputs: tuple[Tensor, Tensor, Tensor]) -> dict[str, Callable[[], object]]:
-    """Flash and HyperAttention on the same inputs."""
+    """Return flash and HyperAttention on the same inputs."""
     settings = {"flash": {}, "hyper": {"min_seq_len": 1024}}
     return {x: no_grad(build(x, heads=1, head_dim=dim, **settings[x]).eval(), inputs) for x in settings}
 
 
 def by_codes(n: int, dim: int, rounds: int, console: Console) -> None:
-    """A row for each size of the codebook."""
+    """Print a row per codebook size."""
     inputs = gaussian(n, heads=1, head_dim=dim)
     calls = others(dim, inputs)
     for codes in CODEBOOKS:
@@ -74,7 +76,7 @@ def by_codes(n: int, dim: int, rounds: int, console: Console) -> None:
 
 
 def by_length(lengths: tuple[int, ...], dim: int, codes: int, rounds: int, console: Console) -> None:
-    """A row for each length: quantised queries and keys, causal and full, and the whole layer."""
+    """Print a row per length: quantised queries and keys, causal and full, and the whole layer."""
     torch.manual_seed(0)
     layer = VQAttentionQK(TransformerConfig(d_model=dim, n_head=1, n_code=codes, block_len=BLOCK)).eval()
     labels = "causal", "causal, codes known", "full", "full, codes known", "flash", "hyper", "layer, causal"
@@ -94,7 +96,7 @@ def by_length(lengths: tuple[int, ...], dim: int, codes: int, rounds: int, conso
 
 
 def main() -> None:
-    """Print the table that was asked for."""
+    """Print the requested table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", action="store_true", help="lengths instead of sizes of the codebook")
     parser.add_argument(

@@ -1,42 +1,44 @@
-"""The ablation grid: every strategy and mode on the same samples, one table, one figure.
+"""Runs the ablation grid: every strategy and mode on the same samples, with one table and one figure.
 
     python -m bmrt.ablation --model_path DIR --tasks niah_single_2 niah_multikey_1 --length 2048 --num_samples 40 \
         --compression_ratio 0.25
 
 Runs full attention, `exact` and both `lsh` modes in both compression modes, twelve hybrids (shares 0.5 and 0.75 of
-exact + frequency_rank, exact + magicpig_baseline and of the two lsh modes, in both modes), and the baselines.
-One model load; interrupted runs continue. Writes the records of each run, and a table and a figure of all of them,
+exact + frequency_rank, exact + magicpig_baseline, and the two lsh modes, in both compression modes), and the baselines.
+The model is loaded once; interrupted runs continue. Writes the records of each run, and one table and figure of all,
 <save_dir>/ablation_<tasks>_<length>_<samples>_<size>.md and .svg (`..._core` without baselines).
 """
 
 from __future__ import annotations
 
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    exit_on_signal()  # before the imports that take long
+    exit_on_signal()  # before the slow imports
 
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from attentions.base import require
-from bmrt.engine import RecursiveCompressionEngine
-from bmrt.evaluation import Judge, Sample, evaluate, interval
-from bmrt.generated import TASKS, Generated
-from bmrt.options import command, engine_of, file_name, require_distinct, require_writable, run
-from bmrt.plan import MODES
-from bmrt.settings import BASELINES, Settings
+from attentions.common.settings import require
+from bmrt.cache.plan import MODES
+from bmrt.cache.settings import BASELINES, Settings
+from bmrt.evaluation.evaluate import Judge, Sample, evaluate, interval
+from bmrt.evaluation.generated import TASKS, Generated
+from bmrt.evaluation.options import command, engine_of, file_name, require_distinct, require_writable, run
+
+if TYPE_CHECKING:
+    from bmrt.cache.engine import RecursiveCompressionEngine
 
 HYBRIDS = (("exact", "frequency_rank"), ("exact", "magicpig_baseline"), ("frequency_rank", "magicpig_baseline"))
 HYBRID_RATIOS = (0.5, 0.75)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse and run."""
+    """Parse the arguments and run the command."""
     parser = command("ablation", "Every strategy and mode on the same samples.", max_new_tokens=32, method=False)
     parser.add_argument("--tasks", nargs="+", default=["niah_single_2"], help=f"of {', '.join(TASKS)}")
     parser.add_argument("--length", type=int, default=2048, help="tokens of prompt and answer")
@@ -49,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def grid(*, baselines: bool) -> Iterator[dict[str, Any]]:
-    """Settings of each run, full attention first."""
+    """Yield the settings of each run, full attention first."""
     yield {"selector_type": "full"}
     for mode in MODES:
         yield {"selector_type": "exact", "compression_mode": mode}
@@ -82,7 +84,7 @@ def _ablate(given: argparse.Namespace) -> str:
 def result(
     engine: RecursiveCompressionEngine, changes: dict[str, Any], made: Sequence[Generated], folder: Path
 ) -> dict[str, Any]:
-    """One row of the table: method, mode, scores, and the most tokens that were kept."""
+    """Run one configuration; returns its table row: method, mode, scores, and the most tokens and bytes kept."""
     common = engine.settings
     engine.settings = Settings(**(asdict(common) | changes))
     try:
@@ -102,13 +104,13 @@ def result(
 
 
 def _together(made: Sequence[Generated]) -> tuple[list[Sample], Judge]:
-    """All tasks' samples, each judged by its own task."""
+    """Combine the samples of all tasks, each judged by its own task."""
     of = {sample.id: task for task in made for sample in task.samples}
     return [sample for task in made for sample in task.samples], lambda sample, said: of[sample.id].judge(sample, said)
 
 
 def render(rows: list[dict[str, Any]], given: argparse.Namespace) -> str:
-    """Markdown: accuracy with 95 % interval, share of full attention's, and what was kept."""
+    """Format the rows as Markdown: accuracy with 95 % interval, share of full attention's accuracy, and tokens kept."""
     full = sum(rows[0]["scores"]) / len(rows[0]["scores"])
     size = f"{given.compression_ratio:g} of the prompt" if given.compression_ratio else f"{given.budget} tokens"
     lines = [
@@ -129,7 +131,7 @@ def render(rows: list[dict[str, Any]], given: argparse.Namespace) -> str:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy and interval of every run, as an SVG."""
+    """Draw the accuracy and interval of every run as an SVG."""
     import seaborn as sns
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

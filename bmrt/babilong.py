@@ -1,32 +1,32 @@
-"""BABILong with a compressed cache.
+"""Evaluates BABILong with a compressed cache.
 
     python -m bmrt.babilong --model_path DIR --dataset_config 4k --tasks qa1 qa2 --compression_ratio 0.25
     python -m bmrt.babilong --model_path DIR --data generated ...        # no network
 
-Writes <save_dir>/<task>_<length>_<method>_<mode>_<size>.csv (target, output, question), the records behind it, and
+Writes <save_dir>/<task>_<length>_<method>_<mode>_<size>.csv (target, output, question) and the records behind it, and
 prints accuracy with its 95 % interval.
 """
 
 from __future__ import annotations
 
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    exit_on_signal()  # before the imports that take long
+    exit_on_signal()  # before the slow imports
 
 import argparse
 import csv
 from pathlib import Path
 from typing import Any
 
-from bmrt.babilong_data import HUB, right, samples_of
-from bmrt.evaluation import evaluate, summary
-from bmrt.options import command, engine_of, file_name, require_distinct, require_writable, run
-from bmrt.records import read_jsonl
+from bmrt.evaluation.babilong_data import HUB, right, samples_of
+from bmrt.evaluation.evaluate import evaluate, summary
+from bmrt.evaluation.options import command, engine_of, file_name, require_distinct, require_writable, run
+from bmrt.evaluation.records import read_jsonl
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse and run."""
+    """Parse the arguments and run the command."""
     parser = command("babilong", "BABILong with a compressed cache.", max_new_tokens=20)
     parser.add_argument("--data", default=HUB, help=f"hub id (default: {HUB}), a .jsonl file, or 'generated'")
     parser.add_argument("--dataset_config", default="16k", help="length: 0k, 1k, ... 10M")
@@ -45,14 +45,14 @@ def _evaluate(given: argparse.Namespace) -> str:
     for task, samples in made.items():
         name = file_name(task, given.dataset_config, engine.settings.label)
         records = evaluate(engine, samples, given.save_dir / f"{name}.jsonl", right, task)
-        # All that were ever asked: fewer samples, or others, replace none of them.
+        # Write all answers so far, so that a run with fewer or other samples removes none.
         _write_csv(given.save_dir / f"{name}.csv", read_jsonl(given.save_dir / f"{name}.jsonl"))
         lines.append(f"{name}: {summary([record['score'] for record in records])}")
     return "\n".join(lines)
 
 
 def _write_csv(path: Path, records: list[dict[str, Any]]) -> None:
-    # An answer may hold half a character, which no UTF-8 has.
+    # An answer may end in half of a surrogate pair, which UTF-8 cannot encode.
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["target", "output", "question"])

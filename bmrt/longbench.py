@@ -1,36 +1,38 @@
-"""LongBench v2 with a compressed cache (Bai et al. 2024, https://arxiv.org/abs/2412.15204), by the official protocol.
+"""Evaluates LongBench v2 with a compressed cache (Bai et al. 2024, https://arxiv.org/abs/2412.15204).
 
     python -m bmrt.longbench --model_path DIR --method exact --compression_ratio 0.5 --save_dir results
     python -m bmrt.longbench --model_path DIR --data data.json ...       # the official file, no network
     python -m bmrt.longbench --score results                             # scores every .jsonl of a folder
 
-Zero-shot prompt, extraction and output lines are the official ones, and nothing but such files is written to the
-folder, so LongBench's own `result.py` reads it (which needs a line of each difficulty and length; `--score` does not).
-How files were made stands beside the folder, in <save_dir>.settings/, and scores in <save_dir>.result.txt. Interrupted
-runs continue.
+Zero-shot prompt, answer extraction, and output lines follow the official protocol. The folder contains only such files,
+so LongBench's own `result.py` can read it (it needs at least one line of each difficulty and length; `--score` does
+not). The settings of the runs are in <save_dir>.settings/, and scores in <save_dir>.result.txt. Interrupted runs
+continue.
 """
 
 from __future__ import annotations
 
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    exit_on_signal()  # before the imports that take long
+    exit_on_signal()  # before the slow imports
 
 import argparse
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import track
 
-from attentions.base import require
-from bmrt.engine import RecursiveCompressionEngine
-from bmrt.evaluation import interval
-from bmrt.hub import load_hub
-from bmrt.options import command, engine_of, file_name, require_writable, run
-from bmrt.records import Records, alone, digest_of, read_data, read_jsonl, require_unique
+from attentions.common.settings import require
+from bmrt.evaluation.evaluate import interval
+from bmrt.evaluation.hub import load_hub
+from bmrt.evaluation.options import command, engine_of, file_name, require_writable, run
+from bmrt.evaluation.records import Records, alone, digest_of, read_data, read_jsonl, require_unique
+
+if TYPE_CHECKING:
+    from bmrt.cache.engine import RecursiveCompressionEngine
 
 HUB = "zai-org/LongBench-v2"
 FIELDS = (
@@ -61,7 +63,7 @@ CLASSES = (
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse and run, or score."""
+    """Parse the arguments and run the evaluation, or score a folder."""
     parser = command("longbench", "LongBench v2 with a compressed cache.", max_new_tokens=128, model_needed=False)
     parser.add_argument("--data", default=HUB, help=f"the official .json, a .jsonl, or a hub id (default: {HUB})")
     parser.add_argument("--num_samples", type=int, help="the first so many (default: all)")
@@ -86,10 +88,10 @@ def _run(given: argparse.Namespace) -> str:
 def answer_all(
     engine: RecursiveCompressionEngine, items: Iterable[dict[str, Any]], path: Path, max_len: int
 ) -> list[dict[str, Any]]:
-    """Official lines of all items, made now or before.
+    """Return the official lines of all items, new ones and existing ones.
 
-    Raises ValueError for an item that lacks a field, for an `_id` that stands twice, for a file of another model,
-    method, question or version of the code, and while another process writes to it.
+    Raises ValueError for an item that lacks a field, for a duplicate `_id`, for a file made with another model, method,
+    question, or version of the code, and while another process is writing to it.
     """
     items = require_complete(items)
     made_by = engine.identity() | {"max_len": max_len, "wording": BEFORE + AFTER}
@@ -109,7 +111,7 @@ def answer_all(
 
 
 def require_complete(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The items. Raises ValueError for one that lacks a field, and for an `_id` that stands twice."""
+    """Return the items. Raises ValueError for one that lacks a field, and for a duplicate `_id`."""
     items = list(items)
     for number, item in enumerate(items):
         missing = [field for field in (*FIELDS, "context") if not isinstance(item.get(field), str)]
@@ -120,13 +122,13 @@ def require_complete(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def beside(folder: Path, what: str) -> Path:
-    """A place beside a folder of results, in which nothing but results may lie."""
+    """Return a path next to a results folder, which itself may contain only results."""
     folder = folder.resolve()
     return folder.with_name(f"{folder.name or 'root'}.{what}")
 
 
 def prompt_of(engine: RecursiveCompressionEngine, item: dict[str, Any], max_len: int) -> tuple[str, str]:
-    """Text before the question and question; a prompt of more than `max_len` tokens loses the middle of its text."""
+    """Return the text before the question, and the question; a prompt above `max_len` tokens loses its middle."""
     fields = {name: value.strip() for name, value in item.items() if isinstance(value, str)}
     before, after = BEFORE.format(context=fields["context"]), AFTER.format(**fields)
     room = max_len - engine.prompts.count(after)
@@ -140,7 +142,7 @@ def prompt_of(engine: RecursiveCompressionEngine, item: dict[str, Any], max_len:
 
 
 def extract(response: str) -> str | None:
-    """The letter that an answer gives in the official form; None if it gives none."""
+    """Extract the letter that an answer gives in the official form; None if there is none."""
     response = response.replace("*", "")
     for pattern in (r"The correct answer is \(([A-D])\)", r"The correct answer is ([A-D])"):
         if found := re.search(pattern, response):
@@ -152,7 +154,7 @@ HEADER = "Model\tOverall\tEasy\tHard\tShort\tMedium\tLong"
 
 
 def score_folder(folder: Path) -> str:
-    """A line for each .jsonl or .json of results in a folder, also written beside it, to <folder>.result.txt."""
+    """Score each .jsonl or .json of results in a folder, one line each; also writes <folder>.result.txt."""
     paths = sorted(folder.glob("*.json*"))
     require(bool(paths), "score", str(folder), "a folder with .jsonl files of results")
     text = "\n".join([HEADER, *(score_line(path.stem, _results(path)) for path in paths)])
@@ -161,7 +163,7 @@ def score_folder(folder: Path) -> str:
 
 
 def _results(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file of results. Raises ValueError that says what it is instead."""
+    """Read a results file. Raises ValueError that says what the file is instead."""
     records = read_jsonl(path)
     if not records:
         raise ValueError(f"{path} has no results")
@@ -175,7 +177,7 @@ def _results(path: Path) -> list[dict[str, Any]]:
 
 
 def _kind(record: dict[str, Any], missing: list[str]) -> str:
-    """What a line is that is no result."""
+    """Describe a line that is not a result."""
     names = ", ".join(missing)
     if {"id", "target", "score"} <= record.keys():
         return f"is an answer to {record['id']!r} of another benchmark (babilong, ruler or ablation) and lacks {names}"
@@ -187,7 +189,7 @@ def _kind(record: dict[str, Any], missing: list[str]) -> str:
 
 
 def score_line(name: str, records: list[dict[str, Any]]) -> str:
-    """Percent correct overall and by class; "-" for a class that has no items."""
+    """Format percent correct overall and by class; "-" for a class without items."""
     groups = [records, *([r for r in records if r[key] == value] for key, value in CLASSES)]
     scores = [[float(record["judge"]) for record in group] for group in groups]
     low, high = interval(scores[0])

@@ -1,21 +1,21 @@
-"""Memory and time over context length, and what compressing costs, on a small random Llama.
+"""Measures memory and time over context length, and the cost of compression, on a small random Llama.
 
     python -m bmrt.measure memory      # peak of cache and of the forward passes, 512 to 65,536 tokens
     python -m bmrt.measure growth      # how the time of a chunked prefill grows with its length, 512 to 65,536 tokens
     python -m bmrt.measure overhead    # time of a chunked prefill with and without compression, 16,384 tokens
 
-Memory: the cache's own bytes at rest, and the highest running sum of what torch's allocator hands out during all
-forward passes of a prompt (`harness.memory`), model left out. Time: process time on one thread, all kinds of prefill in
-turn, medians; the plain one is transformers' own cache in the same chunks. `selecting` is the time inside
-`BoundedLayer.settle`, all of what compression adds. Growth: `harness.scaling` fits a + c·n^α to those times.
+Memory: the cache's own bytes at rest, and the peak of torch's allocations over all forward passes of a prompt
+(`harness.measure.memory`), without the model. Time: process time on one thread, with all kinds of prefill in turn, as
+medians; "plain" is transformers' own cache with the same chunks. `selecting` is the time inside `BoundedLayer.settle`,
+the entire cost of compression. Growth: `harness.stats.scaling` fits a + c·n^α to these times.
 """
 
 from __future__ import annotations
 
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    exit_on_signal()  # before the imports that take long
+    exit_on_signal()  # before the slow imports
 
 import argparse
 import statistics
@@ -28,20 +28,20 @@ from typing import Any
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from attentions.base import require
-from bmrt.cache import BoundedCache
-from bmrt.layer import BoundedLayer
-from bmrt.options import run
-from bmrt.settings import Settings
+from attentions.common.settings import require
+from bmrt.cache.bounded_cache import BoundedCache
+from bmrt.cache.layer import BoundedLayer
+from bmrt.cache.settings import Settings
+from bmrt.evaluation.options import run
 from bmrt.strategies import STRATEGIES, Hybrid, Strategy, build_strategy
-from harness.memory import allocator_peak
-from harness.scaling import fit_scaling
+from harness.measure.memory import allocator_peak
+from harness.stats.scaling import fit_scaling
 
 LENGTHS = tuple(2**power for power in range(9, 17))
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse and run."""
+    """Parse the arguments and run the command."""
     parser = argparse.ArgumentParser(prog="python -m bmrt.measure", description="Memory and time of a bounded cache.")
     parser.add_argument("what", choices=("memory", "growth", "overhead"))
     parser.add_argument("--budget", type=int, default=256, help="tokens a layer and head (default: 256)")
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def memory(given: argparse.Namespace) -> str:
-    """A Markdown table of bytes by length; the last line says how far from flat it is."""
+    """Return a Markdown table of bytes by length; the last line gives the spread of the peaks."""
     model = small_model(given.hidden or 64)
     lines = [
         "| tokens | cache, KiB | peak of the forward passes, KiB | transformers' cache, KiB |",
@@ -75,7 +75,7 @@ def memory(given: argparse.Namespace) -> str:
 
 
 def growth(given: argparse.Namespace) -> str:
-    """A Markdown table of exponents by strategy, of time at a fixed budget and of a plain cache's."""
+    """Return a Markdown table of time exponents by strategy at a fixed budget, and of the plain cache."""
     torch.set_num_threads(1)
     model, lengths = small_model(given.hidden or 64), given.lengths or LENGTHS
     require(given.plain_most >= min(lengths), "plain_most", given.plain_most, f"at least {min(lengths)}, a length")
@@ -101,7 +101,7 @@ def growth(given: argparse.Namespace) -> str:
 
 
 def overhead(given: argparse.Namespace) -> str:
-    """A Markdown table of seconds by strategy."""
+    """Return a Markdown table of seconds by strategy."""
     torch.set_num_threads(1)
     model, length = small_model(given.hidden or 512), (given.lengths or [16384])[0]
     lines = ["| cache | prefill, s | of plain | selecting, s | of plain |", "|---|---:|---:|---:|---:|"]
@@ -121,7 +121,7 @@ def overhead(given: argparse.Namespace) -> str:
 
 
 def caches(model: Any, given: argparse.Namespace) -> dict[str, Callable[[], Any]]:
-    """What makes a cache: transformers' own as "plain", and a bounded one by strategy."""
+    """Return cache factories: transformers' own as "plain", and a bounded one per strategy."""
     makers: dict[str, Callable[[], Any]] = {"plain": lambda: DynamicCache(config=model.config)}
     for name in given.strategies:
         makers[name] = lambda name=name: BoundedCache(model, given.budget, strategy=strategy_of(name))
@@ -129,9 +129,9 @@ def caches(model: Any, given: argparse.Namespace) -> dict[str, Callable[[], Any]
 
 
 def small_model(hidden: int) -> Any:
-    """Two random layers, grouped heads of 32 (four query heads a key head) or fewer.
+    """Build a random Llama of two layers with heads of width 32 or less, and four query heads per key head.
 
-    Raises ValueError for a width that its heads cannot share.
+    Raises ValueError for a width that its heads cannot divide.
     """
     torch.manual_seed(0)
     heads = max(4, hidden // 32)
@@ -151,7 +151,7 @@ def small_model(hidden: int) -> Any:
 
 
 def prefill(model: Any, cache: Any, length: int, chunk: int) -> None:
-    """Random bytes through the decoder, chunk by chunk; made on the way, so that the prompt takes no memory."""
+    """Run random bytes through the decoder chunk by chunk, generated on the fly so that the prompt takes no memory."""
     draw = torch.Generator().manual_seed(length)
     with torch.inference_mode():
         for start in range(0, length, chunk):
@@ -160,19 +160,19 @@ def prefill(model: Any, cache: Any, length: int, chunk: int) -> None:
 
 
 def strategy_of(name: str) -> Strategy:
-    """A strategy with its default settings; "hybrid" is half exact and half frequency_rank."""
+    """Build a strategy with its default settings; "hybrid" is half exact and half frequency_rank."""
     if name == "hybrid":
         return Hybrid(build_strategy("exact"), build_strategy("frequency_rank"), ratio=Settings.hybrid_ratio)
     return build_strategy(name)
 
 
 def spread(values: list[int]) -> float:
-    """Largest over smallest, less one."""
+    """Return the largest value over the smallest, minus one."""
     return max(values) / min(values) - 1
 
 
 def timed(call: Callable[[], None]) -> tuple[float, float]:
-    """Process seconds of a call, and of these, of making room."""
+    """Return the process seconds of a call, and the part spent on compression."""
     with _settling() as inside:
         started = time.process_time()
         call()
@@ -181,7 +181,7 @@ def timed(call: Callable[[], None]) -> tuple[float, float]:
 
 @contextmanager
 def _settling() -> Iterator[list[float]]:
-    """Process seconds of every `BoundedLayer.settle` within the block."""
+    """Record the process seconds of every `BoundedLayer.settle` call within the block."""
     usual, taken = BoundedLayer.settle, list[float]()
 
     def settle(self: BoundedLayer, *args: Any) -> None:

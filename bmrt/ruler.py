@@ -1,41 +1,43 @@
-"""RULER's retrieval and tracing tasks with a compressed cache (Hsieh et al. 2024, https://arxiv.org/abs/2404.06654).
+"""Evaluates RULER's retrieval and tracing tasks with a compressed cache (Hsieh et al. 2024).
 
     python -m bmrt.ruler --model_path DIR --length 4096 --num_samples 50 --compression_ratio 0.25
     python -m bmrt.ruler --model_path DIR --data ruler.jsonl ...      # context, question, answer_prefix, answer, task
 
-Examples are generated here (`bmrt.generated`: RULER's nine tasks that need no other data, and `new_york`), or come from
-a file or a hub data set with kvpress's columns. Prints, and writes to
-<save_dir>/ruler_<tasks>_<length>_<samples>_<method>_<mode>_<size>.md, the mean share of reference texts that the
-answers contain, in percent, with its 95 % interval.
+RULER: https://arxiv.org/abs/2404.06654. Examples are generated (`bmrt.evaluation.generated`: RULER's nine tasks that
+need no external data, and `new_york`), or come from a file or a hub data set with kvpress's columns. Prints, and writes
+to <save_dir>/ruler_<tasks>_<length>_<samples>_<method>_<mode>_<size>.md, the mean percentage of reference texts that
+the answers contain, with its 95 % interval.
 """
 
 from __future__ import annotations
 
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    exit_on_signal()  # before the imports that take long
+    exit_on_signal()  # before the slow imports
 
 import argparse
 from collections.abc import Iterable
-from numbers import Number  # numpy's too
+from numbers import Number  # includes numpy's
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from attentions.base import require
-from bmrt.evaluation import Judge, Sample, evaluate, summary
-from bmrt.generated import RULER_TASKS, TASKS, Generated, printable
-from bmrt.hub import load_hub
-from bmrt.options import command, engine_of, file_name, require_distinct, require_writable, run
-from bmrt.records import read_data
-from bmrt.text import Prompts
+from attentions.common.settings import require
+from bmrt.evaluation.evaluate import Judge, Sample, evaluate, summary
+from bmrt.evaluation.generated import RULER_TASKS, TASKS, Generated, printable
+from bmrt.evaluation.hub import load_hub
+from bmrt.evaluation.options import command, engine_of, file_name, require_distinct, require_writable, run
+from bmrt.evaluation.records import read_data
 from tasks.example import contained as share_contained
+
+if TYPE_CHECKING:
+    from bmrt.cache.prompts import Prompts
 
 COLUMNS = ("context", "question", "answer_prefix", "answer", "task")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse and run."""
+    """Parse the arguments and run the command."""
     parser = command("ruler", "RULER's tasks with a compressed cache.", max_new_tokens=128)
     parser.add_argument("--data", default="generated", help="'generated' (default), a .jsonl file, or a hub id")
     parser.add_argument("--tasks", nargs="+", default=list(RULER_TASKS), help=f"of {', '.join(TASKS)}")
@@ -81,7 +83,7 @@ def _samples(
 
 
 def from_rows(rows: Iterable[dict[str, Any]], task: str, count: int) -> list[Sample]:
-    """Samples of a task from kvpress's columns. Raises ValueError for a row that lacks one and an absent task."""
+    """Build a task's samples from rows with kvpress's columns. Raises ValueError for a missing column or task."""
     found: list[Sample] = []
     for number, row in enumerate(rows):
         missing = [name for name in COLUMNS if name not in row]
@@ -97,7 +99,7 @@ def from_rows(rows: Iterable[dict[str, Any]], task: str, count: int) -> list[Sam
 
 
 def _references(row: dict[str, Any], number: int) -> list[str]:
-    """What an answer must contain. Raises ValueError for nothing at all, and for what every answer contains."""
+    """Return the texts that an answer must contain. Raises ValueError if there are none or one is empty."""
     given = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
     fit = all(isinstance(x, str | Number) and printable(str(x)) for x in given)
     require(bool(given) and fit, f"answer of row {number}", row["answer"], "a text, or a list of texts, none empty")
@@ -111,7 +113,7 @@ def _rows(source: str, length: int) -> Iterable[dict[str, Any]]:
 
 
 def contained(sample: Sample, response: str) -> float:
-    """RULER's `string_match_all`: the share of reference texts in the answer, control characters and case apart."""
+    """RULER's `string_match_all`: share of reference texts in the answer, ignoring control characters and case."""
     return share_contained(sample.facts["references"], printable(response))
 
 

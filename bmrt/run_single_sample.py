@@ -1,30 +1,30 @@
-"""One sample, or a few, of BABILong: what a method answers, and whether that is right.
+"""Answers one or a few samples of BABILong and prints whether each answer is correct.
 
     python -m bmrt.run_single_sample --model_path DIR --method exact --budget 4096 --protection_divisor 4
     python -m bmrt.run_single_sample --model_path DIR --method hybrid --hybrid_ratio 0.6 --compression_ratio 0.25 \
         --data generated --dataset_config 4k
 
-Prints question, target and answer of each sample, and adds one line of result to `--results_file`.
+Prints question, target, and answer of each sample, and appends one result line to `--results_file`.
 """
 
 from __future__ import annotations
 
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    exit_on_signal()  # before the imports that take long
+    exit_on_signal()  # before the slow imports
 
 import argparse
 from datetime import datetime
 from pathlib import Path
 
-from bmrt.babilong_data import HUB, right, samples_of
-from bmrt.evaluation import evaluate
-from bmrt.options import command, engine_of, file_name, require_writable, run
+from bmrt.evaluation.babilong_data import HUB, right, samples_of
+from bmrt.evaluation.evaluate import evaluate
+from bmrt.evaluation.options import command, engine_of, file_name, require_writable, run
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse and run."""
+    """Parse the arguments and run the command."""
     parser = command("run_single_sample", "Answer one sample of BABILong with a compressed cache.", max_new_tokens=100)
     parser.add_argument("--data", default=HUB, help=f"hub id (default: {HUB}), a .jsonl file, or 'generated'")
     parser.add_argument("--dataset_config", default="16k", help="length: 0k, 1k, ... 10M")
@@ -49,7 +49,7 @@ def _answer(given: argparse.Namespace) -> str:
     results = given.results_file or given.save_dir / "results.txt"
     require_writable(results.parent, "results_file")
     with results.open("a", encoding="utf-8"):
-        pass  # it can be written, and nothing is loaded yet
+        pass  # check that it is writable before loading anything
     engine = engine_of(given)
     method = engine.settings.title.replace(" ", "_")
     now = datetime.now().astimezone()

@@ -1,41 +1,43 @@
-"""For the harness: what decoding costs over a bounded cache, and over a full one.
+"""Harness subject for the cost of decoding with a bounded cache, and with a full one for comparison.
 
     python -m harness.sweep bmrt/decode.yml
 
-A case is a row as any other: time and memory of appending `STEPS` tokens after n, one by one, and bytes of the state.
-So many at a time since a bounded cache makes room now and then, for several tokens at once: one token alone would
-cost either much too little or much too much. `bmrt.attention:BoundedAttention` has a budget and a strategy; any other
-backend with a stream is the full cache to compare with.
+A case produces a row like any other: time and memory of appending `STEPS` tokens after n, one at a time, and the bytes
+of the state. A bounded cache makes room only now and then, for several tokens at once, so the cost of a single token
+would be far too low or too high. `bmrt.cache.attention:BoundedAttention` has a budget and a strategy; any other backend
+with a stream serves as the full cache.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from attentions.base import Stream
-from attentions.reference import softmax_attention
-from bmrt.attention import BoundedAttention, BoundedStream
-from harness import gate
-from harness.attention_case import build_attention
+from attentions.common.reference import softmax_attention
+from bmrt.cache.attention import BoundedAttention, BoundedStream
 from harness.inputs import make_inputs
-from harness.references import Store
-from harness.rows import Case
-from harness.subjects import Facts, Finding, Trial, Unsupported
+from harness.measure import gate
+from harness.subjects.base import CheckResult, Facts, Trial, Unsupported
+from harness.subjects.instantiate import build_attention
 
-FILL = 512  # tokens of the prompt at a time
-STEPS = 128  # tokens decoded by one call
+if TYPE_CHECKING:
+    from attentions.common.stream import Stream
+    from harness.common.rows import Case
+    from harness.subjects.references import Store
+
+FILL = 512  # prompt tokens per block
+STEPS = 128  # tokens decoded per call
 
 
 class DecodeSubject:
-    """`STEPS` tokens after a prompt of n."""
+    """Decodes `STEPS` tokens after a prompt of n."""
 
     def setup(self, case: Case, store: Store, key: str) -> Trial:
-        del store, key  # inputs are made here: the store's have one query, and a prompt needs all
+        del store, key  # the store's inputs have one query, but a prompt needs all
         torch.set_grad_enabled(False)
         if case.mode != "decode" or case.level != "kernel":
             raise Unsupported("a cache is measured in mode decode at kernel level")
@@ -47,7 +49,7 @@ class DecodeSubject:
 
 
 class DecodeTrial(Trial):
-    """A filled stream, and two continuations of the prompt to append."""
+    """A stream filled with the prompt, and two continuations to append."""
 
     tokens = STEPS
 
@@ -64,7 +66,7 @@ class DecodeTrial(Trial):
         self.rewind()
 
     def call(self, variant: int) -> Tensor:
-        """The last token's output."""
+        """Decode the continuation and return the last token's output."""
         *before, last = self._steps[variant]
         for step in before:
             self._stream.extend(*step)
@@ -73,36 +75,36 @@ class DecodeTrial(Trial):
         return self._stream.extend(*last)
 
     def rewind(self) -> int:
-        """Back to the prompt after every call, so that the length measured stays what it is."""
+        """Return to the prompt after every call, so that every call measures the same length."""
         self._stream = copy.deepcopy(self._filled)
         self._appended: list[int] = []
         return 1
 
-    def check(self, variant: int, answer: Any) -> Finding:
-        """Against softmax in float64 over what the stream held, as it says itself before the last token."""
+    def check(self, variant: int, answer: Any) -> CheckResult:
+        """Compare with float64 softmax over what the stream reported to hold before the last token."""
         if wrong := gate.not_finite(answer):
-            return Finding(wrong=wrong)
+            return CheckResult(wrong=wrong)
         q, k, v = self._inputs[variant][0][:, :, -1:], self._sequence(1), self._sequence(2)
         visible = self._visible().repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         error = gate.relative_error(answer, softmax_attention(q, k, v, visible, self._scale))
-        return Finding({"naive_error": error}, gate.disagrees(error, self._tolerance, "softmax over what it kept"))
+        return CheckResult({"naive_error": error}, gate.disagrees(error, self._tolerance, "softmax over what it kept"))
 
     def facts(self, *, thorough: bool) -> Facts:
-        """Comparisons are the last token's."""
+        """Return the facts of a row; comparisons are those of the last token."""
         del thorough
         pairs = float(self._visible().sum()) * self._case.heads / self._case.kv_heads
         kernel = "full" if self._seen is None else "bounded"
         return Facts(kernel=kernel, state_bytes=self._filled.state_bytes, comparisons=pairs)
 
     def _sequence(self, which: int) -> Tensor:
-        """Keys (1) or values (2) of the prompt and of all that was appended."""
+        """Return the keys (1) or values (2) of the prompt and of everything appended."""
         n = self._case.n
         return torch.cat(
             [self._inputs[0][which][:, :, :n], *(self._inputs[i][which][:, :, n:] for i in self._appended)], 2
         )
 
     def _visible(self) -> Bool[Tensor, "B G 1 N"]:
-        """What the last token may look at, itself included."""
+        """Mask of the tokens visible to the last token, including itself."""
         N = self._case.n + STEPS * len(self._appended)
         shape = (self._case.batch, self._case.kv_heads, 1, N)
         if self._seen is None:

@@ -1,1 +1,1 @@
-"""Measures subjects: one case a fresh process, one flat row a measurement, everything else a function of rows."""
+"""Benchmark harness: measures each case in a fresh process, writes one row per measurement, and reports from rows."""

@@ -1,6 +1,6 @@
-"""One sweep from request to report: configuration, plan, folder, measuring, report, expectations.
+"""Run one sweep from request to report: configuration, plan, folder, measuring, report, expectations.
 
-What takes long to import is imported when it is needed: a mistake in the configuration must show at once.
+Slow modules are imported only when needed, so that a mistake in the configuration shows at once.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.config import Config, ConfigError, load_config
-from harness.fork_server import ServerError
-from harness.interruption import Interruption
-from harness.journal import JournalError
-from harness.run_folder import FolderError, RunFolder, new_run, old_run
-from harness.say import say
+from harness.common.printing import say
+from harness.config.model import Config, load_config
+from harness.config.yaml_source import ConfigError
+from harness.results.rows_file import JournalError
+from harness.results.run_dir import FolderError, RunFolder, new_run, old_run
+from harness.runner.fork_server import ServerError
 
 if TYPE_CHECKING:
-    from harness.plan import Planned
-    from harness.rows import Row
+    from harness.common.rows import Row
+    from harness.runner.plan import Planned
+    from harness.runner.signals import Interruption
 
 DONE, UNMET, UNUSABLE, INTERRUPTED = 0, 1, 2, 130  # exit statuses
 
 
 @dataclass(frozen=True)
 class Request:
-    """The command line, one field an argument; `conf` is empty where a resumed run's own is meant."""
+    """The command line, one field per argument. `conf` is "" if a resumed run's own configuration is used."""
 
     conf: str
     overrides: tuple[str, ...]
@@ -42,8 +43,8 @@ class Request:
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """A command's exit status; what it cannot use, and being interrupted, is one message on standard error."""
-    from harness.disk import unwritable
+    """Run a command and return its exit status; unusable input and interrupts give one message on standard error."""
+    from harness.common.io_errors import unwritable
 
     try:
         return command()
@@ -59,10 +60,10 @@ def guarded(command: Callable[[], int]) -> int:
 
 
 def sweep(request: Request, interruption: Interruption) -> int:
-    """Do what is asked; returns the exit status.
+    """Run the requested sweep; return the exit status.
 
-    Raises ValueError, with one message, for what cannot be used, and KeyboardInterrupt where a signal comes before
-    there is a folder.
+    Raises ValueError with one message for unusable input, and KeyboardInterrupt if a signal arrives before the folder
+    exists.
     """
     started_s = time.monotonic()
     logging.basicConfig(format="%(levelname)s: %(message)s")
@@ -72,8 +73,8 @@ def sweep(request: Request, interruption: Interruption) -> int:
     conf = earlier.config if earlier and not request.conf else Path(request.conf)
     config = load_config(conf, request.overrides, request.section)
     folder = earlier or new_run(config.out if request.out is None else request.out)
-    from harness.executor import Executor
-    from harness.outsiders import make_plan
+    from harness.runner.executor import Executor
+    from harness.runner.external import make_plan
 
     interruption.check()
     with Executor(Path(tempfile.gettempdir()), interruption) as executor:
@@ -81,7 +82,7 @@ def sweep(request: Request, interruption: Interruption) -> int:
         if request.dry_run:
             say(describe(plan.planned), sys.stdout)
             return DONE
-        from harness.campaign import measure
+        from harness.runner.run import measure
 
         interruption.check()
         folder.make()
@@ -91,7 +92,7 @@ def sweep(request: Request, interruption: Interruption) -> int:
 
 
 def _command(request: Request, folder: RunFolder) -> str:
-    """The command that measures all this again: that of the start, unless resuming has changed what is measured."""
+    """Return the command that repeats the measurement: the original, unless resuming has changed what is measured."""
     changed = bool(request.conf or request.overrides or request.section)
     before = folder.facts.get("command", "") if request.resume and not changed else ""
     options = ["--section", request.section] if request.section else []
@@ -100,7 +101,7 @@ def _command(request: Request, folder: RunFolder) -> str:
 
 
 def describe(planned: Sequence[Planned]) -> str:
-    """The plan in words: a line for each series with its lengths and rounds, and the number of cases."""
+    """Describe the plan: one line per series with its lengths and rounds, and the number of cases."""
     series: dict[str, list[Planned]] = {}
     for one in planned:
         case = one.case
@@ -115,8 +116,8 @@ def describe(planned: Sequence[Planned]) -> str:
 
 
 def report(folder: Path) -> list[Row]:
-    """Write the report from the rows, if there are any, and say where it lies; returns the rows."""
-    from harness.journal import latest, read_rows
+    """Write the report from the rows, if there are any, and print its path; return the rows."""
+    from harness.results.rows_file import latest, read_rows
 
     rows = latest(read_rows(folder))
     if not rows:
@@ -130,8 +131,8 @@ def report(folder: Path) -> list[Row]:
 
 
 def _judge(rows: Sequence[Row], config: Config) -> int:
-    """The exit status that follows from what was expected."""
-    from harness.regress import judge_expectations
+    """Return the exit status that follows from the expectations."""
+    from harness.stats.expectations import judge_expectations
 
     failures = judge_expectations(rows, config.expect) if rows else []
     for failure in failures:

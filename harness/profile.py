@@ -1,34 +1,34 @@
-"""Where the time of an attention goes: each stage that a backend names is timed alone over the lengths of conf.yml.
+"""Measure where the time of an attention goes: time each stage that a backend lists, over the lengths of conf.yml.
 
     python -m harness.profile conf.yml
     python -m harness.profile conf.yml --set 'backends=[lsh_v2]' --set 'lengths=[1024, 4096, 16384]' --out /tmp/run
 
-Backends without stages are left out. The whole attention is timed beside its stages and passes the usual gate; the
-report has a chapter with each stage's share of their sum and its exponent, floor taken off, beside what the
+Backends without stages are skipped. Each stage is timed alone. The whole attention is timed too and passes the usual
+gate. The report has a chapter with each stage's share of their sum and its exponent (floor removed), next to what the
 backend's authors claim. Exit status as for `harness.sweep`.
 """
 
 from __future__ import annotations
 
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    exit_on_signal()  # before the imports that take long
+    exit_on_signal()  # before the slow imports
 
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from harness.interruption import Interruption
+from harness.runner.signals import Interruption
 
-# All else is imported later: what comes before `exit_on_signal` must be light, lest a signal falls into it.
+# Everything else is imported later: modules loaded before `exit_on_signal` must be light, so that no signal hits them.
 if TYPE_CHECKING:
     import argparse
     from pathlib import Path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command with these arguments, by default the process's own; returns the exit status."""
+    """Run the command with these arguments (default: the process's own); return the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     parsed = _parse(given)
     import shlex
@@ -43,7 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(given: Sequence[str]) -> argparse.Namespace:
     import argparse
 
-    parser = argparse.ArgumentParser("python -m harness.profile", description=__doc__.split("\n")[0] if __doc__ else "")
+    from attentions.common.commands import program_name
+
+    parser = argparse.ArgumentParser(
+        program_name("harness.profile"), description=__doc__.split("\n")[0] if __doc__ else ""
+    )
     parser.add_argument("conf", help="configuration; its grid's kernel-level forward cases are profiled")
     parser.add_argument("--out", metavar="DIR", help="folder of rows and report (default: a new one in reports/runs)")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="replace a value")
@@ -51,22 +55,23 @@ def _parse(given: Sequence[str]) -> argparse.Namespace:
 
 
 def profile(conf: Path, overrides: Sequence[str], out: str | None, command: str) -> int:
-    """Measure, report, say where the report lies; returns the exit status.
+    """Measure, write the report and print its path; return the exit status.
 
-    Raises ValueError, with one message, for what cannot be used, and KeyboardInterrupt where a signal comes before
-    there is a folder.
+    Raises ValueError with one message for unusable input, and KeyboardInterrupt if a signal arrives before the folder
+    exists.
     """
     import tempfile
     import time
     from pathlib import Path
 
     started_s = time.monotonic()
-    from harness.campaign import measure
     from harness.conduct import DONE, INTERRUPTED, report
-    from harness.config import ConfigError, load_config
-    from harness.executor import Executor
-    from harness.outsiders import make_plan
-    from harness.run_folder import new_run
+    from harness.config.model import load_config
+    from harness.config.yaml_source import ConfigError
+    from harness.results.run_dir import new_run
+    from harness.runner.executor import Executor
+    from harness.runner.external import make_plan
+    from harness.runner.run import measure
 
     with Interruption() as interruption, Executor(Path(tempfile.gettempdir()), interruption) as executor:
         config = load_config(conf, overrides)

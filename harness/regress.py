@@ -1,72 +1,75 @@
-"""Has anything become worse since the baseline was recorded? Pass, fail, or not enough evidence.
+"""Compare a run with a baseline: has anything become worse? The verdict is pass, fail or ambiguous.
 
     python -m harness.regress reports/runs/<run> --baseline reports/baseline/<machine>.json [--update]
 
-prints a row a series with its verdict, the reasons and what to do next. Exit code 0: all pass; 1: something
-fails; 3: nothing fails, something is ambiguous; 2: the input cannot be used. `--update` records the run in the
-baseline instead of comparing: series that the run did not measure stay, those that it did are replaced whole, and
-lengths and counts that are lost by this are named. A folder as `--baseline` stands for the file of the run's machine
-in it.
+Prints one row per series with its verdict, the reasons and what to do next. Exit status 0: all pass; 1: something
+fails; 3: nothing fails, something is ambiguous; 2: the input cannot be used. `--update` records the run in the baseline
+instead of comparing: series that the run did not measure are kept, series that it measured are replaced as a whole, and
+lengths and counts lost that way are listed. If `--baseline` is a folder, the file of the run's machine in it is used.
 
-Times are compared on the machine of the baseline only, counts (comparisons, FLOPs, allocator bytes) on any. A
-time fails when it became worse beyond doubt, Holm's correction over all series included, and by more than the
-margin; it passes when it is beyond doubt not worse than the margin; everything else is ambiguous. So are series,
-lengths, times and counts that the baseline holds and the run lacks, since nobody knows of them, and times that became
-worse in cases during which other programs kept the machine busy. A length that is now wrong, unsupported or a crash
-fails on any machine; one that ran out of memory or time fails on the baseline's and is ambiguous on another. A
-baseline of an older version that does not say which processor its machine has is compared by counts alone.
+Times are compared only on the baseline's machine; counts (comparisons, FLOPs, allocator bytes) on any. A time fails if
+it is significantly worse, with Holm's correction over all series, and by more than the margin. It passes if it is
+certainly within the margin. Everything else is ambiguous, including series, lengths, times and counts that the baseline
+has and the run lacks, and times that became worse in cases disturbed by other programs. A length that is now wrong,
+unsupported or a crash fails on any machine; one that ran out of memory or time fails on the baseline's machine and is
+ambiguous on another. A baseline of an older version that does not say which processor its machine has is compared by
+counts only.
 """
 
 from __future__ import annotations
 
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    exit_on_signal()  # before the imports that take long
+    exit_on_signal()  # before the slow imports
 
 import argparse
 import io
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.baseline import (
+from attentions.common.commands import program_name
+from harness.common.command_line import one_line
+from harness.common.printing import say
+from harness.common.text import LONGEST_PATH, shortened
+from harness.config.yaml_source import show
+from harness.results.baseline import (
     Baseline,
     BaselineError,
-    RunFacts,
     dropped,
     load_baseline,
-    read_run_facts,
     record_series,
     save_baseline,
 )
-from harness.command_line import one_line
-from harness.comparison import GRAVEST_FIRST, Judgement, compare, gravest
-from harness.config_source import LONGEST_PATH, shortened, show
-from harness.disturbance import busy_cases, disturbance
-from harness.expectations import judge_expectations
-from harness.findings import Verdict
-from harness.journal import JournalError, latest, read_rows
-from harness.rows import Case, Row
-from harness.samples import Series, group_series
-from harness.say import say
+from harness.results.disturbance import busy_cases, disturbance
+from harness.results.rows_file import JournalError, latest, read_rows
+from harness.results.run_file import RunFacts, RunFileError, read_facts
+from harness.results.series import Series, group_series
+from harness.stats.comparison import GRAVEST_FIRST, Judgement, compare, gravest
+from harness.stats.expectations import judge_expectations
+
+if TYPE_CHECKING:
+    from harness.common.rows import Case, Row
+    from harness.stats.findings import Verdict
 
 __all__ = ["judge_expectations", "main"]
 
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "ambiguous": 3}
 UNUSABLE = 2
 COLOURS: dict[Verdict, str] = {"pass": "green", "fail": "bold red", "ambiguous": "yellow"}
-LOG_WIDTH = 140  # characters a line where there is no terminal to ask
-LONGEST_NAME = 200  # letters of a machine's name, which names a file
-LONGEST_MESSAGE, LONGEST_CELL = 1000, 5000  # letters
+LOG_WIDTH = 140  # characters per line if there is no terminal
+LONGEST_NAME = 200  # in characters, of a machine's name, which is used as a file name
+LONGEST_MESSAGE, LONGEST_CELL = 1000, 5000  # in characters
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code."""
+    """Run the command; return the exit status."""
     parsed = _parser().parse_args(arguments)
     try:
         facts, rows = _read_run(parsed.folder)
@@ -76,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _update(path, series, facts)
             return EXIT_CODES["pass"]
         baseline = load_baseline(path)
-    except (BaselineError, JournalError, OSError) as error:
+    except (BaselineError, JournalError, RunFileError, OSError) as error:
         print(shortened(one_line(error), LONGEST_MESSAGE), file=sys.stderr)
         return UNUSABLE
     busy, common_name = disturbance(rows), facts.machine.common_name
@@ -86,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _update(path: Path, series: Sequence[Series], facts: RunFacts) -> None:
-    """Record a run, and say what of it is doubtful and what the baseline loses by it."""
+    """Record a run, and report doubtful measurements and what the baseline loses."""
     kept = load_baseline(path) if path.exists() else None
     written = record_series(series, facts, kept=kept)
     save_baseline(path, written)
@@ -112,7 +115,7 @@ def _losses(kept: Baseline, written: Baseline, series: Sequence[Series]) -> Iter
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m harness.regress", description="Compare a run with a baseline: pass 0, fail 1, ambiguous 3."
+        prog=program_name("harness.regress"), description="Compare a run with a baseline: pass 0, fail 1, ambiguous 3."
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="a run folder, with rows.jsonl and run.json")
     parser.add_argument("--baseline", type=Path, required=True, help="the baseline file, or the folder of all machines")
@@ -126,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _read_run(folder: Path) -> tuple[RunFacts, list[Row]]:
-    facts = read_run_facts(folder)
+    facts = read_facts(folder)
     rows = latest(read_rows(folder))
     if not rows:
         raise BaselineError(f"{folder / 'rows.jsonl'}: there are no rows in it; measure something first")
@@ -134,7 +137,7 @@ def _read_run(folder: Path) -> tuple[RunFacts, list[Row]]:
 
 
 def _baseline_path(wanted: Path, facts: RunFacts, *, update: bool) -> Path:
-    """The file meant; in a folder that of the run's machine, or else what an older version called it."""
+    """Return the baseline file; in a folder, that of the run's machine, or its name in an older version."""
     if not wanted.is_dir():
         return wanted
     name = facts.machine.name
@@ -145,9 +148,9 @@ def _baseline_path(wanted: Path, facts: RunFacts, *, update: bool) -> Path:
 
 
 def _show(judgements: Sequence[Judgement], facts: RunFacts, busy: str) -> None:
-    """Print all at once, since a verdict stands whether or not there is room or a letter for each part of it."""
+    """Print everything at once: the verdict is valid even if some part cannot be displayed or encoded."""
     width = None if sys.stdout.isatty() else LOG_WIDTH
-    there = Console(file=sys.stdout).is_terminal  # which FORCE_COLOR and the like decide too
+    there = Console(file=sys.stdout).is_terminal  # FORCE_COLOR and similar variables decide this too
     page = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding or "utf-8", errors="backslashreplace")
     console = Console(file=page, force_terminal=there, width=width, highlight=False)
     _print(console, judgements, facts, busy)
@@ -174,7 +177,7 @@ def _print(console: Console, judgements: Sequence[Judgement], facts: RunFacts, b
 
 
 def _reasons(judgement: Judgement) -> tuple[Text, Text]:
-    """Reasons, gravest first, and the steps that follow from them."""
+    """Return the reasons, worst first, and the next steps."""
     findings = sorted(judgement.findings, key=lambda finding: GRAVEST_FIRST.index(finding.verdict))
     steps = dict.fromkeys(finding.next_step for finding in findings if finding.next_step)
     reasons = (shortened(finding.reason, LONGEST_CELL) for finding in findings)
@@ -182,7 +185,7 @@ def _reasons(judgement: Judgement) -> tuple[Text, Text]:
 
 
 def _names(cases: Sequence[Case]) -> list[str]:
-    """Labels, with those parts of the identity that differ among the cases."""
+    """Return the labels, with the parts of the identity that differ among the cases."""
     parts = [case.model_dump(exclude={"label", "backend", "settings", "control", "n"}) for case in cases]
     varying = [key for key in (parts[0] if parts else ()) if len({part[key] for part in parts}) > 1]
     return [

@@ -1,4 +1,4 @@
-"""Measure what conf.yml asks for, fit, and write a report.
+"""Measure the cases in conf.yml, fit their growth, and write a report.
 
     python -m harness.sweep conf.yml
     python -m harness.sweep conf.yml --set lengths=[1024,4096] --set budget.total_s=60 --out /tmp/run
@@ -6,37 +6,37 @@
     python -m harness.sweep conf.yml --section vq
     python -m harness.sweep --resume reports/runs/20260131-120000-1a2b
 
-Prints one line a case, or a live bar on a terminal, and at the end where the report lies:
+Prints one line per case, or a live bar on a terminal, and the path of the report at the end:
 
     round 1 [3/27] flash n=4096 kernel forward text float32: 0.0271 s
     ...
     report: reports/runs/20260131-120000-1a2b/report.html
 
-Exit status: 0 done; 1 an expectation of conf.yml failed; 2 nothing could be done, and why; 130 interrupted, by Ctrl-C
-or SIGTERM, with everything measured so far kept and reported. The report is written to its end, however often one asks.
-Each case runs in a process of its own; see `harness.measure`.
+Exit status: 0 done; 1 an expectation of conf.yml failed; 2 nothing could be done, with the reason; 130 interrupted by
+Ctrl-C or SIGTERM, with everything measured so far kept and reported. The report is always written to its end, even
+after further signals. Each case runs in its own process; see `harness.runner.case`.
 """
 
 from __future__ import annotations
 
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    exit_on_signal()  # before the imports that take long
+    exit_on_signal()  # before the slow imports
 
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from harness.interruption import Interruption
+from harness.runner.signals import Interruption
 
-# All else is imported later: what comes before `exit_on_signal` must be light, lest a signal falls into it.
+# Everything else is imported later: modules loaded before `exit_on_signal` must be light, so that no signal hits them.
 if TYPE_CHECKING:
     import argparse
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command with these arguments, by default the process's own; returns the exit status."""
+    """Run the command with these arguments (default: the process's own); return the exit status."""
     with Interruption() as interruption:
         parsed = _parse(sys.argv[1:] if arguments is None else arguments)
         from harness.conduct import Request, guarded, sweep
@@ -49,7 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     import argparse
 
-    parser = argparse.ArgumentParser("python -m harness.sweep", description=__doc__.split("\n")[0] if __doc__ else "")
+    from attentions.common.commands import program_name
+
+    parser = argparse.ArgumentParser(
+        program_name("harness.sweep"), description=__doc__.split("\n")[0] if __doc__ else ""
+    )
     parser.add_argument("conf", nargs="?", help="configuration; with --resume by default the one in the folder")
     parser.add_argument("--out", metavar="DIR", help="folder of rows and report (default: a new one in reports/runs)")
     parser.add_argument("--resume", metavar="DIR", help="go on with the run in this folder; nothing is measured twice")

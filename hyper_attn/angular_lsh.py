@@ -1,4 +1,4 @@
-"""Angular locality-sensitive hashing whose codes can be sorted: neighbouring codes differ in one sign.
+"""Angular locality-sensitive hashing with sortable codes: neighbouring codes differ in one sign.
 
 The Hamming-sorted LSH of HyperAttention, https://arxiv.org/abs/2310.05869.
 """
@@ -15,14 +15,14 @@ from torch import Tensor
 from hyper_attn.state import Drawn
 
 MOST_PROJECTIONS = 16
-PIECE = 512  # vectors of a head that are held in float64 at once: they stay in the cache
+PIECE = 512  # vectors per head held in float64 at once, so that they stay in cache
 
 
 class AngularLSH(Drawn):
-    """Signs of `num_projs` random projections, one set for all heads, queries and keys.
+    """Signs of `num_projs` random projections, shared by all heads, queries and keys.
 
-    The projections are state, which no conversion of the module rounds. Raises ValueError for fewer than one projection
-    or more than 16.
+    The projections are part of the state and are not rounded when the module is converted. Raises ValueError for fewer
+    than one projection or more than 16.
     """
 
     added: ClassVar[tuple[str, ...]] = ("projections",)
@@ -40,9 +40,9 @@ class AngularLSH(Drawn):
 
     @torch.no_grad()
     def forward(self, x: Float[Tensor, "B H N D"]) -> Int[Tensor, "B H N"]:
-        """Code of each vector, from 0 to 2^num_projs - 1; a projection of zero counts as negative.
+        """Return the code of each vector, from 0 to 2^num_projs - 1; a projection of zero counts as negative.
 
-        Products are in float64, which neither autocast nor a reduced precision of float32 products touches.
+        Products are in float64, which neither autocast nor reduced float32 precision affects.
         """
         return torch.cat([self._codes(piece.double()) for piece in x.split(PIECE, dim=2)], dim=2)
 

@@ -1,18 +1,18 @@
-"""HyperAttention (https://arxiv.org/abs/2310.05869): sorted blocks exactly, the rest by uniform sampling.
+"""HyperAttention (https://arxiv.org/abs/2310.05869): exact attention in sorted blocks, uniform sampling elsewhere.
 
-Queries and keys are sorted by their hash codes, each apart, and cut into equally many blocks. A query attends
-to its own block exactly and to `sample_size` uniform keys of all n, each with weight n/m and none where it
-falls into the own block, which makes the normaliser unbiased. Causal attention halves the sequence and does
-so for each lower-left square.
+Queries and keys are sorted separately by their hash codes and cut into the same number of blocks. A query attends to
+its own block exactly and to `sample_size` keys drawn uniformly from all n. Each sampled key has weight n/m, or zero if
+it is in the query's own block, which makes the normaliser unbiased. Causal attention halves the sequence recursively
+and does this for each lower-left square.
 
-Not taken over from the authors' code: zero-padded keys that count, own-block samples that count twice,
-merge weights without gradient in half precision. Blocks of uneven length differ by one key, and the own
-block and the sample are one softmax, so nothing needs to be merged outside the causal recursion.
+Differences from the authors' code: it lets zero-padded keys count, counts own-block samples twice, and gives merge
+weights no gradient in half precision. Here blocks of uneven length differ by one key, and the own block and the sample
+are one softmax, so nothing needs to be merged outside the causal recursion.
 
-Also left out: sampling by the norms of the values, which the paper analyses and its code does not do.
+Not implemented: sampling by the norms of the values, which the paper analyses but its code does not do.
 
-Memory beyond the output: codes, the index and bias of one level's keys, 12·(1 + sample_size / block_size) bytes
-a key and head, and one slab of gathered rows.
+Memory beyond the output: codes; the index and bias of one level's keys, 12·(1 + sample_size / block_size) bytes per key
+and head; and one slab of gathered rows.
 """
 
 from __future__ import annotations
@@ -29,16 +29,21 @@ from torch import Tensor
 from hyper_attn.angular_lsh import AngularLSH
 from hyper_attn.selection import Selection
 from hyper_attn.state import Drawn
-from hyper_attn.utils import Leaves, Level, attend, attend_backward, in_leaves, out_of_leaves, squares
+from hyper_attn.utils import Leaves, RecursionLevel, attend, attend_backward, in_leaves, out_of_leaves, squares
 
 
 class HyperAttention(Drawn):
-    """Attention on (B, H, N, D) with keys and values (B, G, M, D), G a divisor of H, under the authors' signature.
+    """Attention on (B, H, N, D) with keys and values (B, G, M, D), G a divisor of H, with the authors' signature.
 
-    `input_dim` is D; `lsh_num_projs` signs a code; `block_size` keys a block; `sample_size` keys drawn for each head
-    (and each square of the causal recursion), none for 0; below `min_seq_len` keys attention is exact. `cuda` changes
-    nothing: kernels follow the tensors' device. Draws are a function of `seed`, which is part of the state. Raises
-    ValueError for settings below one, for samples below none, and for settings of another kind.
+        `input_dim`: D.
+        `lsh_num_projs`: signs per code.
+        `block_size`: keys per block.
+        `sample_size`: keys drawn for each head (and each square of the causal recursion). 0: none.
+        `min_seq_len`: attention is exact for fewer keys.
+        `cuda`: has no effect; kernels follow the tensors' device.
+        `seed`: determines the draws; it is part of the state.
+
+    Raises ValueError for settings below one, for `sample_size` below zero, and for settings of the wrong type.
     """
 
     added: ClassVar[tuple[str, ...]] = ("_extra_state",)
@@ -67,11 +72,11 @@ class HyperAttention(Drawn):
         self.block_size, self.sample_size, self.min_seq_len, self.seed = block_size, sample_size, min_seq_len, seed
 
     def get_extra_state(self) -> Int[Tensor, ""]:
-        """The seed, which decides the sampled keys."""
+        """Return the seed, which determines the sampled keys."""
         return torch.tensor(self.seed)
 
     def set_extra_state(self, state: Int[Tensor, ""]) -> None:
-        """Sample as another module did."""
+        """Use another module's seed."""
         self.seed = int(state)
 
     def forward(
@@ -83,11 +88,11 @@ class HyperAttention(Drawn):
         causal: bool = False,
         return_lse: bool = False,
     ) -> Float[Tensor, "B H N E"] | tuple[Float[Tensor, "B H N E"], Float[Tensor, "B H N 1"]]:
-        """Attention output, with `return_lse` also the log of the estimated normaliser (float32 at least).
+        """Return the attention output and, with `return_lse`, the log of the estimated normaliser (float32 or wider).
 
-        Causal queries are the last N of the M positions. Half precision is computed in float32. Raises
-        ValueError for tensors that do not fit the settings or each other, for a scale that is no number, for no keys,
-        for heads that are no multiple of the key heads and for more causal queries than keys.
+        Causal queries are the last N of the M positions. Half precision is computed in float32. Raises ValueError for
+        tensors that do not fit the settings or each other, for a scale that is not a number, if there are no keys, if
+        heads are not a multiple of the key heads, and for more causal queries than keys.
         """
         q, k, v = query, key, value
         self._check(q, k, v, causal)
@@ -109,7 +114,7 @@ class HyperAttention(Drawn):
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         selection, leaves = self.select(q, k, causal)
         dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-        width = max(q.shape[-1], v.shape[-1])  # the kernels want one width; zeros change no score
+        width = max(q.shape[-1], v.shape[-1])  # kernels need equal widths; zeros change no score
         wide = (
             x.to(dtype) if x.shape[-1] == width else F.pad(x.to(dtype), (0, width - x.shape[-1])) for x in (q, k, v)
         )
@@ -118,7 +123,7 @@ class HyperAttention(Drawn):
         return (out, lse.unsqueeze(-1)) if return_lse else out
 
     def _check(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> None:
-        """Raise ValueError for what kernels and indices would read wrongly."""
+        """Raise ValueError for inputs that kernels and indexing would misread."""
         given = {"query": q, "key": k, "value": v}
         for name, x in given.items():
             if not isinstance(x, Tensor) or x.layout is not torch.strided:
@@ -149,22 +154,22 @@ class HyperAttention(Drawn):
     def select(
         self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], causal: bool
     ) -> tuple[Selection, Leaves | None]:
-        """Which keys each query sees: squares with their codes and draws, and exact leaves if causal."""
+        """Select the keys each query attends to: squares with their codes and draws, and exact leaves if causal."""
         levels, leaves = self.divide(q.shape[2], k.shape[2], causal)
         return Selection(levels, self.draws(levels, q.shape[1]), self.codes(q, levels), self.codes(k, levels)), leaves
 
-    def divide(self, queries: int, keys: int, causal: bool) -> tuple[list[Level], Leaves | None]:
-        """The squares that these settings make of a problem, and the exact leaves of a causal one."""
+    def divide(self, queries: int, keys: int, causal: bool) -> tuple[list[RecursionLevel], Leaves | None]:
+        """Divide a problem into squares and, if causal, exact leaves, with these settings."""
         return squares(queries, keys, block_size=self.block_size, min_seq_len=self.min_seq_len, causal=causal)
 
-    def codes(self, x: Float[Tensor, "B H N D"], levels: list[Level]) -> Int[Tensor, "B H N"]:
-        """Hash codes of queries or keys; zeros where every square is one block and nothing is sorted."""
+    def codes(self, x: Float[Tensor, "B H N D"], levels: list[RecursionLevel]) -> Int[Tensor, "B H N"]:
+        """Hash codes of queries or keys; zeros if every square is one block and nothing is sorted."""
         if any(level.blocks > 1 for level in levels):
             return self.lsh(x)
         return torch.zeros(x.shape[:3], dtype=torch.long, device=x.device)
 
-    def draws(self, levels: list[Level], heads: int) -> list[Int[Tensor, "H _ sample"]]:
-        """For each level the sampled keys of each head and square, as ranks in the order of the codes."""
+    def draws(self, levels: list[RecursionLevel], heads: int) -> list[Int[Tensor, "H _ sample"]]:
+        """For each level, the sampled keys of each head and square, as ranks in code order."""
         generator = torch.Generator().manual_seed(self.seed)
         shapes = [(heads, len(level.squares), self.sample_size) for level in levels]
         uniform = [torch.rand(shape, dtype=torch.float64, generator=generator) for shape in shapes]
@@ -172,10 +177,10 @@ class HyperAttention(Drawn):
 
 
 class _Attend(torch.autograd.Function):
-    """Leaves and squares one after another, each merged into the output by log-sum-exp.
+    """Processes leaves and squares one after another, merging each into the output by log-sum-exp.
 
-    Backward makes the tables again and needs no gradient of the merge (see `attend_backward`). One row more
-    than there are queries takes what empty query slots compute.
+    Backward rebuilds the tables and needs no gradient of the merge (see `attend_backward`). The output has one extra
+    row, which receives the results of empty query slots.
     """
 
     @staticmethod
@@ -205,7 +210,7 @@ class _Attend(torch.autograd.Function):
 
 
 class _Slope(torch.autograd.Function):
-    """The gradients of q, k and v, whose own derivatives are refused."""
+    """Gradients of q, k and v; second derivatives raise an error."""
 
     @staticmethod
     def forward(
@@ -276,12 +281,12 @@ def _backward_leaves(
 
 
 def take(x: Float[Tensor, "rows D"], index: Int[Tensor, "P S"]) -> Float[Tensor, "P 1 S D"]:
-    """Rows by number, as problems of one head."""
+    """Select rows by index, as problems with one head."""
     return x.index_select(0, index.flatten()).view(len(index), 1, -1, x.shape[1])
 
 
 def _merge(out: Tensor, lse: Tensor, rows: Tensor, part: Tensor, sums: Tensor, *, fresh: bool) -> None:
-    """Put a part's rows into the output, weighted by log-sum-exp unless they are the first there."""
+    """Write a part's rows into the output, weighted by log-sum-exp unless they are the first there."""
     part, sums = part.reshape(-1, part.shape[-1]), sums.flatten()
     if not fresh:
         before = lse[rows]

@@ -1,4 +1,4 @@
-"""Which keys each query attends to: sorted blocks and shared samples, as tables of row numbers."""
+"""Selects the keys each query attends to: sorted blocks and shared samples, as tables of row numbers."""
 
 from __future__ import annotations
 
@@ -11,52 +11,52 @@ from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hyper_attn.utils import Level, slots
+from hyper_attn.utils import RecursionLevel, slots
 
-# Elements of queries, keys and values gathered at once: 32 MiB of float32, about a last-level cache. A quarter is
-# 5 % faster on one thread, but each slab costs a dozen barriers between threads, which a busy machine makes slow.
+# Elements of queries, keys and values gathered at once: 32 MiB of float32, about a last-level cache. A quarter of that
+# is 5 % faster on one thread, but each slab costs a dozen barriers between threads, which are slow on a busy machine.
 SLAB = 2**23
-LAST = 2**30  # sorts behind every code
+LAST = 2**30  # sorts after every code
 
 
 @dataclass(frozen=True)
-class Table:
-    """One block a row: its queries and keys as rows of the flattened inputs, and what is added to its scores.
+class BlockTable:
+    """One block per row: its queries and keys as rows of the flattened inputs, and the bias of its scores.
 
-    A query slot without a query holds the number of all queries, a key slot without a key a bias of -inf.
+    An empty query slot holds the total number of queries; an empty key slot has a bias of -inf.
     """
 
     query: Int[Tensor, "P S"]
     key: Int[Tensor, "P L"]
     bias: Float[Tensor, "P 1 1 L"]
 
-    def slabs(self, width: int) -> Iterator[Table]:
-        """The table in pieces whose gathered rows stay in cache."""
+    def slabs(self, width: int) -> Iterator[BlockTable]:
+        """Split the table into pieces whose gathered rows stay in cache."""
         step = max(1, SLAB // ((self.query.shape[1] + 2 * self.key.shape[1]) * width))
         pieces = zip(self.query.split(step), self.key.split(step), self.bias.split(step), strict=True)
-        return (Table(*piece) for piece in pieces)
+        return (BlockTable(*piece) for piece in pieces)
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Squares with their codes and draws; the tables are made anew each time they are asked for."""
+    """Squares with their codes and draws; tables are rebuilt on each request."""
 
-    levels: list[Level]
+    levels: list[RecursionLevel]
     draws: list[Int[Tensor, "H _ m"]]
     q_codes: Int[Tensor, "B H N"]
     k_codes: Int[Tensor, "B G M"]
 
-    def tables(self, dtype: torch.dtype) -> Iterator[Table]:
-        """One table a level."""
+    def tables(self, dtype: torch.dtype) -> Iterator[BlockTable]:
+        """Yield one table per level."""
         for level, draws in zip(self.levels, self.draws, strict=True):
             query = queries_of(level, self.q_codes)
             key, bias = keys_of(level, self.k_codes, draws.to(query.device), dtype)
             bias = bias.expand(len(query), -1, -1, -1, -1)
-            yield Table(query.flatten(0, 3), key.flatten(0, 3), bias.flatten(0, 3)[:, None, None])
+            yield BlockTable(query.flatten(0, 3), key.flatten(0, 3), bias.flatten(0, 3)[:, None, None])
 
 
-def queries_of(level: Level, codes: Int[Tensor, "B H N"]) -> Int[Tensor, "B H squares blocks S"]:
-    """Row numbers of each block's queries, B·H·N where a slot is empty."""
+def queries_of(level: RecursionLevel, codes: Int[Tensor, "B H N"]) -> Int[Tensor, "B H squares blocks S"]:
+    """Row numbers of each block's queries, B·H·N for empty slots."""
     B, H, N = codes.shape
     _, start, count = torch.tensor(level.squares, device=codes.device).T
     place = torch.arange(int(count.max()), device=codes.device)
@@ -68,7 +68,7 @@ def queries_of(level: Level, codes: Int[Tensor, "B H N"]) -> Int[Tensor, "B H sq
 
 
 def keys_of(
-    level: Level, codes: Int[Tensor, "B G M"], draws: Int[Tensor, "H squares m"], dtype: torch.dtype
+    level: RecursionLevel, codes: Int[Tensor, "B G M"], draws: Int[Tensor, "H squares m"], dtype: torch.dtype
 ) -> tuple[Int[Tensor, "B H squares blocks L"], Float[Tensor, "1 H squares blocks L"]]:
     """Row numbers of each block's own and sampled keys, and log-weights: -inf for empty slots and own samples."""
     B, G, M = codes.shape
@@ -82,7 +82,7 @@ def keys_of(
     own = order[..., rank[0]]
     weight = torch.zeros(real[0].shape, dtype=dtype, device=codes.device).masked_fill(~real[0], -torch.inf)
     weight = weight.expand(1, H, C, -1, -1)
-    if level.blocks == 1 or not m:  # every draw would fall into the own block, or there is none
+    if level.blocks == 1 or not m:  # every draw would be in the own block, or there are no draws
         return own, weight
     drawn = order.gather(3, draws.expand(B, -1, -1, -1)).unsqueeze(3).expand(-1, -1, -1, level.blocks, -1)
     block = torch.arange(level.blocks, device=codes.device).unsqueeze(-1)
@@ -93,14 +93,14 @@ def keys_of(
 
 
 def sorted_places(
-    level: Level,
+    level: RecursionLevel,
     codes: Int[Tensor, "B H N"],
     start: Int[Tensor, " squares"],
     count: Int[Tensor, " count"],
     place: Int[Tensor, " K"],
 ) -> Int[Tensor, "B H squares K"]:
-    """Places within each square in the order of their codes; places from `count` on come last."""
-    if level.blocks == 1:  # no order is better than another
+    """Places within each square in code order; places from `count` on come last."""
+    if level.blocks == 1:  # the order does not matter
         return place.expand(*codes.shape[:2], len(start), -1)
     inside = codes[:, :, (start[:, None] + place).clamp(max=codes.shape[2] - 1)]
     return inside.masked_fill(place >= count[:, None], LAST).sort(dim=-1, stable=True).indices

@@ -1,4 +1,4 @@
-"""Modules that draw at random: what they draw is state, and decides which keys are met."""
+"""Modules with random draws, which are part of the state and decide which keys are attended to."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 
 class Drawn(nn.Module):
-    """A module whose draws no conversion rounds: `half()` moves them and leaves their values as they are.
+    """A module whose draws are not rounded: `half()` and similar conversions may move them but keep their dtype.
 
-    Those in `added` were not in version 1 of its state. A state without them loads as it did then: the module keeps its
-    own.
+    Those in `added` were not in version 1 of its state dict. A state dict without them still loads, and the module
+    keeps its own.
     """
 
     _version = 2
@@ -40,6 +40,6 @@ class Drawn(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        if (local_metadata.get("version") or 1) < self._version:  # a file of tensors alone names no version
+        if (local_metadata.get("version") or 1) < self._version:  # a file with only tensors has no version
             old = {prefix + name for name in self.added}
             missing_keys[:] = [key for key in missing_keys if key not in old]

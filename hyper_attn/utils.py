@@ -1,4 +1,4 @@
-"""What HyperAttention is made of: squares of queries and keys, and exact attention with its log-sum-exp.
+"""Building blocks of HyperAttention: squares of queries and keys, and exact attention with its log-sum-exp.
 
 Axis letters: B batch, H query heads, G key heads, N queries, M keys, D dimension, P independent problems.
 """
@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-SCORES_AT_ONCE = 2**25  # elements of a materialised score matrix, where there is no flash kernel
-FLASH_DEVICES = ("cpu",)  # where torch's flash kernel adds a bias and gives its log-sum-exp in every dtype
+SCORES_AT_ONCE = 2**25  # elements of a materialised score matrix, if there is no flash kernel
+FLASH_DEVICES = ("cpu",)  # devices whose flash kernel takes a bias and returns its log-sum-exp in every dtype
 
 
 @dataclass(frozen=True)
-class Level:
-    """Squares of `keys` keys each, cut into `blocks` blocks; each (first key, first query, queries)."""
+class RecursionLevel:
+    """Squares of `keys` keys each, cut into `blocks` blocks; each is (first key, first query, queries)."""
 
     keys: int
     blocks: int
@@ -30,7 +30,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Leaves:
-    """Exact causal attention within stretches of `size` positions, from position `start` on."""
+    """Exact causal attention within runs of `size` positions, from position `start` on."""
 
     start: int
     size: int
@@ -38,17 +38,17 @@ class Leaves:
 
 def squares(
     queries: int, keys: int, *, block_size: int, min_seq_len: int, causal: bool
-) -> tuple[list[Level], Leaves | None]:
-    """How attention is divided: what is approximated, square by square, and what is exact.
+) -> tuple[list[RecursionLevel], Leaves | None]:
+    """Divide attention into approximated squares and an exact part.
 
-    Causal: positions are halved until a part has at most `min_seq_len`, and at each level the later half
-    of every part attends to its earlier half. Queries are the last of the keys' positions, so every
-    square that has a query has all of its keys. A square of fewer than `min_seq_len` keys is one block.
+    Causal: positions are halved until a part has at most `min_seq_len`, and at each level the later half of every part
+    attends to its earlier half. Queries are the last of the keys' positions, so every square that has a query has all
+    of its keys. A square of fewer than `min_seq_len` keys is one block.
     """
 
-    def level(size: int, found: list[tuple[int, int, int]]) -> list[Level]:
+    def level(size: int, found: list[tuple[int, int, int]]) -> list[RecursionLevel]:
         blocks = 1 if size < min_seq_len else -(-size // block_size)
-        return [Level(size, blocks, tuple(found))] if found and size else []
+        return [RecursionLevel(size, blocks, tuple(found))] if found and size else []
 
     if not causal:
         return level(keys, [(0, 0, queries)]), None
@@ -64,13 +64,13 @@ def squares(
     start = before // leaf * leaf
     if start + leaf < keys:
         return levels, Leaves(start, leaf)
-    # All queries in one leaf: what it holds before them is a square, and nothing need be padded.
-    past = Level(before - start, 1, ((start, 0, queries),))
+    # All queries are in one leaf: its keys before them form a square, and no padding is needed.
+    past = RecursionLevel(before - start, 1, ((start, 0, queries),))
     return levels + [past] * (before > start), Leaves(before, queries)
 
 
 def slots(count: Int[Tensor, " C"], blocks: int) -> tuple[Int[Tensor, "C blocks S"], Bool[Tensor, "C blocks S"]]:
-    """Ranks 0 to count - 1 dealt to blocks, rank r to block r·blocks // count, and which slots are real.
+    """Distribute ranks 0 to count - 1 over blocks, rank r to block r·blocks // count, and mark real slots.
 
     Blocks differ by at most one rank; the spare slot of a smaller one repeats a rank and is not real.
     """
@@ -83,7 +83,7 @@ def slots(count: Int[Tensor, " C"], blocks: int) -> tuple[Int[Tensor, "C blocks 
 
 
 def in_leaves(x: Float[Tensor, "B H n D"], front: int, leaves: Leaves) -> Float[Tensor, "P H size D"]:
-    """Rows cut into leaves, the leaves as problems of their own; `front` rows of the first leaf are missing."""
+    """Cut rows into leaves, each its own problem; `front` rows of the first leaf are missing."""
     missing = -(front + x.shape[2]) % leaves.size
     x = F.pad(x, (0, 0, front, missing)) if front or missing else x
     return x.unflatten(2, (-1, leaves.size)).transpose(1, 2).flatten(0, 1)
@@ -95,7 +95,7 @@ def out_of_leaves(x: Float[Tensor, "P H size D"], batch: int, front: int, rows: 
 
 
 def in_own_dtype(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, whose first argument is a tensor, without autocast on its device."""
+    """Wrap `function`, whose first argument is a tensor, to run without autocast on its device."""
 
     @functools.wraps(function)
     def run(x: Tensor, *rest: Any) -> Any:
@@ -144,10 +144,10 @@ def attend_backward(
     scale: float,
     causal: bool,
 ) -> tuple[Float[Tensor, "P H N D"], Float[Tensor, "P G M D"], Float[Tensor, "P G M D"]]:
-    """Gradients of q, k and v, where these keys may be a part of what each row attends to.
+    """Gradients of q, k and v; these keys may be only part of what each row attends to.
 
-    With the whole row's `out` and `lse`, exp(score - lse) is the weight that a key has in the end, so each
-    part's gradient is exact and the merge needs none of its own.
+    Given the whole row's `out` and `lse`, exp(score - lse) is a key's final weight, so each part's gradient is exact
+    and the merge needs no gradient of its own.
     """
     if q.device.type in FLASH_DEVICES and grad_lse is None:
         op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -169,7 +169,7 @@ def attend_backward(
 
 
 def _in_one_piece(x: Tensor) -> Tensor:
-    """x with each vector in one piece: the flash kernel reads others wrongly without a word."""
+    """Make the last axis contiguous: the flash kernel silently misreads tensors where it is not."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 

@@ -1,4 +1,4 @@
-"""Any registered attention inside a Hugging Face model, BitNet first; its comparisons counted, its cost measured."""
+"""Replaces the attention of a Hugging Face model, such as BitNet, counts its comparisons, and measures the effect."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import lazy_loader as _lazy
 
-from attentions.extras import require_installed
+from attentions.common.extras import require_installed
 
 require_installed("transformers", "models")  # every module below needs it
 

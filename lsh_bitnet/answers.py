@@ -1,15 +1,15 @@
-"""Accuracy of a model's answers on a task.
+"""Measures the accuracy of a model's answers on a task.
 
-`measure_accuracy` decodes greedily from prompts in left-padded batches and takes the task's own score.
-`measure_forced` asks in one forward call whether each token of the right answer would have been chosen: the same
-verdict for strictly causal attentions and answers that must be exact, at a tenth of the time, and on prefill alone.
+`measure_accuracy` decodes greedily from prompts in left-padded batches and uses the task's own score. `measure_forced`
+checks in one forward call whether each token of the correct answer would have been chosen. For strictly causal
+attentions and exact-match answers, the result is the same, in a tenth of the time, and it measures prefill only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from scipy.stats import binomtest
@@ -17,15 +17,17 @@ from transformers import GenerationConfig
 
 from lsh_bitnet.models import Loaded, require_length
 from tasks.encoding import encode, encode_prompt
-from tasks.example import Example, Task
+
+if TYPE_CHECKING:
+    from tasks.example import Example, Task
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """`right` of `samples` answers got the full score.
+    """Result of a task: `right` of `samples` answers got the full score.
 
-    `answers` are what the model said, in order, `targets` what was right, and `scores` how right each was, from 0 to
-    1; all three are empty where no text was kept.
+    `answers` are the model's answers in order, `targets` the correct ones, and `scores` the scores from 0 to 1; all
+    three are empty if no text was kept.
     """
 
     right: int
@@ -36,7 +38,7 @@ class Accuracy:
 
     @property
     def accuracy(self) -> float:
-        """Share of the answers with the full score."""
+        """Fraction of answers with the full score."""
         return self.right / self.samples
 
     @property
@@ -49,19 +51,19 @@ class Accuracy:
 def measure_accuracy(
     loaded: Loaded, task: Task, *, samples: int, batch_size: int = 1, use_cache: bool = True, bos: bool = True
 ) -> Accuracy:
-    """Accuracy of the model as it is now, swapped attention included, on examples 0 to `samples` - 1.
+    """Measure the accuracy of the model, including a swapped attention, on examples 0 to `samples` - 1.
 
-    use_cache: decode with keys and values kept; without, each token is a forward call on all of them, for
-    attentions that need as many queries as keys. bos: begin prompts with the tokenizer's token for that.
+    use_cache: decode with a key/value cache; without it, each token needs a forward call over all tokens, for
+    attentions that need as many queries as keys. bos: start prompts with the tokenizer's BOS token.
 
-    Raises ValueError for sizes below one and for prompts longer than the model was made for.
+    Raises ValueError for sizes below one and for prompts longer than the model supports.
     """
     if samples < 1 or batch_size < 1:
         raise ValueError(f"samples={samples}, batch_size={batch_size} are not allowed: at least 1")
     answers: list[str] = []
     targets: list[str] = []
     scores: list[float] = []
-    for start in range(0, samples, batch_size):  # examples are made as they are asked: the first need not wait
+    for start in range(0, samples, batch_size):  # examples are generated batch by batch
         examples = [task.example(index) for index in range(start, min(start + batch_size, samples))]
         said = _answers(loaded, examples, use_cache=use_cache, bos=bos)
         answers += said
@@ -71,10 +73,10 @@ def measure_accuracy(
 
 
 def measure_forced(loaded: Loaded, task: Task, *, samples: int) -> Accuracy:
-    """Share of examples 0 to `samples` - 1 of whose right answer every token is the most likely one; no text is kept.
+    """Measure the share of examples 0 to `samples` - 1 whose correct answer is the argmax at every token.
 
-    The end of the answer is not asked for. Raises ValueError for less than one sample and for examples longer than the
-    model was made for.
+    The end-of-sequence token is not required, and no text is kept. Raises ValueError for less than one sample and for
+    examples longer than the model supports.
     """
     if samples < 1:
         raise ValueError(f"samples={samples} is not allowed: at least 1")
@@ -95,7 +97,7 @@ def _answers(loaded: Loaded, examples: Sequence[Example], *, use_cache: bool, bo
     model: Any = loaded.model
     prompts = [encode_prompt(example, tokenizer)[0 if bos else 1 :] for example in examples]
     longest = max(map(len, prompts))
-    new_tokens = max(len(tokenizer.encode(example.answer)) for example in examples) + 1  # and eos
+    new_tokens = max(len(tokenizer.encode(example.answer)) for example in examples) + 1  # plus eos
     require_length(loaded, longest + new_tokens)
     ids = torch.stack([torch.nn.functional.pad(p, (longest - len(p), 0), value=tokenizer.pad_id) for p in prompts])
     real = torch.stack([(torch.arange(longest) >= longest - len(prompt)).long() for prompt in prompts])

@@ -1,4 +1,4 @@
-"""A model's own q, k and v, layer by layer, as files that the harness measures attentions on.
+"""Captures a model's own q, k, and v by layer, in files on which the harness can measure attentions.
 
 from lsh_bitnet import capture, load_model
 capture(load_model("tiny-bitnet"), text, "captured")
@@ -27,7 +27,7 @@ from lsh_bitnet.swap import Swap
 
 
 class _Recorder:
-    """Exact attention that keeps what it was given."""
+    """Exact attention that records its inputs."""
 
     def __init__(self, layers: Collection[int] | None) -> None:
         self.layers = layers
@@ -64,15 +64,15 @@ class _Recorder:
 def capture(
     loaded: Loaded, text: str | Int[Tensor, "B n"], folder: str | Path, *, layers: Collection[int] | None = None
 ) -> list[Path]:
-    """Run the model on `text` (a string, or tokens) and write each layer's q, k and v; returns the files, by layer.
+    """Run the model on `text` (a string or tokens) and write each layer's q, k, and v; returns the files by layer.
 
-    A file `layer_<index>.safetensors` holds q (B, H, n, D), k (B, G, n, D) and v (B, G, n, E) in float32, after
-    rotary positions: what `inputs:` in conf.yml reads. Its metadata says of which model and tokens it is.
-    layers: indices; all if None.
+    A file `layer_<index>.safetensors` holds q (B, H, n, D), k (B, G, n, D), and v (B, G, n, E) in float32, after rotary
+    positions, as `inputs:` in conf.yml expects. Its metadata identify the model and the tokens. layers: indices; all if
+    None.
 
-    Raises ValueError, before the model runs, for no tokens, for more than the model was made for or others than it
-    knows, for a layer that it does not have, and for a folder that cannot be written or holds files of another model
-    or text.
+    Raises ValueError, before the model runs, for no tokens, for more tokens than the model supports, for tokens outside
+    its vocabulary, for a layer that it does not have, and for a folder that is not writable or holds files of another
+    model or text.
     """
     ids = torch.tensor([loaded.tokenizer.encode(text)]) if isinstance(text, str) else text
     _require_tokens(loaded, ids)
@@ -103,7 +103,7 @@ def _require_tokens(loaded: Loaded, ids: Tensor) -> None:
 
 
 def _identity(loaded: Loaded, ids: Tensor) -> dict[str, str]:
-    """Names of what a file is of: the weights as they are, and the tokens."""
+    """Return what identifies a captured file: the model's name, and hashes of its current weights and of the tokens."""
     weights = hashlib.sha256()
     for name, x in loaded.model.state_dict().items():
         weights.update(name.encode())
@@ -113,7 +113,7 @@ def _identity(loaded: Loaded, ids: Tensor) -> dict[str, str]:
 
 
 def _require_own(folder: Path, of: dict[str, str]) -> None:
-    """Raise ValueError where files of something else would stand beside those that are written, as if of one model."""
+    """Raise ValueError if the folder already holds captured files of another model or text."""
     for path in folder.glob("layer_*.safetensors"):
         try:
             with safe_open(path, "pt") as file:

@@ -1,4 +1,4 @@
-"""What the commands share: options, messages of one line, what a file is called."""
+"""Command-line options, one-line error messages, and file names shared by the commands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from harness.worker import is_out_of_memory
+from harness.runner.worker import is_out_of_memory
 from lsh_bitnet.models import DTYPES
 from lsh_bitnet.results import FOLDER, LONGEST_WHAT, require_place
 
@@ -18,17 +18,17 @@ INTERRUPTED = 130
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line."""
+    """An argument parser with one-line error messages."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
 
 
 def run(parser: argparse.ArgumentParser, work: Callable[[], int]) -> int:
-    """The exit status of `work`; what the user can mend becomes one line and exit status 2.
+    """Return the exit status of `work`; errors that the user can fix become one line and exit status 2.
 
-    That is a ValueError, a file that cannot be read or written, a package that is not installed, and a device whose
-    memory is too small. Ctrl-C and SIGTERM end with 130.
+    These are ValueError, a file that cannot be read or written, a missing package, and a device with too little memory.
+    Ctrl-C and SIGTERM end with 130.
     """
     try:
         with warnings.catch_warnings():
@@ -47,12 +47,12 @@ def run(parser: argparse.ArgumentParser, work: Callable[[], int]) -> int:
 
 
 def add_out(parser: argparse.ArgumentParser) -> None:
-    """The option `--out`; `require_out` judges it."""
+    """Add the option `--out`; `require_out` checks it."""
     parser.add_argument("--out", default=str(FOLDER), metavar="DIR", help="folder of the JSON file")
 
 
 def require_out(given: argparse.Namespace) -> Path:
-    """The folder of results. Raises ValueError, before any work, where no file can be written there."""
+    """Return the results folder. Raises ValueError, before any work, if no file can be written there."""
     if not given.out:
         raise ValueError("--out: '' is not allowed; it must be the path of a folder")
     require_place(folder := Path(given.out), "--out")
@@ -60,7 +60,7 @@ def require_out(given: argparse.Namespace) -> Path:
 
 
 def baseline_parser(command: str, description: str) -> argparse.ArgumentParser:
-    """Model, attention, device and output folder; the command adds its own."""
+    """Return a parser with model, attention, device, and output folder; commands add their own options."""
     parser = Parser(
         prog=f"python -m lsh_bitnet.{command}",
         description=description,
@@ -77,9 +77,9 @@ def baseline_parser(command: str, description: str) -> argparse.ArgumentParser:
 
 
 def attention_of(given: argparse.Namespace) -> dict[str, Any] | None:
-    """The attention that the options name, as an experiment has it, or None.
+    """Return the attention that the options name, in the form of an experiment, or None.
 
-    Raises ValueError for settings that are no JSON object, and for settings and layers without an attention.
+    Raises ValueError for settings that are not a JSON object, and for settings or layers without an attention.
     """
     try:
         settings = json.loads(given.settings)
@@ -96,9 +96,9 @@ def attention_of(given: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def what_ran(*parts: str | None) -> str:
-    """A part of a file's name that says what was run: the parts that there are, without what a name cannot hold.
+    """Join the given parts into a part of a file name, replacing characters that are not allowed.
 
-    They share `LONGEST_WHAT` bytes.
+    The parts share `LONGEST_WHAT` bytes.
     """
     words = [
         re.sub(r"[^\w.+-]+", "-", Path(part).name if part.startswith(("/", ".", "~")) else part)

@@ -1,18 +1,18 @@
-"""Full attention against buckets, forest and the rest inside one model: quality, time and memory over comparisons.
+"""Compares attentions inside one model: quality, time, and memory over the number of comparisons.
 
-    python -m lsh_bitnet.compare                                             # what lsh_bitnet/compare.yml says
+    python -m lsh_bitnet.compare                                             # as configured in lsh_bitnet/compare.yml
     python -m lsh_bitnet.compare --set lengths=[1024] --set rounds=1 --out comparison
 
-A sweep of the harness (every option is its own) with a model as the subject. Beside the harness's report the run's
-folder then holds `comparison.md`, a table over the share of full attention's comparisons, and `comparison.svg`.
+This is a sweep of the harness (with all of its options) and a model as the subject. Besides the harness's report, the
+run's folder gets `comparison.md`, a table over the share of full attention's comparisons, and `comparison.svg`.
 """
 
 from __future__ import annotations
 
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    exit_on_signal()  # before the imports that take long
+    exit_on_signal()  # before the slow imports
 
 import argparse
 import json
@@ -21,27 +21,29 @@ import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from harness.config import load_config
-from harness.executor import Executor, Limits
-from harness.journal import latest, read_rows
-from harness.plan import expand
-from harness.rows import Case, Row
-from harness.run_folder import new_run, old_run
-from harness.subjects import subject_of
+from harness.config.model import load_config
+from harness.results.rows_file import latest, read_rows
+from harness.results.run_dir import new_run, old_run
+from harness.runner.executor import Executor, Limits
+from harness.runner.plan import expand
+from harness.subjects.base import subject_of
 from harness.sweep import main as sweep
 from lsh_bitnet.commands import Parser, run
 from lsh_bitnet.model_subject import ModelSubject
 from lsh_bitnet.models import config_of, content_of
 
+if TYPE_CHECKING:
+    from harness.common.rows import Case, Row
+
 CONF = Path(__file__).parent / "compare.yml"
-FULL = "flash"  # the backend that others are compared with
-CONTENT = "model.json"  # of a run's folder: what is behind the model's name
-SLOW = 1e10  # operations a second that any machine reaches: with fewer to do, nothing is measured beforehand
-BEYOND = 8  # times full attention's perplexity: what lies above is named in the figure, not drawn
+FULL = "flash"  # the reference backend
+CONTENT = "model.json"  # file in a run's folder with the content hash of the model
+SLOW = 1e10  # operations per second that any machine reaches; below this, skip measuring the machine
+BEYOND = 8  # times full attention's perplexity; methods above are listed in the figure, not drawn
 TITLES = {
     "method": "method",
     "n": "tokens",
@@ -57,7 +59,7 @@ TITLES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Sweep, then write table and figure; returns the sweep's exit status."""
+    """Run the sweep, then write the table and the figure; returns the sweep's exit status."""
     parser = Parser(
         prog="python -m lsh_bitnet.compare",
         description="Attentions inside one model, quality and cost over comparisons.",
@@ -74,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _compare(given: argparse.Namespace) -> int:
-    """Everything that can be wrong is looked for before the first case."""
+    """Check everything before the first case, then run the sweep."""
     earlier = None if given.resume is None else old_run(given.resume)
     conf = given.conf or str(CONF if earlier is None else earlier.config)
     config = load_config(Path(conf), given.overrides)
@@ -100,7 +102,7 @@ def _compare(given: argparse.Namespace) -> int:
 
 
 def _require_full(cases: Sequence[Case]) -> None:
-    """Raise ValueError unless there is full attention to compare each method with, at each length."""
+    """Raise ValueError unless full attention is included at each length as the reference."""
     lengths = {case.n for case in cases}
     if missing := sorted(lengths - {case.n for case in cases if case.backend == FULL}):
         at = ", ".join(map(str, missing))
@@ -110,9 +112,9 @@ def _require_full(cases: Sequence[Case]) -> None:
 
 
 def _require_possible(cases: Sequence[Case]) -> None:
-    """Raise ValueError for the first case that the model cannot run, such as heads that it does not have.
+    """Raise ValueError for the first case that the model cannot run, for example with the wrong number of heads.
 
-    And for a length of which there are no examples to answer.
+    Also raises it for a length for which the task has no examples.
     """
     for case in cases:
         if reason := _model_subject(case.subject).why_not(case):
@@ -125,7 +127,7 @@ def _require_possible(cases: Sequence[Case]) -> None:
 
 
 def _require_time(cases: Sequence[Case], case_s: float) -> None:
-    """Raise ValueError where full attention cannot end within `case_s` seconds, however fast its kernel is."""
+    """Raise ValueError if full attention cannot finish within `case_s` seconds, however fast its kernel is."""
     full = [case for case in cases if case.backend == FULL]
     work = {case.n: max(_least_flops(one) for one in full if one.n == case.n) for case in full}
     if max(work.values()) <= SLOW * case_s:
@@ -133,7 +135,7 @@ def _require_time(cases: Sequence[Case], case_s: float) -> None:
     dtype, device = full[0].dtype, full[0].device
     arguments = {"device": device, "dtypes": [dtype], "threads": full[0].threads, "budget_s": 1.0}
     with Executor(Path(tempfile.gettempdir())) as executor:
-        found = executor.run("harness.ceilings:measure_ceilings", arguments, Limits(60))
+        found = executor.run("harness.measure.roofline:measure_ceilings", arguments, Limits(60))
     rate = found.answer["flops_per_s"][dtype] if found.status == "ok" else 0.0
     for n, flops in sorted(work.items()):
         if rate and flops > rate * case_s:
@@ -144,7 +146,7 @@ def _require_time(cases: Sequence[Case], case_s: float) -> None:
 
 
 def _least_flops(case: Case) -> float:
-    """Operations of full attention alone in a case's first round: 2·D + 2·E for each pair."""
+    """Operations of full attention alone in a case's first round: 2·D + 2·E per pair."""
     subject = _model_subject(case.subject)
     pairs = case.batch * case.heads * case.n * (case.n + 1) / 2
     layers = config_of(subject.model).num_hidden_layers
@@ -152,7 +154,7 @@ def _least_flops(case: Case) -> float:
 
 
 def _model_subject(name: str) -> ModelSubject:
-    """The subject of that name. Raises ValueError where it is no model."""
+    """Return the subject of that name. Raises ValueError if it is not a model."""
     subject: Any = subject_of(name)
     if not isinstance(subject, ModelSubject):
         raise ValueError(f"subject: {name} is not allowed; it must be a {ModelSubject.__name__}")
@@ -160,7 +162,7 @@ def _model_subject(name: str) -> ModelSubject:
 
 
 def _require_same(cases: Sequence[Case], rows: Sequence[Row]) -> None:
-    """Raise ValueError where a folder's rows are of something else than what is to be measured now."""
+    """Raise ValueError if a folder's rows belong to other cases than those to be measured now."""
     planned = {case.digest() for case in cases}
     for row in rows:
         if (case := row.case).digest() not in planned:
@@ -171,12 +173,12 @@ def _require_same(cases: Sequence[Case], rows: Sequence[Row]) -> None:
 
 
 def contents(cases: Sequence[Case]) -> dict[str, str]:
-    """What is behind the names of the models that cases measure, by subject."""
+    """Return the content hash of each subject's model."""
     return {name: content_of(_model_subject(name).model) for name in {case.subject for case in cases}}
 
 
 def _require_content(folder: Path, found: dict[str, str]) -> None:
-    """Note beside the rows which weights they are of. Raises ValueError where they are of others under one name."""
+    """Store the content hashes of the models next to the rows. Raises ValueError if they differ from stored ones."""
     place = folder / CONTENT
     if place.exists():
         noted = json.loads(place.read_text(encoding="utf8"))
@@ -190,7 +192,7 @@ def _require_content(folder: Path, found: dict[str, str]) -> None:
 
 
 def write(folder: Path) -> list[Path]:
-    """Write table and figure of a finished run beside its report. Raises ValueError where full attention is missing."""
+    """Write a finished run's table and figure next to its report. Raises ValueError if full attention is missing."""
     table = comparison(latest(read_rows(folder)))
     (folder / "comparison.md").write_text(markdown(table), encoding="utf8")
     figure(table, folder / "comparison.svg")
@@ -198,10 +200,11 @@ def write(folder: Path) -> list[Path]:
 
 
 def comparison(rows: Sequence[Row]) -> pd.DataFrame:
-    """A line a method and length, by share of comparisons: quality and cost next to full attention's, the row "flash".
+    """Return one line per method and length, by share of comparisons: quality and cost relative to full attention.
 
-    Times and bytes are medians over rounds; `speed_up` and `memory` are ratios within the run. Cells that failed are
-    left out; the harness's report names them. Raises ValueError where there is no full attention to compare with.
+    Full attention is the row "flash". Times and bytes are medians over rounds; `speed_up` and `memory` are ratios
+    within the run. Failed cells are omitted; the harness's report lists them. Raises ValueError if there is no full
+    attention.
     """
     good = pd.DataFrame([_flat(row) for row in rows if row.status == "ok"])
     full = good[good.backend == FULL] if len(good) else good
@@ -221,7 +224,7 @@ def _flat(row: Row) -> dict[str, object]:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The comparison as a Markdown table."""
+    """Format the comparison as a Markdown table."""
     shown = table.assign(
         comparison_ratio=table.comparison_ratio.map("{:.1%}".format),
         perplexity=table.perplexity.map("{:.3f}".format),
@@ -239,7 +242,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def figure(table: pd.DataFrame, path: Path) -> None:
-    """Perplexity over the share of full attention's comparisons, a line a backend, controls dashed; bars over seeds."""
+    """Plot perplexity over the share of comparisons, one line per backend, controls dashed, with bars over seeds."""
     import matplotlib.pyplot as plt
     import seaborn as sns
     from matplotlib.ticker import LogLocator
@@ -268,7 +271,7 @@ def figure(table: pd.DataFrame, path: Path) -> None:
     if len(beyond):
         axes.set_title(f"above {BEYOND} times full attention's: {', '.join(beyond)}", fontsize="small")
     axes.legend()
-    with plt.rc_context({"svg.fonttype": "none"}):  # words stay words
+    with plt.rc_context({"svg.fonttype": "none"}):  # keep text as text
         drawing.savefig(path)
     plt.close(drawing)
 

@@ -1,28 +1,29 @@
-"""How many query-key comparisons a model's attention makes, by layer and head, next to full attention's: counted.
+"""Counts the query-key comparisons of a model's attention by layer and head, and compares them with full attention.
 
-Full attention scores every key at or before a query. A selecting attention scores fewer, and how many depends on
-what is in the sequence, so each call is counted on its own q and k (`Attention.comparisons`). Padding counts on
-neither side.
+Full attention scores every key at or before a query. A selecting attention scores fewer, and how many depends on the
+sequence, so each call is counted on its own q and k (`Attention.comparisons`). Padding is excluded from both counts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attentions import Attention
 from attentions.base import attended_pairs
 from lsh_bitnet.padding import pieces
+
+if TYPE_CHECKING:
+    from attentions import Attention
 
 
 @dataclass
 class LayerCount:
-    """Scores of one layer, summed over calls and sequences: `made` and `full`, each by query head."""
+    """Comparisons of one layer, summed over calls and sequences: `made` and `full`, each by query head."""
 
     made: Int[Tensor, " H"]
     full: Int[Tensor, " H"]
@@ -30,12 +31,12 @@ class LayerCount:
 
     @property
     def ratio(self) -> float:
-        """Comparisons made, of those full attention makes."""
+        """Comparisons made, as a fraction of full attention's."""
         return int(self.made.sum()) / int(self.full.sum())
 
 
 class ComparisonLog:
-    """Counts by layer; `ratio` over all of them. `reset` forgets."""
+    """Comparison counts by layer; `ratio` is over all layers. `reset` clears them."""
 
     def __init__(self) -> None:
         self.layers: dict[int, LayerCount] = {}
@@ -48,7 +49,7 @@ class ComparisonLog:
         k: Float[Tensor, "B G M D"],
         spans: Int[Tensor, "B 2"] | None,
     ) -> None:
-        """Add one call of a layer's attention. A call on padding alone makes no comparison and is not counted."""
+        """Add one call of a layer's attention. A call with padding only makes no comparisons and is not counted."""
         with torch.no_grad():
             counts = [
                 (
@@ -66,28 +67,28 @@ class ComparisonLog:
         found.calls += 1
 
     def reset(self) -> None:
-        """Start again from nothing."""
+        """Clear all counts."""
         self.layers.clear()
 
     @property
     def made(self) -> int:
-        """Comparisons of all layers and heads."""
+        """Comparisons over all layers and heads."""
         return sum(int(layer.made.sum()) for layer in self.layers.values())
 
     @property
     def full(self) -> int:
-        """Comparisons that full attention would have made in their place."""
+        """Comparisons that full attention would have made instead."""
         return sum(int(layer.full.sum()) for layer in self.layers.values())
 
     @property
     def ratio(self) -> float:
-        """`made` / `full`. Raises ValueError before anything was counted."""
+        """`made` / `full`. Raises ValueError if nothing has been counted."""
         if not self.full:
             raise ValueError("there is no ratio yet: run the model on at least one token while counting")
         return self.made / self.full
 
     def summary(self) -> dict[str, Any]:
-        """What a result's JSON says of them: both sums, their ratio, and the ratio by layer."""
+        """Return the counts for a result's JSON file: both sums, their ratio, and the ratio by layer."""
         return {
             "comparisons": self.made,
             "full_comparisons": self.full,
@@ -96,7 +97,7 @@ class ComparisonLog:
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """A line a layer and head: layer, head, comparisons, full and their ratio."""
+        """Return one row per layer and head: layer, head, comparisons, full, and their ratio."""
         return [
             {"layer": layer, "head": head, "comparisons": made, "full": full, "ratio": made / full}
             for layer, counts in sorted(self.layers.items())
@@ -111,7 +112,7 @@ def _zeros(q: Float[Tensor, "B H N D"]) -> Int[Tensor, " H"]:
 def _unpadded(
     q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], spans: Int[Tensor, "B 2"] | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batch as it is, or its rows one by one without their padding; none where there are no real queries."""
+    """Yield the whole batch, or each row without its padding; skips rows without real queries."""
     if spans is None:
         if q.shape[0] and q.shape[2]:
             yield q, k

@@ -1,40 +1,43 @@
-"""An attention of this project as the function that transformers' layers call.
+"""Adapts an `attentions` backend to the attention function that transformers' layers call.
 
-A layer calls its attention function with q, k and v after rotary positions and cache: query (B, H, N, D), key and
-value (B, G, M, D) with G key/value heads, not repeated, M - N keys of them from the cache. That is the interface of
-`attentions.Attention`, so what is left is to build one for each layer and to pass the padding on.
+A layer calls its attention function with q, k, and v after rotary positions and cache: query (B, H, N, D), key and
+value (B, G, M, D) with G key/value heads, not repeated, of which the first M - N come from the cache.
+`attentions.Attention` has the same interface, so this module only builds one attention per layer and passes the padding
+on.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from attentions import Attention, build
-from attentions.base import problem_of
-from attentions.inputs import one_dtype
-from lsh_bitnet.comparisons import ComparisonLog
+from attentions.common.inputs import one_dtype
+from attentions.common.problem import problem_of
 from lsh_bitnet.features import require_known
 from lsh_bitnet.padding import attend, require_slack, require_spans
 
+if TYPE_CHECKING:
+    from lsh_bitnet.comparisons import ComparisonLog
+
 MODEL_DECIDES = ("heads", "head_dim", "kv_heads", "value_dim", "causal", "scale", "max_len")
-SEEDS_APART = 10_000  # a model has fewer layers, so no layer of one seed draws as a layer of another
+SEEDS_APART = 10_000  # more than any model's layers, so seeds of different runs never collide
 MOST_SEEDS = 2**63 // SEEDS_APART
 
 
 class Dispatch:
-    """Backend `name` with `settings` in every layer but the `dense` ones, which stay exact.
+    """Runs backend `name` with `settings` in every layer except the `dense` ones, which stay exact.
 
-    Layers draw their hash functions from different seeds, all of them made from the setting `seed`. With a `log`,
-    each call counts its comparisons there, which costs about as much as the selection itself. A copy, pickled or not,
-    attends alike and counts nowhere.
+    Each layer gets a different seed for its hash functions, derived from the setting `seed`. With a `log`, each call
+    counts its comparisons there, which costs about as much as the selection itself. A copy, pickled or not, attends the
+    same way but does not count.
 
-    Raises ValueError for settings that the model decides.
+    Raises ValueError for settings that the model determines.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class Dispatch:
         dropout: float = 0.0,
         **extras: Any,
     ) -> tuple[Float[Tensor, "B N H E"], None]:
-        """What transformers calls. Raises ValueError for a problem that the attention cannot run, with the reason."""
+        """Called by transformers. Raises ValueError, with the reason, for a problem that the attention cannot run."""
         if dropout:
             raise ValueError(f"attention_dropout={dropout} is not allowed: these attentions drop nothing")
         if not getattr(module, "is_causal", True):
@@ -90,7 +93,7 @@ class Dispatch:
         return out.transpose(1, 2).contiguous(), None
 
     def _warn_of_positions(self, spans: Int[Tensor, "B 2"], positions: object, keys: int) -> None:
-        """Once, where rotary positions count padding: hash codes then depend on how much of it there is."""
+        """Warn once if rotary positions count padding, because hash codes then depend on the amount of padding."""
         if self._warned or not (isinstance(positions, Tensor) and positions.ndim == 2 and positions.shape[1] == keys):
             return
         first, end = spans.unbind(1)
@@ -107,7 +110,7 @@ class Dispatch:
     def _attention(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float | None
     ) -> Attention:
-        """The module's own attention, built at its first call and moved with the model."""
+        """Return the module's own attention, built at its first call and moved with the model."""
         found = self._built.get(module)
         if found is None:
             config: Any = getattr(module, "config", None)
@@ -123,9 +126,9 @@ class Dispatch:
         return found.to(query.device)
 
     def make(self, layer: int, **shape: Any) -> Attention:
-        """The attention of a layer: this backend, or an exact one in a dense layer.
+        """Build the attention of a layer: this backend, or an exact one in a dense layer.
 
-        Raises ValueError for an unknown backend and for settings that it does not have or allow.
+        Raises ValueError for an unknown backend and for invalid settings.
         """
         if layer in self.dense:
             return build("flash", **shape)
@@ -136,11 +139,11 @@ class Dispatch:
             return build(self.name, **shape, **{**self.settings, "seed": seed * SEEDS_APART + layer})
         except ValueError:
             raise
-        except Exception as error:  # settings of any type reach a constructor, which may be the user's
+        except Exception as error:  # settings of any type reach the constructor, which may be user code
             words = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{self.name} cannot be built with {self.settings}: {words}") from error
 
 
 def layer_of(module: nn.Module) -> int:
-    """The layer that an attention module belongs to."""
+    """Return the index of the layer that an attention module belongs to."""
     return int(getattr(module, "layer_idx", None) or 0)

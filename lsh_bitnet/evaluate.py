@@ -1,4 +1,4 @@
-"""One experiment from a YAML file: perplexity with the attention it names, comparisons counted, as timestamped JSON.
+"""Runs one experiment from a YAML file: perplexity with a given attention, and its comparisons, as timestamped JSON.
 
     python -m lsh_bitnet.evaluate lsh_bitnet/configs/wt2_bitnet_lsh_bitsampling.yaml
     python -m lsh_bitnet.evaluate lsh_bitnet/configs/wt2_bitnet_full.yaml --set model=tiny-bitnet \
@@ -7,10 +7,10 @@
 
 from __future__ import annotations
 
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    exit_on_signal()  # before the imports that take long
+    exit_on_signal()  # before the slow imports
 
 import hashlib
 import time
@@ -31,9 +31,9 @@ from tasks.corpora import load_corpus
 
 
 def evaluate(experiment: Experiment) -> dict[str, Any]:
-    """What an experiment finds: perplexity, bits per byte, exact token counts, seconds, and comparisons if swapped.
+    """Run an experiment: perplexity, bits per byte, exact token counts, seconds, and comparisons if swapped.
 
-    With it hashes of the model's content and of the text, which names alone do not tell.
+    The result includes hashes of the model's content and of the text, because names alone do not identify them.
     """
     loaded = load_model(experiment.model, device=experiment.device, dtype=experiment.dtype)
     text = load_corpus(experiment.text.corpus, experiment.text.split, path=experiment.text.path)
@@ -46,9 +46,9 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
 
 
 def measure(loaded: Loaded, text: str, experiment: Experiment) -> dict[str, Any]:
-    """Perplexity of a loaded model on a text, with the experiment's attention and windows.
+    """Measure the perplexity of a loaded model on a text, with the experiment's attention and windows.
 
-    The quantised linears are run as they are written, not compiled: compiling them takes longer than most runs.
+    The quantised linears run uncompiled, because compiling them takes longer than most runs.
     """
     wanted = experiment.attention
     swap = (
@@ -80,7 +80,7 @@ def measure(loaded: Loaded, text: str, experiment: Experiment) -> dict[str, Any]
 
 
 def file_of(values: Mapping[str, Any]) -> str:
-    """What the file of an experiment's result is named after: model, text and attention."""
+    """Return the descriptive part of a result's file name: model, text, and attention."""
     attention = values["attention"]
     text = f"{values['text']['corpus']}-{values['text']['split']}"
     return what_ran(values["model"], text, attention["backend"] if attention else "full")

@@ -1,6 +1,6 @@
-"""What a model asks of its attention that the attentions of this project do not compute: refused by its name.
+"""Rejects models with attention features that the attentions of this project do not compute, naming the feature.
 
-Two places say it: a configuration and its modules, before anything is swapped, and the arguments of a layer's call.
+Features are detected in two places: the configuration and modules before a swap, and the arguments of a layer's call.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-# Of a configuration: a value that is not nothing, and what it asks for.
+# Keys of a configuration that must be unset, and the feature that each one requests.
 CONFIGURED: Mapping[str, str] = {
     "attn_logit_softcapping": "capped scores",
     "alibi": "score biases by distance (ALiBi)",
@@ -19,7 +19,7 @@ CONFIGURED: Mapping[str, str] = {
     "is_encoder_decoder": "calls on an encoder's keys",
     "use_bidirectional_attention": "tokens that see their future",
 }
-# Of a call.
+# Arguments of a layer's call that request a feature.
 ASKED: Mapping[str, str] = {
     "softcap": "capped scores",
     "s_aux": "attention sinks",
@@ -38,12 +38,12 @@ ASKED: Mapping[str, str] = {
     "cache": "paged caches",
     "output_attentions": "attention weights",
 }
-# Tensors that layers hand on and no attention reads.
+# Tensors that layers pass on but no attention reads.
 UNREAD = ("position_ids", "cache_position", "num_items_in_batch", "labels", "token_type_ids", "mm_token_type_ids")
 
 
 def require_plain(model: PreTrainedModel) -> None:
-    """Raise ValueError, with the feature's name, for a model whose attention a swap would compute without it."""
+    """Raise ValueError, naming the feature, for a model with attention features that a swap would drop."""
     for config in (model.config, model.config.get_text_config()):
         for name, what in CONFIGURED.items():
             value = getattr(config, name, None)

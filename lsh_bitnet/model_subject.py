@@ -1,16 +1,16 @@
-"""A whole model with one attention after another, as a subject of the harness: time and memory of a forward call,
-perplexity and accuracy, over the comparisons made.
+"""Harness subject that measures a whole model with one attention after another.
 
     subject: lsh_bitnet.model_subject:TinyBitNet
 
-A model of your own is a subclass with its name, in any module that Python finds:
+Measures time and memory of a forward call, perplexity, accuracy, and comparisons. To use your own model, define a
+subclass with its name in any importable module:
 
     class Mine(ModelSubject):
         model = "microsoft/bitnet-b1.58-2B-4T"
 
-Metrics: `perplexity` and `bits_per_byte` on held-out text in windows of n tokens, the mean over `seeds` of the hash
-functions, with `perplexity_low` and `perplexity_high` among them; `accuracy` of whole answers; `comparison_ratio`,
-comparisons made of those full attention makes, counted on the perplexity text.
+Metrics: `perplexity` and `bits_per_byte` on held-out text in windows of n tokens, as the mean over `seeds` of the hash
+functions, with `perplexity_low` and `perplexity_high` over the seeds; `accuracy` of whole answers; and
+`comparison_ratio`, the comparisons made relative to full attention's, counted on the perplexity text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -27,45 +27,47 @@ from torch import Tensor
 
 from attentions import resolve
 from attentions.base import ROUNDING
-from harness.references import Store
-from harness.rows import Case
-from harness.subjects import Facts, Finding, Trial, Unsupported
+from harness.subjects.base import CheckResult, Facts, Trial, Unsupported
 from lsh_bitnet.answers import measure_forced
 from lsh_bitnet.dispatch import MODEL_DECIDES, Dispatch
 from lsh_bitnet.models import DTYPES, Loaded, config_of, content_of, load_model, positions_of, shape_of, tokenizer_of
 from lsh_bitnet.perplexity import Perplexity, measure_perplexity
 from lsh_bitnet.swap import Swap, attend_with
 from tasks.corpora import load_corpus
-from tasks.example import Example, Task
 from tasks.needles import Needles
 
-REPEATS = 3  # runs that differ by rounding alone, to measure how far apart those are in this model
-MARGIN = 2  # times the farthest of them
-OWN_CALLS = 4  # the model's own answer to both sets of rows, and the attention's
+if TYPE_CHECKING:
+    from harness.common.rows import Case
+    from harness.subjects.references import Store
+    from tasks.example import Example, Task
+
+REPEATS = 3  # runs that differ only by rounding, to measure its effect in this model
+MARGIN = 2  # factor on the largest difference
+OWN_CALLS = 4  # the model's own output on both sets of rows, and the attention's
 
 
 class ModelSubject:
     """A forward call of `model` on n tokens of the standard library's test split, with the case's attention."""
 
     model: ClassVar[str]
-    windows: ClassVar[int] = 8  # of n tokens, for perplexity
-    samples: ClassVar[int] = 20  # of the task
-    seeds: ClassVar[int] = 3  # of the hash functions, for perplexity
+    windows: ClassVar[int] = 8  # windows of n tokens, for perplexity
+    samples: ClassVar[int] = 20  # samples of the task, for accuracy
+    seeds: ClassVar[int] = 3  # seeds of the hash functions, for perplexity
 
     def task(self, loaded: Loaded, n: int) -> Task | None:
-        """What accuracy is taken on; None takes none.
+        """Return the task for accuracy, or None for no accuracy.
 
-        It is also called before the weights are read, to see whether there are examples of n tokens; a task that needs
-        the model itself is then left unchecked.
+        This is also called before the weights are read, to check that there are examples of n tokens; a task that needs
+        the model itself is then not checked.
         """
         return Needles(n, wording="short", tokenizer=loaded.tokenizer, seed=1)
 
     def content(self) -> str:
-        """The model's weights, configuration and tokenizer, as a hash."""
+        """Return a hash of the model's weights, configuration, and tokenizer."""
         return content_of(self.model)
 
     def why_not(self, case: Case) -> str:
-        """Why a case cannot be measured in this model, known without its weights; empty if it can."""
+        """Return why a case cannot be measured in this model, determined without its weights; empty if it can."""
         if case.mode != "forward" or not case.causal:
             return "a language model is measured in causal forward calls"
         if case.dtype not in DTYPES:
@@ -84,7 +86,7 @@ class ModelSubject:
         return ""
 
     def require_examples(self, n: int) -> None:
-        """Raise ValueError where accuracy has no examples of n tokens, as far as that is known without weights."""
+        """Raise ValueError if accuracy has no examples of n tokens, as far as can be determined without weights."""
         unread: Any = _Unread()
         try:
             task = self.task(Loaded(self.model, unread, tokenizer_of(self.model)), n)
@@ -95,8 +97,8 @@ class ModelSubject:
             return
 
     def forwards(self, n: int) -> int:
-        """The fewest forward calls of n tokens that the first round of a case makes."""
-        windows = min(self.windows, len(_held_out()) // (8 * n))  # of a tokenizer with 8 bytes a token
+        """Return the minimum number of forward calls of n tokens in a case's first round."""
+        windows = min(self.windows, len(_held_out()) // (8 * n))  # assumes at most 8 bytes per token
         return OWN_CALLS + self.seeds * max(1, windows)
 
     def setup(self, case: Case, store: Store, key: str) -> Trial:
@@ -106,7 +108,7 @@ class ModelSubject:
 
 
 class TinyBitNet(ModelSubject):
-    """The small BitNet that was trained here."""
+    """The small BitNet model trained in this repository."""
 
     model = "tiny-bitnet"
     windows = 4
@@ -114,7 +116,7 @@ class TinyBitNet(ModelSubject):
 
 
 class WrittenInduction(ModelSubject):
-    """The model whose weights were written to retrieve; its questions repeat the needle's own words."""
+    """The model with hand-written weights for retrieval; its questions repeat the needle's own words."""
 
     model = "written-induction"
     windows = 3
@@ -125,7 +127,7 @@ class WrittenInduction(ModelSubject):
 
 
 class Completion(Needles):
-    """A needle in text, asked by its first words: what followed them?"""
+    """Needle in text, queried by its first words: the answer is what followed them."""
 
     def example(self, index: int) -> Example:
         found = super().example(index)
@@ -135,11 +137,11 @@ class Completion(Needles):
 
 
 class _NeedsWeightsError(Exception):
-    """A task asked for a model that has not been read."""
+    """A task needs the model, whose weights have not been read."""
 
 
 class _Unread:
-    """Stands for the model before its weights are read."""
+    """Placeholder for the model before its weights are read."""
 
     def __getattr__(self, name: str) -> Any:
         raise _NeedsWeightsError(name)
@@ -154,7 +156,7 @@ def _held_out() -> str:
 
 
 class ModelTrial(Trial):
-    """One model with one attention in it, on two rows of tokens that alternate."""
+    """One model with one attention, called on two alternating sets of rows."""
 
     def __init__(self, subject: ModelSubject, loaded: Loaded, case: Case, store: Store, key: str) -> None:
         self.device = torch.device(case.device)
@@ -170,26 +172,26 @@ class ModelTrial(Trial):
     def warm(self) -> None:
         self._forward(self._ids[0][:, :16])
 
-    def check(self, variant: int, answer: Any) -> Finding:
+    def check(self, variant: int, answer: Any) -> CheckResult:
         with torch.compiler.set_stance("force_eager"):
             return self._check(variant, answer)
 
     def _forward(self, ids: Int[Tensor, "B n"]) -> Float[Tensor, "B n V"]:
-        """Logits; quantised linears as they are written, since compiling them takes minutes a shape."""
+        """Compute logits with uncompiled quantised linears, because compiling them takes minutes per shape."""
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             return self._loaded.model(ids, use_cache=False).logits
 
-    def _check(self, variant: int, answer: Float[Tensor, "B n V"]) -> Finding:
+    def _check(self, variant: int, answer: Float[Tensor, "B n V"]) -> CheckResult:
         if not torch.isfinite(answer).all():
-            return Finding(wrong="logits are not finite")
+            return CheckResult(wrong="logits are not finite")
         sample = self._sample(answer)
         exact = resolve(self._case.backend).exact
         if wrong := self._differs(sample, self._own[variant], "the model's own") if exact else "":
-            return Finding(wrong=wrong)
+            return CheckResult(wrong=wrong)
         if variant in self._known:
-            return Finding(wrong=self._differs(sample, self._known[variant], "the first round's"))
+            return CheckResult(wrong=self._differs(sample, self._known[variant], "the first round's"))
         self._known[variant] = sample
-        return Finding(self._quality() if variant == 0 else {})
+        return CheckResult(self._quality() if variant == 0 else {})
 
     def _differs(self, found: Tensor, want: Tensor, whose: str) -> str:
         error = _error(found, want)
@@ -203,11 +205,11 @@ class ModelTrial(Trial):
 
     @cached_property
     def _allowed(self) -> float:
-        """Relative error of logits that rounding explains: what this model makes of attentions that differ by no more.
+        """Relative error of logits that rounding explains in this model.
 
-        Quantised activations jump where rounding takes them over a threshold, and so logits of a ternary model differ
-        by far more than its attention does. Exact attention is run again and again with noise of the size that is
-        allowed an exact backend (`ROUNDING`).
+        Quantised activations jump when rounding moves them across a threshold, so the logits of a ternary model differ
+        by far more than its attention does. To measure this, exact attention is run several times with noise of the
+        size that an exact backend is allowed (`ROUNDING`).
         """
         found = []
         for seed in range(REPEATS):
@@ -266,7 +268,7 @@ class ModelTrial(Trial):
 
 
 class _Rounded(Dispatch):
-    """Exact attention with noise of a relative size on what it gives."""
+    """Exact attention with noise of a given relative size added to its output."""
 
     def __init__(self, size: float, seed: int) -> None:
         super().__init__("flash", {})

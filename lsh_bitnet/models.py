@@ -1,6 +1,6 @@
-"""Models by name: on the hub, in a folder, among the project's own small ones, or random ones to try things on.
+"""Loads models by name: from the hub, a folder, the project's own small models, or with random weights.
 
-load_model("tiny-bitnet")                              # trained here, byte-level, 3 MB
+load_model("tiny-bitnet")                              # included, byte-level, 3 MB
 load_model("microsoft/bitnet-b1.58-2B-4T", device="cuda")
 load_model("random-bitnet")                            # two layers of random, quantised weights
 """
@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from harness.plan import resolve_device
+from harness.runner.plan import resolve_device
 from lsh_bitnet.quantised import quantise
 from tasks.byte_tokenizer import ByteTokenizer
 from tasks.tokenizer import Tokenizer, load_tokenizer
@@ -42,7 +42,7 @@ HUB: Mapping[str, str] = MappingProxyType(
     }
 )
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-READ = (".json", ".safetensors", ".model", ".txt")  # of a model's folder, by what reads it
+READ = (".json", ".safetensors", ".model", ".txt")  # suffixes of the files that loading a model reads
 SMALL = ("tiny-bitnet", "written-induction")
 RANDOM: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {"bitnet": BitNetConfig, "llama": LlamaConfig, "qwen3": Qwen3Config, "mistral": MistralConfig}
@@ -51,7 +51,7 @@ RANDOM: Mapping[str, Callable[..., Any]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Loaded:
-    """A causal language model in eval mode, and the tokenizer that its tokens are of."""
+    """A causal language model in eval mode with its tokenizer."""
 
     name: str
     model: PreTrainedModel
@@ -59,17 +59,17 @@ class Loaded:
 
     @property
     def positions(self) -> int | None:
-        """The longest sequence that the model was made for, None where there is no such limit."""
+        """Maximum sequence length of the model, None if there is no limit."""
         return positions_of(self.model.config.get_text_config())
 
 
 def load_model(name: str, *, device: str = "cpu", dtype: str = "auto") -> Loaded:
-    """The model called `name`: a key of `HUB`, one of `SMALL`, "random-" and a key of `RANDOM`, a folder, or a hub id.
+    """Load the model `name`: a key of `HUB`, one of `SMALL`, "random-" and a key of `RANDOM`, a folder, or a hub id.
 
-    A model whose vocabulary is bytes and three special tokens reads bytes; any other needs a tokenizer beside it.
-    Weights are read from safetensors alone: pickled ones can run code.
-    Raises ValueError for a model that is not there or cannot be read, with how to get it, for a device that this
-    machine does not have, and for an unknown dtype.
+    A model whose vocabulary is bytes plus three special tokens uses the byte tokenizer; any other needs its own.
+    Weights are read from safetensors only, because pickled ones can run code. Raises ValueError for a model that is
+    missing or cannot be read, with how to get it, for a device that this machine does not have, and for an unknown
+    dtype.
     """
     require_device(device)
     if dtype not in DTYPES:
@@ -85,7 +85,7 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "auto") -> Loaded
         )
     try:
         model, missing, mismatched = _from_pretrained(place, dtype)
-    except Exception as error:  # what a broken file raises is as various as what may be wrong with it
+    except Exception as error:  # broken files raise many kinds of errors
         raise ValueError(f"model {name!r} cannot be loaded: {_in_a_line(error)}. {_how_to_get(name)}") from error
     for weights, what in ((missing, "lack"), (mismatched, "hold in another shape than config.json asks for")):
         if weights:
@@ -97,7 +97,7 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "auto") -> Loaded
 
 
 def require_device(device: str) -> None:
-    """Raise ValueError for a device that is not called cpu, cuda, cuda:<index> or mps, or that is not there."""
+    """Raise ValueError for a device that is not cpu, cuda, cuda:<index>, or mps, or that does not exist."""
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
         raise ValueError(f"device={device!r} is not allowed: it must be cpu, cuda, cuda:<index> or mps")
     if not resolve_device(device):
@@ -105,7 +105,7 @@ def require_device(device: str) -> None:
 
 
 def _from_pretrained(place: str, dtype: str) -> tuple[Any, set[str], set[str]]:
-    """The model, and the names of weights that its files lack or have in another shape, which come out random."""
+    """Load a model; also returns the names of missing and mismatched weights, which are initialised randomly."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -131,12 +131,12 @@ def _tokenizer(name: str, place: str, vocabulary: int) -> Tokenizer:
         return ByteTokenizer()
     try:
         return load_tokenizer(place)
-    except Exception as error:  # as various as for weights
+    except Exception as error:  # many kinds of errors, as for weights
         raise ValueError(f"model {name!r} has no tokenizer that can be loaded: {_in_a_line(error)}") from error
 
 
 def _place(name: str) -> str:
-    """The folder or hub id behind a name."""
+    """Return the folder or hub id behind a name."""
     if name in SMALL:
         return str(OWN / name)
     if not re.fullmatch(r"[^\0]{1,1000}", name) or (name.startswith((".", "/", "~")) and not Path(name).is_dir()):
@@ -145,29 +145,29 @@ def _place(name: str) -> str:
 
 
 def config_of(name: str) -> Any:
-    """The configuration of a model's text layers, without its weights. Raises ValueError as `load_model` does."""
+    """Load the configuration of a model's text layers, without its weights. Raises ValueError as `load_model` does."""
     if name.startswith("random-"):
         return random_model(name.removeprefix("random-")).config.get_text_config()
     try:
         return AutoConfig.from_pretrained(_place(name), trust_remote_code=False).get_text_config()
-    except Exception as error:  # as various as for weights
+    except Exception as error:  # many kinds of errors, as for weights
         raise ValueError(f"model {name!r} cannot be loaded: {_in_a_line(error)}. {_how_to_get(name)}") from error
 
 
 def tokenizer_of(name: str) -> Tokenizer:
-    """The tokenizer of a model, without its weights. Raises ValueError as `load_model` does."""
+    """Load the tokenizer of a model, without its weights. Raises ValueError as `load_model` does."""
     if name.startswith("random-"):
         return ByteTokenizer()
     return _tokenizer(name, _place(name), config_of(name).vocab_size)
 
 
 def positions_of(config: Any) -> int | None:
-    """The longest sequence of a text configuration; some, such as Bloom's with its relative biases, have none."""
+    """Return the maximum length in a text configuration; some, such as Bloom's with relative biases, have none."""
     return getattr(config, "max_position_embeddings", None)
 
 
 def shape_of(config: Any) -> dict[str, int]:
-    """Heads and their widths as a text configuration gives them. Raises ValueError where it has no heads."""
+    """Return the number of heads and their width from a text configuration. Raises ValueError if it has no heads."""
     heads = getattr(config, "num_attention_heads", None)
     if not heads:
         raise ValueError(f"a model of type {config.model_type} has no attention heads")
@@ -179,10 +179,10 @@ def shape_of(config: Any) -> dict[str, int]:
 
 
 def content_of(name: str) -> str:
-    """What is behind a model's name, as a hash or a commit: other weights under the same name are another content.
+    """Identify the content behind a model's name by a hash or commit, which changes when the weights change.
 
-    Of a folder it is the SHA-256 of its configuration, weights and tokenizer, of a hub id the commit in the cache (""
-    where there is none), of a random model its name.
+    For a folder this is the SHA-256 of its configuration, weights, and tokenizer; for a hub id the commit in the cache
+    ("" if there is none); for a random model its name.
     """
     if name.startswith("random-"):
         return name
@@ -200,9 +200,9 @@ def content_of(name: str) -> str:
 
 
 def random_model(architecture: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
-    """A two-layer byte-level model of random weights with grouped heads; `changes` go to its configuration.
+    """Build a two-layer byte-level model with random weights and grouped heads; `changes` go to its configuration.
 
-    Weights are wide enough that attention is uneven; BitNet's linears are quantised. Raises ValueError for an
+    The weights are large enough to make attention uneven; BitNet's linears are quantised. Raises ValueError for an
     architecture that is not in `RANDOM`.
     """
     if architecture not in RANDOM:
@@ -238,7 +238,7 @@ def _on(model: Any, device: str) -> PreTrainedModel:
 
 
 def require_length(loaded: Loaded, tokens: int) -> None:
-    """Raise ValueError where a sequence is longer than the model was made for."""
+    """Raise ValueError if a sequence is longer than the model supports."""
     if loaded.positions is not None and tokens > loaded.positions:
         raise ValueError(
             f"{tokens} tokens are not allowed: {loaded.name} was made for {loaded.positions} "
@@ -247,14 +247,14 @@ def require_length(loaded: Loaded, tokens: int) -> None:
 
 
 def _pickles(folder: Path) -> list[str]:
-    """Files of pickled weights in a folder that has no others."""
+    """Return the pickled weight files in a folder that has no safetensors files."""
     if not os.path.isdir(folder) or any(folder.glob("*.safetensors")):  # noqa: PTH112, Path raises for a long name
         return []
     return sorted(path.name for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(kind))
 
 
 def _in_a_line(error: BaseException) -> str:
-    """What an error says, in a line; its kind where it says nothing."""
+    """Return an error's message in one line, or its type if there is no message."""
     words = " ".join(str(error).split()).rstrip(".:")
     words = words if len(words) <= 200 else words[:200] + "..."
     return words or type(error).__name__

@@ -1,4 +1,4 @@
-"""Accuracy baseline on the New York task, as in the original README: 50 samples, the adjective before the 2nd mention.
+"""Accuracy baseline on the New York task as in the original README: 50 samples, the adjective before the 2nd mention.
 
 python -m lsh_bitnet.new_york --n-samples 50 --batch-size 1 --device cpu
 python -m lsh_bitnet.new_york --model bitnet-2b --wording full --length 512      # with the hub
@@ -7,10 +7,10 @@ python -m lsh_bitnet.new_york --attention lsh_forest --settings '{"max_candidate
 
 from __future__ import annotations
 
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    exit_on_signal()  # before the imports that take long
+    exit_on_signal()  # before the slow imports
 
 import time
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from harness.command_line import count
+from harness.common.command_line import count
 from lsh_bitnet.answers import measure_accuracy
 from lsh_bitnet.commands import attention_of, baseline_parser, require_out, run, what_ran
 from lsh_bitnet.models import content_of, load_model, require_length
@@ -27,7 +27,7 @@ from lsh_bitnet.results import save
 from lsh_bitnet.swap import attend_with
 from tasks.new_york import QUESTIONS, NewYork
 
-MOST_TOKENS = 2**33  # of all prompts
+MOST_TOKENS = 2**33  # limit on the tokens of all prompts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def require_size(length: int, samples: int) -> None:
-    """Raise ValueError for so many samples of such a length that no machine gets through them."""
+    """Raise ValueError if the total number of tokens is too large to process."""
     if length * samples > MOST_TOKENS:
         raise ValueError(
             f"--n-samples {samples} of --length {length} are not allowed: at most {MOST_TOKENS} tokens together"

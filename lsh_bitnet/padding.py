@@ -1,22 +1,23 @@
-"""What transformers says of the mask, as these attentions want it: where each row's real tokens lie, or nothing.
+"""Reads transformers' attention mask as the span of real tokens in each row, or None without padding.
 
-transformers asks a registered function for a mask once a forward call and hands the answer to every layer. No mask
-of N times M entries is ever made here. Whatever is neither causal nor padding cannot be said so, and is refused.
+transformers asks a registered function for a mask once per forward call and passes the result to every layer. No mask
+of N times M entries is created here. Masks that are neither causal nor padding cannot be represented and are rejected.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attentions import Attention
+if TYPE_CHECKING:
+    from attentions import Attention
 
-WINDOWS = ("sliding_window_overlay", "chunked_overlay")  # transformers' masks that differ from causal past a length
+WINDOWS = ("sliding_window_overlay", "chunked_overlay")  # transformers' masks that differ from causal beyond a length
 
 
 def real_spans(
@@ -30,13 +31,14 @@ def real_spans(
     local_size: int | None = None,
     **_: Any,
 ) -> Int[Tensor, "B 2"] | None:
-    """First real position of each row among the M keys and the one behind its last; None where nothing is padded.
+    """Return each row's first real position among the M keys and the one after its last; None without padding.
 
-    On the CPU, so that each layer can look at it for nothing. A row of padding alone ends where it begins.
+    The result is on the CPU, so that layers can read it without synchronising. In a row of padding only, both are
+    equal.
 
-    The signature is transformers' (`AttentionMaskInterface`). Raises ValueError for sliding windows that bind, packed
-    sequences and other overlays, caches that hold more than was seen, masks of another shape than the keys', and
-    padding inside a row.
+    The signature is transformers' (`AttentionMaskInterface`). Raises ValueError for sliding windows shorter than the
+    sequence, packed sequences and other overlays, caches with more slots than tokens seen, masks whose shape does not
+    match the keys, and padding inside a row.
     """
     _require_causal(mask_function, local_size)
     require_slack(kv_length + kv_offset, local_size)
@@ -70,7 +72,7 @@ def _require_causal(mask_function: Callable[..., Any] | None, local_size: int | 
 
 
 def _parts(mask_function: Callable[..., Any] | None) -> tuple[Any, ...]:
-    """The functions that `and_masks` joined, where it did: a window's and the causal one."""
+    """Return the functions that `and_masks` combined, if it did: a window's and the causal one."""
     for cell in getattr(mask_function, "__closure__", None) or ():
         if isinstance(cell.cell_contents, tuple) and all(map(callable, cell.cell_contents)):
             return cell.cell_contents
@@ -78,7 +80,7 @@ def _parts(mask_function: Callable[..., Any] | None) -> tuple[Any, ...]:
 
 
 def require_slack(seen: int, window: int | None) -> None:
-    """Raise ValueError where so many tokens were seen that a window shuts some of them out."""
+    """Raise ValueError if more tokens were seen than a sliding window covers."""
     if window is not None and seen > window:
         raise ValueError(
             f"sliding_window={window} is not allowed at {seen} tokens: these attentions choose among all keys; set "
@@ -102,7 +104,7 @@ def _spans(real: Bool[Tensor, "B M"]) -> Int[Tensor, "B 2"] | None:
 
 
 class Piece(NamedTuple):
-    """Row `row` of a batch without its padding: its real queries are `queries`, its real keys `keys`."""
+    """Row `row` of a batch without its padding: slices of its real queries and of its real keys."""
 
     row: int
     queries: slice
@@ -110,7 +112,7 @@ class Piece(NamedTuple):
 
 
 def pieces(spans: Int[Tensor, "B 2"], queries: int, keys: int) -> Iterator[Piece]:
-    """The rows one by one, without their padding; a row that has no real query has an empty slice of them."""
+    """Yield the rows one by one, without their padding; a row without real queries has an empty slice."""
     before = keys - queries
     for row, (first, end) in enumerate(spans.tolist()):
         start = max(first - before, 0)
@@ -124,14 +126,14 @@ def attend(
     v: Float[Tensor, "B G M E"],
     spans: Int[Tensor, "B 2"] | None,
 ) -> Float[Tensor, "B H N E"]:
-    """Each row's real tokens as if they stood alone, whatever its padding holds."""
+    """Attend each row's real tokens as if the row were alone, whatever its padding contains."""
     if spans is None:
         return attention(q, k, v)
     first, end = spans.unbind(1)
     if bool((first == end).any()) or (attention.causality == "selection" and bool((end < k.shape[2]).any())):
         return _one_by_one(attention, q, k, v, spans)
     if bool((end < k.shape[2]).any()):
-        # Later keys have no weight in the real rows, but a weight of zero times NaN is NaN.
+        # Later keys have zero weight in the real rows, but zero times NaN is NaN.
         behind = (torch.arange(k.shape[2]) >= end[:, None])[:, None, :, None].to(q.device)
         k, v = k.masked_fill(behind, 0), v.masked_fill(behind, 0)
         q = q.masked_fill(behind[:, :, k.shape[2] - q.shape[2] :], 0)
@@ -141,7 +143,7 @@ def attend(
 def _one_by_one(
     attention: Attention, q: Tensor, k: Tensor, v: Tensor, spans: Int[Tensor, "B 2"]
 ) -> Float[Tensor, "B H N E"]:
-    """Where later keys choose earlier ones, a row must be cut at its end; zeros for its padding."""
+    """Attend row by row, because selection by later keys requires cutting a row at its end; padding gets zeros."""
     rows = []
     for row, queries, keys in pieces(spans, q.shape[2], k.shape[2]):
         one = slice(row, row + 1)
@@ -154,7 +156,7 @@ def _one_by_one(
 
 
 def require_spans(mask: object) -> Int[Tensor, "B 2"] | None:
-    """The mask as `real_spans` made it. Raises ValueError for one that the caller built."""
+    """Return the mask that `real_spans` made. Raises ValueError for a mask built by the caller."""
     if mask is None or (isinstance(mask, Tensor) and mask.shape[1:] == (2,) and mask.dtype == torch.int64):
         return mask
     shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__

@@ -1,7 +1,7 @@
-"""Perplexity of a causal language model on a text, in windows, with exact counts.
+"""Measures the perplexity of a causal language model on a text, in windows, with exact counts.
 
-The text is one row of tokens, cut into windows that do not overlap; what is left at the end is dropped. In each
-window every token but the first is predicted from those before it in the window.
+The text is tokenized as one sequence and cut into windows that do not overlap; the remainder is dropped. In each
+window, every token except the first is predicted from the tokens before it in the window.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lsh_bitnet.text_bytes import bytes_before
 
 @dataclass(frozen=True)
 class Perplexity:
-    """`nats` summed over `predicted` tokens, of `tokens` read; `text_bytes` of the text are the predicted ones'."""
+    """`nats` summed over `predicted` of `tokens` tokens; `text_bytes` are the bytes of the predicted ones."""
 
     nats: float
     predicted: int
@@ -29,18 +29,18 @@ class Perplexity:
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean loss in nats, by token; infinite where that is beyond a float."""
+        """exp of the mean loss per token in nats; infinite if it overflows a float."""
         mean = self.nats / self.predicted
         return math.exp(mean) if mean < 700 else math.inf
 
     @property
     def bits_per_byte(self) -> float:
-        """The loss in bits over the bytes of text: comparable between tokenizers."""
+        """Loss in bits per byte of text, comparable between tokenizers."""
         return self.nats / math.log(2) / self.text_bytes if self.text_bytes else math.inf
 
 
 def _tokens_of(loaded: Loaded, text: str, seq_len: int) -> Int[Tensor, " n"]:
-    """The text's tokens. Raises ValueError where they make no window, or windows that are too long for the model."""
+    """Tokenize a text. Raises ValueError if it is shorter than one window, or if windows are too long for the model."""
     if seq_len < 2:
         raise ValueError(f"seq_len={seq_len} is not allowed: a window needs at least 2 tokens")
     require_length(loaded, seq_len)
@@ -55,9 +55,9 @@ def _tokens_of(loaded: Loaded, text: str, seq_len: int) -> Int[Tensor, " n"]:
 def measure_perplexity(
     loaded: Loaded, text: str, *, seq_len: int = 128, batch_size: int = 2, max_batches: int | None = None
 ) -> Perplexity:
-    """Perplexity of the model as it is now, swapped attention included, on the first `max_batches` batches.
+    """Measure the perplexity of the model, including a swapped attention, on the first `max_batches` batches.
 
-    Raises ValueError for a batch size below one and for windows that cannot be.
+    Raises ValueError for a batch size below one and for invalid windows.
     """
     if batch_size < 1 or (max_batches is not None and max_batches < 1):
         raise ValueError(f"batch_size={batch_size}, max_batches={max_batches} are not allowed: at least 1")

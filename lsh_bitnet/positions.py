@@ -1,8 +1,8 @@
-"""Position ids of left-padded rows, from the mask, where a call gives none.
+"""Derives position ids of left-padded rows from the mask, if a call passes none.
 
-Rotary positions are relative, so exact attention is the same wherever a row begins. Hash codes are not: they are taken
-of rotated queries and keys. `generate` counts positions from a row's first real token; a forward call without
-position ids counts padding too.
+Rotary positions are relative, so exact attention does not depend on where a row begins. Hash codes do: they are
+computed from rotated queries and keys. `generate` counts positions from a row's first real token; a forward call
+without position ids counts padding too.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-PREFIX = "attentions_"  # of the names under which this project's attentions are registered
+PREFIX = "attentions_"  # prefix of the names under which this project's attentions are registered
 
 
 def takes_positions(decoder: nn.Module) -> bool:
-    """Whether positions are rotary and can be given: learned ones would change what the model computes."""
+    """Whether a decoder has rotary positions that can be passed in; learned ones would change the model's output."""
     known = inspect.signature(decoder.forward).parameters
     return hasattr(decoder, "rotary_emb") and {"position_ids", "attention_mask"} <= known.keys()
 
@@ -25,10 +25,10 @@ def takes_positions(decoder: nn.Module) -> bool:
 def derive_positions(
     decoder: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """What a decoder's forward pre-hook returns: the call with position ids, or None to leave it as it is.
+    """Forward pre-hook of a decoder: returns the call with position ids, or None to leave it unchanged.
 
-    Raises ValueError for masks of two dimensions that hold other values than 0 and 1, which transformers would take
-    for real tokens: numbers of packed sequences, terms that are added to scores.
+    Raises ValueError for two-dimensional masks with values other than 0 and 1, such as packed-sequence numbers or
+    additive terms, which transformers would treat as real tokens.
     """
     given = {**dict(zip(inspect.signature(decoder.forward).parameters, arguments, strict=False)), **named}
     mask = given.get("attention_mask")

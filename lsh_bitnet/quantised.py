@@ -1,6 +1,6 @@
-"""BitNet's linears in a model that is built here: ternary weights and 8-bit activations, as transformers computes them.
+"""Adds BitNet's linears to a newly built model: ternary weights and 8-bit activations, as in transformers.
 
-A hub checkpoint brings its own; a model made from a configuration has plain `nn.Linear`. Ma et al. 2024, "The era of
+A hub checkpoint already has them; a model built from a configuration has plain `nn.Linear`. Ma et al. 2024, "The era of
 1-bit LLMs", https://arxiv.org/abs/2402.17764.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-# What `config.json` must say for `from_pretrained` to build the same linears again and to quantise as it runs.
+# Entries that `config.json` needs so that `from_pretrained` builds the same linears and quantises online.
 ONLINE: dict[str, Any] = {
     "quant_method": "bitnet",
     "linear_class": "autobitlinear",
@@ -20,10 +20,10 @@ ONLINE: dict[str, Any] = {
 
 
 def quantise(model: nn.Module, *, keep: tuple[str, ...] = ("lm_head",)) -> nn.Module:
-    """`model` with every `nn.Linear` but those whose name holds one of `keep` made an `AutoBitLinear`, in place.
+    """Replace every `nn.Linear` of `model` in place by an `AutoBitLinear`, except those with a name containing `keep`.
 
-    Weights stay as they are in float and are rounded to three values, and activations to 8 bits, at each forward;
-    gradients pass straight through, so the model can be trained.
+    Weights stay in float and are rounded to three values at each forward pass, and activations to 8 bits; gradients
+    pass straight through, so the model can be trained.
     """
     from transformers.integrations.bitnet import AutoBitLinear
 

@@ -1,4 +1,4 @@
-"""Results as JSON files named by what they are and when; nothing is ever overwritten."""
+"""Saves results as JSON files named by content and time; existing files are never overwritten."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from typing import Any
 import torch
 import transformers
 
-from harness.config_source import LONGEST_PATH, shortened
-from harness.run_folder import require_folder
+from harness.common.text import LONGEST_PATH, shortened
+from harness.results.run_dir import require_folder
 
 FOLDER = Path("results")
-# Bytes of a file's name, of which file systems allow 255: these two, and 30 for the time and what stands between.
+# Maximum bytes in file names: file systems allow 255, of which 30 are for the time and separators.
 LONGEST_KIND, LONGEST_WHAT, LONGEST_NAME = 100, 124, 255
 
 
 def require_place(folder: Path, argument: str) -> None:
-    """Raise ValueError, naming the argument, where no result can be saved in `folder`, made if it is not there.
+    """Raise ValueError, naming the argument, if no result can be saved in `folder`, which need not exist yet.
 
-    Tried by writing: permissions do not tell of a file system that takes no files. Nothing stays of it.
+    This is tested by writing, because permissions do not reveal a read-only file system. Nothing is left behind.
     """
     require_folder(folder, argument)
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
@@ -50,9 +50,9 @@ def require_place(folder: Path, argument: str) -> None:
 
 
 def save(kind: str, values: Mapping[str, Any], folder: Path = FOLDER, *, what: str = "") -> Path:
-    """Write `values`, with when, where and by which command, and return the file's path.
+    """Write `values` with the time, command, and versions, and return the file's path.
 
-    It is called `<kind>_<timestamp>.json`, or `<kind>_<timestamp>_<what>.json`. Raises OSError where it cannot be
+    The file is called `<kind>_<timestamp>.json`, or `<kind>_<timestamp>_<what>.json`. Raises OSError if it cannot be
     written.
     """
     now = datetime.now(UTC)

@@ -1,4 +1,4 @@
-"""Experiments as YAML: which model, which attention, which text, how much of it."""
+"""Schema of YAML experiments: model, attention, text, and size of the evaluation."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from attentions import resolve
-from harness.config_errors import mistakes_of
-from harness.config_source import ConfigError, apply_overrides, read_mapping
+from harness.config.errors import mistakes_of
+from harness.config.yaml_source import ConfigError, apply_overrides, read_mapping
 from lsh_bitnet.models import require_device
 from lsh_bitnet.results import LONGEST_KIND
 from tasks.corpora import CORPORA
@@ -56,7 +56,7 @@ class _Part(BaseModel):
 
 
 class AttentionSettings(_Part):
-    """The attention to swap in; `settings` are the backend's own, `dense_layers` stay exact."""
+    """The attention to swap in; `settings` are the backend's own, and `dense_layers` stay exact."""
 
     backend: Annotated[Name, AfterValidator(_backend)] = Field(
         description="the name of a backend or package.module:Class"
@@ -65,8 +65,8 @@ class AttentionSettings(_Part):
     dense_layers: list[Layer] = Field(default_factory=list, description="a list of integers")
 
 
-class Text(_Part):
-    """The corpus and split that perplexity is taken on; `path` where it does not come from the hub."""
+class TextSettings(_Part):
+    """Corpus and split for perplexity; `path` if it does not come from the hub."""
 
     corpus: Annotated[Name, AfterValidator(_corpus)] = Field(description="wikitext2, wikitext103, enwik8 or stdlib")
     split: Literal["train", "validation", "test"] = Field("validation", description="train, validation or test")
@@ -83,7 +83,7 @@ class Experiment(_Part):
     )
     model: Name = Field(description="the name of a model, a folder, or a hub id")
     attention: AttentionSettings | None = Field(None, description="null or a mapping with backend")
-    text: Text = Field(description="a mapping with corpus")
+    text: TextSettings = Field(description="a mapping with corpus")
     seq_len: int = Field(128, ge=2, le=MOST, strict=True, description="an integer of at least 2")
     batch_size: int = Field(2, ge=1, le=MOST, strict=True, description="an integer of at least 1")
     max_batches: int | None = Field(
@@ -96,15 +96,15 @@ class Experiment(_Part):
 
 
 def read_experiment(path: Path, changes: Sequence[str] = ()) -> Experiment:
-    """The experiment in a file, with `changes` ("text.corpus=stdlib") applied.
+    """Read an experiment from a file and apply `changes` ("text.corpus=stdlib").
 
-    Raises ValueError, with a line a mistake, that names the file, the key, the value and what is allowed.
+    Raises ValueError with one line per mistake, naming the file, the key, the value, and the allowed values.
     """
     return experiment_of(apply_overrides(read_mapping(path), changes, ()), str(path))
 
 
 def experiment_of(values: dict[str, Any], source: str) -> Experiment:
-    """The experiment that values describe. Raises ValueError as `read_experiment`; `source` is named there."""
+    """Build an experiment from values. Raises ValueError like `read_experiment`, naming `source`."""
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:

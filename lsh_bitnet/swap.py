@@ -1,13 +1,13 @@
-"""Any registered attention inside a Hugging Face model, and the model's own back again.
+"""Replaces the attention of a Hugging Face model and restores the model's own.
 
     with attend_with(model, "bit_sampling", bits=8, dense_layers=[0, 1], count=True) as swap:
         model(ids)
     print(swap.log.ratio)
 
-    attend_with(model, "simhash")  # stays, until `restore()` of what it returned
+    attend_with(model, "simhash")  # stays until `restore()` is called on the returned object
 
-transformers looks an attention function up by the name in the model's configuration; a swap registers one under a
-name of its own and, when it ends, takes it out again. Layers, weights and quantised linears are not touched.
+transformers looks up an attention function by the name in the model's configuration. A swap registers a function under
+a unique name and removes it when it ends. Layers, weights, and quantised linears are not changed.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from lsh_bitnet.padding import real_spans
 from lsh_bitnet.positions import derive_positions, takes_positions
 
 PREFIX = "attentions_"
-# transformers takes a name with "flash" in it for one of its own kernels.
+# transformers interprets a name with "flash" in it as one of its own kernels.
 RENAMED = {"flash": "exact"}
 
 
 class _Name(str):
-    """The name of a swap, in a model's configuration. It is registered for as long as it is held.
+    """The name of a swap in a model's configuration. The name stays registered while the object is alive.
 
-    A copy of a model, pickled or not, copies its configuration, and with it the name and the function: the copy goes
-    on attending as the model did, whatever becomes of that.
+    Copying a model, by pickle or not, copies its configuration with the name and the function, so the copy keeps this
+    attention whatever happens to the original.
     """
 
     function: Callable[..., Any]
@@ -58,11 +58,11 @@ class _Name(str):
 
 
 class Swap:
-    """A model whose attention is replaced; a context manager that puts the old one back.
+    """A model whose attention is replaced; as a context manager, it restores the old one.
 
-    Meanwhile the position ids of left-padded rows begin at their first real token where none are given, as `generate`
-    gives them: hash codes of rotated queries and keys depend on them. `log` has the comparisons where they are
-    counted, else it is None.
+    During the swap, position ids of left-padded rows start at the first real token if none are passed, as in
+    `generate`, because hash codes of rotated queries and keys depend on them. `log` holds the comparisons if they are
+    counted, otherwise it is None.
     """
 
     def __init__(self, model: PreTrainedModel, function: Callable[..., Any], *, log: ComparisonLog | None) -> None:
@@ -80,9 +80,9 @@ class Swap:
         _open.setdefault(model, []).append(weakref.ref(self))
 
     def restore(self) -> None:
-        """The attention that was there before; a second call changes nothing.
+        """Restore the previous attention; a second call has no effect.
 
-        A swap that was made later, and is still in force, stays so: it then puts that attention back.
+        A later swap that is still active stays active, and will restore the attention from before this one.
         """
         if self._before is None:
             return
@@ -116,14 +116,15 @@ def attend_with(
     count: bool = False,
     **settings: Any,
 ) -> Swap:
-    """Replace the attention of `model` at once; what is returned puts the old one back, by itself in a `with`.
+    """Replace the attention of `model` at once; returns a `Swap` that restores the old one, automatically in `with`.
 
-    backend: a name in `attentions.BACKENDS` or `package.module:Class`. settings: its own, such as bits and seed.
-    dense_layers: indices of layers that stay exact, negative ones from the end. count: keep a `ComparisonLog`.
+    backend: a name in `attentions.BACKENDS` or `package.module:Class`. settings: the backend's own, such as bits and
+    seed. dense_layers: indices of layers that stay exact; negative ones count from the end. count: keep a
+    `ComparisonLog`.
 
-    Swaps may be nested. A copy of the model that is made meanwhile keeps the attention that it was copied with.
-    Raises ValueError for an unknown backend, setting or layer, for a model that does not dispatch through
-    transformers' attention interface, and for one whose attention has features that no backend computes.
+    Swaps can be nested. A copy of the model made during a swap keeps the attention it was copied with. Raises
+    ValueError for an unknown backend, setting, or layer, for a model that does not use transformers' attention
+    interface, and for one whose attention has features that no backend computes.
     """
     require_plain(model)
     layers = model.config.get_text_config().num_hidden_layers
@@ -134,10 +135,10 @@ def attend_with(
 
 
 def register(settings: Mapping[str, Mapping[str, Any]] | None = None) -> list[str]:
-    """Make every backend an `attn_implementation`, "attentions_" and its name, and return those names.
+    """Register every backend as an `attn_implementation` named "attentions_" plus its name, and return the names.
 
-    `settings` gives backends other settings than their own defaults. "flash" is called "attentions_exact".
-    Raises ValueError for settings of a backend that there is not.
+    `settings` overrides the default settings of backends. "flash" is called "attentions_exact". Raises ValueError for
+    settings of an unknown backend.
     """
     settings = settings or {}
     if unknown := settings.keys() - BACKENDS.keys():
@@ -155,11 +156,11 @@ def _register(name: str, function: Callable[..., Any]) -> None:
 
 def _unregister(name: str) -> None:
     for interface in (AttentionInterface, AttentionMaskInterface):
-        interface._global_mapping.pop(name, None)  # register has no opposite
+        interface._global_mapping.pop(name, None)  # transformers has no way to unregister
 
 
 def _implementations(model: PreTrainedModel) -> dict[str, str]:
-    """What `set_attn_implementation` takes to make everything as it is now; "" is the model itself."""
+    """Return the argument for `set_attn_implementation` that restores the current state; "" is the model itself."""
     found = {"": model.config._attn_implementation or "eager"}
     for name in model.config.sub_configs:
         part: Any = getattr(model.config, str(name))
@@ -176,6 +177,6 @@ def _layers(wanted: Collection[int], count: int) -> set[int]:
 
 
 def _shape(model: PreTrainedModel) -> dict[str, Any]:
-    """Heads as the model's configuration gives them, to try a backend's settings before the first call."""
+    """Return the heads in the model's configuration, to validate a backend's settings before the first call."""
     config: Any = model.config.get_text_config()
     return {**shape_of(config), "max_len": getattr(config, "max_position_embeddings", None)}

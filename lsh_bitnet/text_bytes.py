@@ -1,7 +1,7 @@
-"""How many bytes of a text its first tokens stand for, whatever the script and the tokenizer.
+"""Computes how many bytes of a text its first tokens represent, for any script and tokenizer.
 
-Decoding tokens does not say it: one that holds a part of a character decodes to a mark of three bytes, and many
-tokenizers normalise.
+Decoding tokens is not enough: a token with part of a character decodes to a replacement character of three bytes, and
+many tokenizers normalise text.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from torch import Tensor
 from tasks.byte_tokenizer import ByteTokenizer
 from tasks.tokenizer import HubTokenizer, Tokenizer
 
-PART = 3  # bytes by which a token may end before the character that it holds a part of
+PART = 3  # a token may end up to this many bytes before the end of its last character
 
 
 def bytes_before(
     tokenizer: Tokenizer, text: str, tokens: Int[Tensor, " n"], at: Int[Tensor, " places"]
 ) -> Int[Tensor, " places"]:
-    """UTF-8 bytes of `text` that stand before each of the places in `tokens`, which are the text's, 0 to n.
+    """Return the UTF-8 bytes of `text` before each position (0 to n) in its `tokens`.
 
-    Exact where tokens are bytes, or pieces of text with signs for bytes and spaces (byte-level BPE, SentencePiece).
-    Otherwise a character that several tokens share counts as a whole with one of them.
+    The count is exact if tokens are bytes, or pieces of text with markers for bytes and spaces (byte-level BPE,
+    SentencePiece). Otherwise, a character that several tokens share is counted entirely for one of them.
     """
     if isinstance(tokenizer, ByteTokenizer):
         return at.clone()
@@ -37,12 +37,12 @@ def bytes_before(
 
 
 def _ends(tokenizer: HubTokenizer, text: str, tokens: Int[Tensor, " n"]) -> np.ndarray | None:
-    """Bytes of the text up to and with each token, None where the tokenizer says nothing of it."""
+    """Return the bytes of text up to the end of each token, None if the tokenizer does not provide them."""
     spans = tokenizer.spans(text)
     by_character = None if spans is None else _character_ends(text)[[end for _, end in spans]]
     whole = len(text.encode("utf-8", "surrogatepass"))
     for lengths in _lengths(tokenizer.entries(tokens.tolist())):
-        ends = np.cumsum(lengths) - (np.sum(lengths) - whole)  # a space that a tokenizer puts before a text is not its
+        ends = np.cumsum(lengths) - (np.sum(lengths) - whole)  # exclude a space that the tokenizer adds before the text
         near = by_character is None or bool((np.abs(ends - by_character) <= PART).all())
         if whole <= np.sum(lengths) <= whole + 1 and near:
             return ends.clip(min=0)
@@ -50,7 +50,7 @@ def _ends(tokenizer: HubTokenizer, text: str, tokens: Int[Tensor, " n"]) -> np.n
 
 
 def _lengths(entries: Sequence[str]) -> list[list[int]]:
-    """Bytes of each token if a character of the vocabulary is a byte, and if it is itself but for signs."""
+    """Bytes per token if each vocabulary character is a byte, and if it is literal text apart from markers."""
     return [
         [len(entry) for entry in entries],
         [
@@ -61,12 +61,12 @@ def _lengths(entries: Sequence[str]) -> list[list[int]]:
 
 
 def _character_ends(text: str) -> np.ndarray:
-    """Bytes before each character, and of all."""
+    """Return the bytes before each character, and in total."""
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     sizes = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
     return np.concatenate(([0], np.cumsum(sizes)))
 
 
 def _decoded_bytes(tokenizer: Tokenizer, text: str, tokens: Sequence[int]) -> int:
-    """Bytes of what the tokens decode to, without a last character that they hold a part of."""
+    """Return the bytes of the decoded tokens, excluding an incomplete last character."""
     return min(len(tokenizer.decode(tokens).rstrip("\ufffd").encode()), len(text.encode()))

@@ -1,23 +1,23 @@
-"""Perplexity baseline on WikiText-103, as in the original README: 987 batches of 2 windows of 128 tokens.
+"""Perplexity baseline on WikiText-103 as in the original README: 987 batches of 2 windows of 128 tokens.
 
     python -m lsh_bitnet.wikitext103 --max-batches 500 --batch-size 2 --seq-len 128 --split validation --device cpu
     python -m lsh_bitnet.wikitext103 --model bitnet-2b                        # with the hub, the README's own run
     python -m lsh_bitnet.wikitext103 --corpus stdlib --attention simhash      # without it
 
-`--corpus auto` is WikiText-103 for a hub model, and the standard library's source, which needs no network, for the
-project's own byte-level models; the file written is named after the corpus that was read.
+`--corpus auto` is WikiText-103 for a hub model. For the project's own byte-level models it is the standard library's
+source, which needs no network. The result file is named after the corpus that was read.
 """
 
 from __future__ import annotations
 
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    exit_on_signal()  # before the imports that take long
+    exit_on_signal()  # before the slow imports
 
 from collections.abc import Sequence
 
-from harness.command_line import count
+from harness.common.command_line import count
 from lsh_bitnet.commands import attention_of, baseline_parser, require_out, run
 from lsh_bitnet.evaluate import evaluate, file_of
 from lsh_bitnet.models import RANDOM, SMALL

@@ -1,17 +1,18 @@
-"""Everything that a result needs in one zip: source, configuration, metrics, logs and weights, with their hashes.
+"""Packs everything behind a result into one zip: source, configuration, metrics, logs, and weights, with their hashes.
 
     python -m lsh_v2.package                                        # writes lsh_v2_complete_package.zip
     python -m lsh_v2.package --check lsh_v2_complete_package.zip    # compares every file with the manifest
 
-`manifest.json` in the zip lists each file with its size and SHA-256. The same files give the same zip, byte for byte.
+`manifest.json` in the zip lists each file with its size and SHA-256. The same files produce the same zip, byte for
+byte.
 """
 
 from __future__ import annotations
 
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    exit_on_signal()  # before the imports that take long
+    exit_on_signal()  # before the slow imports
 
 import argparse
 import hashlib
@@ -27,13 +28,13 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from harness.command_line import one_line
-from harness.config_source import LONGEST_PATH, shortened
-from lsh_v2.endings import end
-from lsh_v2.files import digest, read_object
-from lsh_v2.pipeline_phases import Layout
-from lsh_v2.pipeline_run import artifacts
-from lsh_v2.schemas import PipelineResults
+from harness.common.command_line import one_line
+from harness.common.text import LONGEST_PATH, shortened
+from lsh_v2.common.endings import end
+from lsh_v2.common.files import digest, read_object
+from lsh_v2.common.schemas import PipelineResults
+from lsh_v2.pipeline.phases import Layout
+from lsh_v2.pipeline.run import artifacts
 
 NAME = "lsh_v2_complete_package.zip"
 MANIFEST = "manifest.json"
@@ -41,14 +42,14 @@ PROJECT = Path(__file__).parents[1]
 FOLDERS = ("attentions", "docs", "harness", "hyper_attn", "lsh_v2", "tasks", "transformer_vq")
 FILES = ("LICENSE", "Makefile", "README.md", "conf.yml", "constraints.txt", "environment.yml", "pyproject.toml")
 SOURCE = {".py", ".yml", ".md", ".cpp", ".hpp", ".css", ".js", ".html", ".svg"}
-EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip can name; times would make each zip another
+EPOCH = (1980, 1, 1, 0, 0, 0)  # earliest time a zip can store; fixed, so that zips are reproducible
 
 
 def write_package(root: Path, out: Path) -> dict[str, Any]:
-    """Write the zip, complete or as it was; returns the manifest.
+    """Write the zip atomically; returns the manifest.
 
-    Raises ValueError where there are no results yet, where they are not those that the pipeline recorded last, and
-    where the zip cannot be written.
+    Raises ValueError if there are no results yet, if they differ from those the pipeline last recorded, or if the zip
+    cannot be written.
     """
     entries = dict(sorted(_entries(root)))
     if not any(name.startswith("final_results/") for name in entries):
@@ -83,13 +84,13 @@ def write_package(root: Path, out: Path) -> dict[str, Any]:
 
 
 def check_package(path: Path) -> list[str]:
-    """What is wrong with a zip, a sentence for each fault; nothing if it is as it was written.
+    """Return one sentence per fault in a zip; empty if it is intact.
 
-    Raises ValueError for a file that is no such zip.
+    Raises ValueError if the file is not a package.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            manifest = from_json(archive.read(MANIFEST))  # which refuses what is nested without end
+            manifest = from_json(archive.read(MANIFEST))  # rejects excessive nesting
             if not (isinstance(manifest, dict) and all(isinstance(one, dict) for one in manifest.values())):
                 raise ValueError(f"its {MANIFEST} is no mapping of names to sizes and hashes")
             names = set(archive.namelist()) - {MANIFEST}
@@ -106,7 +107,7 @@ def check_package(path: Path) -> list[str]:
 
 
 def _entries(root: Path) -> Iterator[tuple[str, Path]]:
-    """Names in the zip and the files behind them."""
+    """Yield the names in the zip and the files to store under them."""
     for name in FILES:
         if (PROJECT / name).exists():
             yield f"source/{name}", PROJECT / name

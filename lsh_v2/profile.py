@@ -1,20 +1,20 @@
-"""Where a forward pass spends its time: each part of the model, and each part of its attention, over lengths.
+"""Profiles a forward pass over lengths: each part of the model, and each stage of its attention.
 
     python -m lsh_v2.profile data/results                        # a trained run or checkpoint
     python -m lsh_v2.profile --size 25M --set attention=flash --lengths 1024 4096
 
-Writes `component_profiles.json`, keys such as `hashing_ms`, `bucket_attn_ms` and `global_ms` for each length, and the
-figure beside it (`lsh_v2.component_profile`). The command also runs `harness.profile` on the attention alone, gated, in
-fresh processes, and leaves its report in `component_report/`; `--no-report` leaves that out. Exit codes: 0 done, 1 the
-disk is full, 2 unusable input, 130 interrupted.
+Writes `component_profiles.json`, with keys such as `hashing_ms`, `bucket_attn_ms`, and `global_ms` for each length, and
+a figure (`lsh_v2.model.component_profile`). Also runs `harness.profile` on the attention alone, with correctness
+checks, in fresh processes, and writes its report to `component_report/`; `--no-report` skips that. Exit status: 0 done,
+1 disk full, 2 unusable input, 130 interrupted.
 """
 
 from __future__ import annotations
 
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    exit_on_signal()  # before the imports that take long
+    exit_on_signal()  # before the slow imports
 
 import argparse
 import shutil
@@ -23,20 +23,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.config_grid import MOST
-from harness.run_folder import require_folder
-from lsh_v2.component_profile import LENGTHS, PROFILES, profile_model
-from lsh_v2.endings import UNUSABLE, end
-from lsh_v2.model import LSHv2Model
-from lsh_v2.presets import model_of_command
+from harness.config.grid import MOST
+from harness.results.run_dir import require_folder
+from lsh_v2.common.endings import UNUSABLE, end
+from lsh_v2.model.component_profile import LENGTHS, PROFILES, profile_model
+from lsh_v2.model.language_model import LSHv2Model
+from lsh_v2.model.presets import model_of_command
 from lsh_v2.profile_stages import report_stages
-from lsh_v2.training import CheckpointError, load_model
+from lsh_v2.training.checkpoint import CheckpointError, load_model
 
 REPORT = "component_report"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Profile a trained model, or a new one of a size; print a table and where the file lies."""
+    """Profile a trained model, or a new one of a given size; prints a table and the path of the file."""
     parser = argparse.ArgumentParser(prog="python -m lsh_v2.profile", description="Where a forward pass spends time.")
     parser.add_argument("checkpoint", nargs="?", type=Path, help="a checkpoint or a run's folder")
     parser.add_argument("--size", help="of a new model, where there is no checkpoint (default: 25M)")
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def table(profile: dict[str, Any]) -> str:
-    """Milliseconds of each component, a column for each length."""
+    """Format the milliseconds of each component as a table, one column per length."""
     rows = profile["lengths"]
     lines = [["", *(f"{row['seq_len']:,}" for row in rows)]]
     lines += [[name, *(f"{row[name]:.4g}" for row in rows)] for name in rows[0] if name != "seq_len"]
@@ -71,7 +71,7 @@ def table(profile: dict[str, Any]) -> str:
 
 
 def stretched(model: LSHv2Model, n: int) -> LSHv2Model:
-    """The same weights in a model that takes n tokens; the model itself where it takes as many."""
+    """Return a model with the same weights that accepts n tokens; the model itself if it already does."""
     if n <= model.config.max_seq_len:
         return model
     longer = LSHv2Model(model.config.model_copy(update={"max_seq_len": n}))
@@ -80,7 +80,7 @@ def stretched(model: LSHv2Model, n: int) -> LSHv2Model:
 
 
 def _model(given: argparse.Namespace) -> LSHv2Model:
-    """The model that is asked for. Raises ValueError for lengths and keys that cannot be."""
+    """Build the requested model. Raises ValueError for invalid lengths and keys."""
     if wrong := [n for n in given.lengths if not 1 <= n <= MOST]:
         raise ValueError(f"--lengths {wrong[0]} is not allowed; it must be integers from 1 to {MOST}")
     if given.checkpoint is None:

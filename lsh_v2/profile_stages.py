@@ -1,23 +1,25 @@
-"""The harness's report on the stages of a model's attention: gated, in fresh processes, beside its authors' claims."""
+"""Runs the harness's profile report on the stages of a model's attention."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import harness.profile
 from attentions import Attention, resolve, settings_of
-from lsh_v2.configuration import ModelConfig
+from harness.config.model import default_configuration
 
-CONF = Path(__file__).parents[1] / "conf.yml"
+if TYPE_CHECKING:
+    from lsh_v2.common.configuration import ModelConfig
 
 
 def report_stages(config: ModelConfig, out: Path, *, lengths: Sequence[int], total_s: float = 120.0) -> int:
-    """Run `harness.profile` on a model's attention alone, into `out`; returns its exit status.
+    """Run `harness.profile` on a model's attention alone and write to `out`; returns its exit status.
 
-    An attention that names no stages has nothing to report on, which is said, and no failure. Raises ConfigError where
-    the configuration does not fit the harness, FolderError where `out` holds a run already.
+    An attention without named stages prints a message and returns 0. Raises ConfigError if
+    the configuration does not fit the harness, FolderError if `out` already holds a run.
     """
     backend = resolve(config.attention)
     if backend.components is Attention.components:
@@ -25,7 +27,7 @@ def report_stages(config: ModelConfig, out: Path, *, lengths: Sequence[int], tot
         return 0
     size = next((name for name in ("bucket_size", "window") if name in settings_of(backend)), None)
     settings = ({} if size is None else {size: config.bucket_size}) | config.attention_settings
-    # In the harness a list is an axis, and a list within it a value.
+    # In the harness, a list is an axis, so a list value needs another list around it.
     settings = {name: [x] if isinstance(x, list | tuple) else x for name, x in settings.items()}
     chosen = {
         "backends": [{"name": config.attention, **settings}],
@@ -42,4 +44,4 @@ def report_stages(config: ModelConfig, out: Path, *, lengths: Sequence[int], tot
         "expect": {},
     }
     overrides = [f"{key}={json.dumps(value)}" for key, value in chosen.items()]
-    return harness.profile.profile(CONF, overrides, str(out), "python -m lsh_v2.profile")
+    return harness.profile.profile(default_configuration(), overrides, str(out), "python -m lsh_v2.profile")

@@ -1,21 +1,21 @@
-"""Train the language model.
+"""Trains the language model.
 
     python -m lsh_v2.train                                  # train.yml: the original guide's full settings
     python -m lsh_v2.train lsh_v2/quick.yml                 # minutes on a laptop
     python -m lsh_v2.train lsh_v2/quick.yml --set model.attention=flash --set model.attention_settings={}
-    torchrun --nproc_per_node 4 -m lsh_v2.train             # four GPUs, or processes of a CPU: device=cpu
+    torchrun --nproc_per_node 4 -m lsh_v2.train             # four GPUs, or CPU processes with device=cpu
     accelerate launch --num_processes 4 -m lsh_v2.train     # four GPUs; on a CPU it starts one process without mpirun
 
-The same command again goes on at the newest checkpoint. Exit codes: 0 trained, 1 the run failed, 2 unusable input,
-130 interrupted.
+Running the same command again resumes from the newest checkpoint. Exit status: 0 trained, 1 the run failed, 2 unusable
+input, 130 interrupted.
 """
 
 from __future__ import annotations
 
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    exit_on_signal()  # before the imports that take long
+    exit_on_signal()  # before the slow imports
 
 import argparse
 import sys
@@ -23,15 +23,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lsh_v2.endings import FAILED, end
-from lsh_v2.training import CheckpointError, Trainer, load_training_config
+from lsh_v2.common.endings import FAILED, end
+from lsh_v2.training.checkpoint import CheckpointError
+from lsh_v2.training.configuration import load_training_config
 from lsh_v2.training.metrics import METRICS
+from lsh_v2.training.trainer import Trainer
 
 FULL = Path(__file__).with_name("train.yml")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train as the configuration says, and print where the figures lie."""
+    """Train with a configuration and print the path of the metrics."""
     parser = argparse.ArgumentParser(prog="python -m lsh_v2.train", description="Train the language model.")
     parser.add_argument("config", nargs="?", type=Path, default=FULL, help="a YAML file (default: lsh_v2/train.yml)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key, a.b=value")
@@ -46,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
     except (Exception, KeyboardInterrupt) as error:
         return end(error, out, "the checkpoints written so far are whole, and the same command goes on")
-    from accelerate import PartialState  # lsh_v2.training says what to install where it is missing
+    from accelerate import PartialState  # lsh_v2.training reports how to install it if it is missing
 
     if PartialState(cpu=config.device == "cpu").is_main_process:
         _report(metrics, out)

@@ -1,7 +1,7 @@
-"""The scripts that made the weights in the folders here."""
+"""Scripts that create the weights in the folders of this package."""
 
 from __future__ import annotations
 
-from attentions.extras import require_installed
+from attentions.common.extras import require_installed
 
 require_installed("transformers", "models")  # every script here needs it

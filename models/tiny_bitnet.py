@@ -1,20 +1,20 @@
 """Trains the small BitNet in models/tiny-bitnet/ from scratch: byte-level, grouped heads, quantised linears.
 
-    python -m models.tiny_bitnet --work data/tiny-bitnet            # as models/tiny-bitnet/train.yaml says
-    python -m models.tiny_bitnet --work data/tiny-bitnet --resume   # goes on where the last run was stopped
+    python -m models.tiny_bitnet --work data/tiny-bitnet            # as configured in models/tiny-bitnet/train.yaml
+    python -m models.tiny_bitnet --work data/tiny-bitnet --resume   # continues where the last run stopped
 
-The folder then holds `model.safetensors` and `config.json` for `AutoModelForCausalLM.from_pretrained`, and
-`log.jsonl`: a line every `--every` tokens with the loss, accuracy on examples never trained on, and the processor time
-so far. `python -m models.tiny_bitnet_figure` draws it. Everything goes by tokens, none by the clock: the same plan
-gives the same run. The state lies in `--work` and is written as a whole or not at all.
+The output folder gets `model.safetensors` and `config.json` for `AutoModelForCausalLM.from_pretrained`, and
+`log.jsonl`, with one line every `--every` tokens: the loss, accuracy on examples never trained on, and the processor
+time so far. `python -m models.tiny_bitnet_figure` plots it. All limits are in tokens, not time, so the same plan gives
+the same run. The state is in `--work` and is written atomically.
 """
 
 from __future__ import annotations
 
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    exit_on_signal()  # before the imports that take long
+    exit_on_signal()  # before the slow imports
 
 import argparse
 import json
@@ -22,7 +22,7 @@ import pickle
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 import torch
@@ -31,26 +31,28 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 from transformers import BitNetConfig, BitNetForCausalLM
 
-from harness.command_line import count
-from harness.config_source import ConfigError, dotted, read_mapping, show
-from harness.run_folder import require_folder
+from harness.common.command_line import count
+from harness.config.yaml_source import ConfigError, dotted, read_mapping, show
+from harness.results.run_dir import require_folder
 from lsh_bitnet.commands import Parser, run
 from lsh_bitnet.quantised import ONLINE, quantise
-from models.tiny_bitnet_data import TOKENIZER, Mixture, Rows, checks, split_text
+from models.tiny_bitnet_data import TOKENIZER, Mixture, WeightedBatch, checks, split_text
 from models.tiny_bitnet_layers import ROWS, register_rows, warm
 from tasks.encoding import encode
-from tasks.example import Task
-from tasks.text import TextBytes
+
+if TYPE_CHECKING:
+    from tasks.example import Task
+    from tasks.text import TextBytes
 
 FOLDER = Path(__file__).parent / "tiny-bitnet"
-SHORTEST = 192  # tokens; no example of every task fits less
+SHORTEST = 192  # tokens; the minimum for an example of every task
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Shape(_Part):
+class ModelShape(_Part):
     """Sizes of the model; train.yaml says what each is."""
 
     width: int
@@ -64,7 +66,7 @@ class Shape(_Part):
 
 
 class Stage(_Part):
-    """Rows of one length and mixture, until so many tokens have been read."""
+    """A training stage with rows of one length and mixture, until `until` tokens have been read."""
 
     until: int
     length: int
@@ -74,10 +76,10 @@ class Stage(_Part):
     mix: dict[str, float]
 
 
-class Plan(_Part):
-    """train.yaml, whose comments explain every key."""
+class TrainingPlan(_Part):
+    """Schema of train.yaml, whose comments explain every key."""
 
-    model: Shape
+    model: ModelShape
     muon_lr: float
     adam_lr: float
     warmup: int
@@ -90,25 +92,25 @@ class Plan(_Part):
 
     @property
     def total(self) -> int:
-        """Tokens of the whole run."""
+        """Tokens in the whole run."""
         return self.stages[-1].until
 
     def stage(self, tokens: int) -> Stage:
-        """The stage after so many tokens."""
+        """Return the stage after `tokens` tokens."""
         return next((stage for stage in self.stages if tokens < stage.until), self.stages[-1])
 
     def rate(self, tokens: int, step: int) -> float:
-        """What the learning rates are multiplied by after so many tokens and steps."""
+        """Return the factor on the learning rates after `tokens` tokens and `step` steps."""
         places, rates = zip(*self.rates, strict=True)
         return min((step + 1) / self.warmup, float(np.interp(tokens, places, rates)))
 
     def quantised(self, tokens: int) -> float:
-        """How far linears are quantised after so many tokens, from 0 to 1."""
+        """Return how far linears are quantised after `tokens` tokens, from 0 to 1."""
         start, end = self.quantise
         return min(1.0, max(0.0, (tokens - start) / (end - start)))
 
 
-def build(shape: Shape, seed: int) -> BitNetForCausalLM:
+def build(shape: ModelShape, seed: int) -> BitNetForCausalLM:
     """A BitNet with random weights and quantised linears."""
     torch.manual_seed(seed)
     config = BitNetConfig(
@@ -127,16 +129,16 @@ def build(shape: Shape, seed: int) -> BitNetForCausalLM:
         tie_word_embeddings=False,
     )
     model = BitNetForCausalLM(config)
-    nn.init.normal_(model.model.embed_tokens.weight)  # as large as what the layers add to it, or it drowns in that
+    nn.init.normal_(model.model.embed_tokens.weight)  # as large as the layers' updates, or these dominate
     nn.init.normal_(model.lm_head.weight, std=0.02)
     quantise(model)
     return model
 
 
-class Training:
-    """One run: model, optimizers, tokens read and processor time spent so far."""
+class TrainingRun:
+    """State of a run: model, optimizers, tokens read, and processor time spent."""
 
-    def __init__(self, plan: Plan, work: Path) -> None:
+    def __init__(self, plan: TrainingPlan, work: Path) -> None:
         self.plan, self.work = plan, work
         self.model = build(plan.model, plan.seed)
         self.share = warm(self.model)
@@ -154,16 +156,16 @@ class Training:
 
     @property
     def cpu_s(self) -> float:
-        """Seconds of processor time of this run and of those it resumes."""
+        """Processor seconds of this run and of those it resumes."""
         return self.before_s + time.process_time()
 
     @property
     def stage(self) -> Stage:
-        """Where the run is."""
+        """The current stage."""
         return self.plan.stage(self.tokens)
 
     def advance(self) -> float:
-        """One step; its loss."""
+        """Run one step; returns its loss."""
         stage = self.stage
         mixture = Mixture(
             stage.mix,
@@ -190,7 +192,7 @@ class Training:
             for group in optimizer.param_groups:
                 group["lr"] = rate * self.plan.rate(self.tokens, self.step)
 
-    def _loss(self, batch: Rows, stage: Stage) -> Tensor:
+    def _loss(self, batch: WeightedBatch, stage: Stage) -> Tensor:
         stance, forward = ("default", self.compiled) if stage.compiled else ("force_eager", self.model)
         with torch.autocast("cpu", torch.bfloat16), torch.compiler.set_stance(stance):
             logits = forward(batch.ids, use_cache=False).logits
@@ -199,7 +201,7 @@ class Training:
         return (losses * weights).sum() / weights.sum()
 
     def save(self) -> None:
-        """State and model, each replaced in one move."""
+        """Write the training state atomically."""
         state = {
             "plan": self.plan.model_dump(mode="json"),
             "model": self.model.state_dict(),
@@ -212,9 +214,9 @@ class Training:
         (self.work / "state.new").replace(self.work / "state.pt")
 
     def load(self) -> None:
-        """Go on from the state in `work`.
+        """Resume from the state in `work`.
 
-        Raises ValueError where there is none, where it cannot be read, and where it is of another plan.
+        Raises ValueError if there is none, if it cannot be read, and if it belongs to another plan.
         """
         place = self.work / "state.pt"
         try:
@@ -232,13 +234,13 @@ class Training:
         self.before_s = state["cpu_s"] - time.process_time()
 
     def export(self, folder: Path) -> None:
-        """The model for `from_pretrained`."""
+        """Save the model for `from_pretrained`."""
         self.model.config.quantization_config = ONLINE
         self.model.save_pretrained(folder)
 
 
 def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether it is of a quantised linear, which Muon trains."""
+    """Whether a parameter belongs to a quantised linear, which is trained with Muon."""
     return parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
 
 
@@ -251,9 +253,9 @@ def evaluate(
     text_tokens: int = 8_192,
     tasks: Mapping[str, Task] | None = None,
 ) -> dict[str, float]:
-    """Bits per byte on held-out text, and accuracy of whole answers, as greedy decoding would give them.
+    """Measure bits per byte on held-out text, and the accuracy of whole answers as decoded greedily.
 
-    tasks: what accuracy is taken on, by name; `checks` if None.
+    tasks: the tasks for accuracy, by name; `checks` if None.
     """
     found: dict[str, float] = {}
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
@@ -266,25 +268,25 @@ def evaluate(
 
 
 def _right(model: nn.Module, task: Task, index: int) -> float:
-    """Share of the tokens to be known that are the most likely ones in MQAR; elsewhere whether all of an answer are."""
+    """Return the share of predictable tokens that are the argmax in MQAR; for other tasks, whether the answer is."""
     ids, labels = encode(task.example(index), TOKENIZER, learn="spans" if task.name == "mqar_text" else "answer")
-    known = (labels[1:] >= 0) & (ids[1:] != TOKENIZER.eos_id)  # an answer is right whether or not it ends there
+    known = (labels[1:] >= 0) & (ids[1:] != TOKENIZER.eos_id)  # an answer is correct whether or not it ends there
     hits = model(ids[None, :-1]).logits[0].argmax(-1)[known] == ids[1:][known]
     return hits.float().mean().item() if task.name == "mqar_text" else float(hits.all())
 
 
-def read_plan(path: Path) -> Plan:
-    """The plan in a file. Raises ValueError that names the key, the value and what is wrong with it."""
+def read_plan(path: Path) -> TrainingPlan:
+    """Read a plan from a file. Raises ValueError that names the key, the value, and the mistake."""
     values = read_mapping(path)
     try:
-        return Plan.model_validate(values)
+        return TrainingPlan.model_validate(values)
     except ValidationError as error:
         faults = (f"{dotted(fault['loc'])}: {show(fault['input'])}: {fault['msg']}" for fault in error.errors())
         raise ConfigError(list(faults), str(path)) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train as the plan says."""
+    """Train with the given plan."""
     parser = Parser(prog="python -m models.tiny_bitnet", description="Train the small BitNet.")
     parser.add_argument("--plan", type=Path, default=FOLDER / "train.yaml")
     parser.add_argument("--out", type=Path, default=FOLDER)
@@ -297,7 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> int:
         for name in ("out", "work"):
             require_folder(getattr(given, name), f"--{name}")
-        training = Training(read_plan(given.plan), given.work)
+        training = TrainingRun(read_plan(given.plan), given.work)
         if given.resume:
             training.load()
         _run(training, given)
@@ -306,10 +308,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run(parser, work)
 
 
-def _run(training: Training, given: argparse.Namespace) -> None:
+def _run(training: TrainingRun, given: argparse.Namespace) -> None:
     losses: list[float] = []
     given.out.mkdir(parents=True, exist_ok=True)
-    log, mode = given.out / "log.jsonl", "a" if given.resume else "w"  # the log there is kept until there is a line
+    log, mode = given.out / "log.jsonl", "a" if given.resume else "w"  # an existing log is kept until the first line
     while training.tokens < training.plan.total:
         stage, before = training.stage, training.tokens
         losses.append(training.advance())
@@ -323,7 +325,7 @@ def _run(training: Training, given: argparse.Namespace) -> None:
     training.export(given.out)
 
 
-def _record(training: Training, length: int, losses: list[float], log: TextIO, examples: int) -> None:
+def _record(training: TrainingRun, length: int, losses: list[float], log: TextIO, examples: int) -> None:
     length = max(length, SHORTEST)
     found = evaluate(training.model.eval(), length, training.held_out, examples=examples)
     training.model.train()

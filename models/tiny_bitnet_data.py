@@ -1,7 +1,7 @@
-"""What the tiny BitNet reads: rows of text, repeated letters, MQAR, needles and New York, one example a row.
+"""Training data of the tiny BitNet: rows of text, repeated letters, MQAR, needles, and New York.
 
-Each kind makes row number i of a length from the seed alone. The end of the standard library is held out: training
-text and fillers come from the rest.
+Each row depends only on the seed, the length, and the step and row number. The end of the standard library is held out:
+training text and filler come from the rest.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import string
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -19,28 +19,30 @@ from torch import Tensor
 
 from tasks.byte_tokenizer import ByteTokenizer
 from tasks.encoding import encode
-from tasks.example import Example, Task
 from tasks.mqar import MQARText
 from tasks.needles import Needles
 from tasks.new_york import NewYork
 from tasks.text import TextBytes
 
+if TYPE_CHECKING:
+    from tasks.example import Example, Task
+
 TOKENIZER = ByteTokenizer()
-Row = tuple[Tensor, Tensor]  # tokens, and the weight of each in the loss
-NEEDLE = 160  # tokens of text for each needle of a row at least, its question among them
-ASKED = 50  # tokens of one more question, its answer among them
+Row = tuple[Tensor, Tensor]  # tokens and the loss weight of each
+NEEDLE = 160  # minimum tokens per needle in a row, including its question
+ASKED = 50  # tokens per additional question, including its answer
 LETTERS = string.ascii_letters + string.digits
 
 
-class Rows(NamedTuple):
-    """Tokens, and how much each counts in the loss when it is to be predicted; padding counts nothing."""
+class WeightedBatch(NamedTuple):
+    """Tokens, and the loss weight of each as a target; padding has weight zero."""
 
     ids: Int[Tensor, "B n"]
     weights: Float[Tensor, "B n"]
 
 
 def split_text(folder: Path, held_out: float) -> tuple[TextBytes, TextBytes]:
-    """The standard library in two files of `folder`: what is trained on, and the share of it that is not."""
+    """Split the standard library into two files in `folder`: the training text and the held-out share."""
     whole = TextBytes()
     everything = bytes(whole.tokens(len(whole)).tolist())
     cut = int(len(everything) * (1 - held_out))
@@ -51,7 +53,7 @@ def split_text(folder: Path, held_out: float) -> tuple[TextBytes, TextBytes]:
 
 
 class Mixture:
-    """Endless batches of `rows` rows of `length` tokens, whose kinds are drawn by `shares`."""
+    """Generates batches of `rows` rows of `length` tokens, whose kinds are drawn by `shares`."""
 
     def __init__(
         self,
@@ -70,8 +72,8 @@ class Mixture:
         self.piece = length if piece is None else piece
         self.answer_weight, self.seed = answer_weight, seed
 
-    def batch(self, rows: int, step: int) -> Rows:
-        """The rows of step number `step`."""
+    def batch(self, rows: int, step: int) -> WeightedBatch:
+        """Return the rows of step number `step`."""
         ids = torch.full((rows, self.length), TOKENIZER.pad_id)
         weights = torch.zeros(rows, self.length)
         for row in range(rows):
@@ -79,16 +81,16 @@ class Mixture:
             (kind,) = draw.choices(list(self.shares), list(self.shares.values()))
             tokens, weight = KINDS[kind](self, draw)
             ids[row, : len(tokens)], weights[row, : len(tokens)] = tokens, weight
-        return Rows(ids, weights)
+        return WeightedBatch(ids, weights)
 
     def of_text(self, draw: random.Random) -> Row:
-        """A stretch of the training text."""
+        """Return a random range of the training text."""
         start = draw.randrange(len(self.text) - self.length)
         tokens = self.text.tokens(self.length, start=start).long()
         return tokens, torch.ones(self.length)
 
     def repeats(self, draw: random.Random) -> Row:
-        """Random letters and the same letters again, over and over; what can be known counts."""
+        """Repeat random letters; only predictable tokens have loss weight."""
         return self._pieces(self._repeat, draw)
 
     def _repeat(self, draw: random.Random, length: int) -> Row:
@@ -98,7 +100,7 @@ class Mixture:
         return tokens, (torch.arange(length) > period).float()
 
     def mqar(self, draw: random.Random) -> Row:
-        """Pairs and all their keys again; a value counts where it can be known."""
+        """Return pairs followed by all their keys again; a value has loss weight if it is predictable."""
         return self._pieces(self._recall, draw)
 
     def _recall(self, draw: random.Random, length: int) -> Row:
@@ -108,13 +110,13 @@ class Mixture:
         return ids, (labels >= 0).float()
 
     def _pieces(self, make: Callable[[random.Random, int], Row], draw: random.Random) -> Row:
-        """A row of independent examples of `piece` tokens, as many as fit."""
+        """Fill a row with independent examples of `piece` tokens."""
         parts = [make(draw, self.piece) for _ in range(self.length // self.piece)]
         tokens, weights = zip(*parts, strict=True)
         return torch.cat(tokens), torch.cat(weights)
 
     def needles(self, draw: random.Random) -> Row:
-        """Needles in text, of which all are asked one after another; text counts, the answers more."""
+        """Return needles in text, all queried one after another; text has loss weight, and answers have more."""
         count = draw.randint(1, max(1, self.length // NEEDLE))
         room = self.length - (count - 1) * ASKED
         seed = draw.getrandbits(32)
@@ -124,7 +126,7 @@ class Mixture:
         return self._asked(example, [(f"The special magic of {key} is", f" {value}") for key, value in pairs])
 
     def new_york(self, draw: random.Random) -> Row:
-        """New York once to three times; the adjectives before the first two are asked, in any order."""
+        """Mention New York one to three times and ask for the adjectives of the first one or two, in any order."""
         nth = draw.randint(1, 1 if self.length < 200 else 2)
         mentions = nth if self.length < 256 else draw.randint(nth, nth + 1)
         decoys = 0 if self.length < 512 else draw.randint(0, 2)
@@ -142,9 +144,9 @@ class Mixture:
         return self._ask_mentions(example, draw.sample(range(nth), nth))
 
     def counting(self, draw: random.Random) -> Row:
-        """New York twice or three times among other cities, also in short rows; the first two are asked, in any order.
+        """Mention New York two or three times among other cities, also in short rows, and ask for the first two.
 
-        Where the last mention is the one that is asked, a model need not count.
+        If only the last mention were asked for, a model would not need to count.
         """
         mentions, decoys, seed = draw.randint(2, 3), draw.randint(0, 2), draw.getrandbits(32)
         room = self.length - ASKED
@@ -156,7 +158,7 @@ class Mixture:
         return self._asked(example, [(f"Adjective before New York, mention {i + 1}:", f" {found[i]}") for i in order])
 
     def _asked(self, example: Example, questions: list[tuple[str, str]]) -> Row:
-        """An example's text, then questions and answers instead of its own."""
+        """Return an example's text followed by the given questions and answers instead of its own."""
         pieces = [(example.prompt[: example.prompt.rindex("\n")], 1.0)]
         for question, answer in questions:
             pieces += [(f"\n{question}", 1.0), (answer, self.answer_weight)]
@@ -177,9 +179,9 @@ KINDS: Mapping[str, Callable[[Mixture, random.Random], Row]] = {
 
 
 def checks(length: int, text: TextBytes, seed: int = 1_000) -> dict[str, Task]:
-    """The tasks on which accuracy is taken, on text that was held out.
+    """Return the tasks for accuracy, on held-out text.
 
-    New York has one mention more than is asked and two other cities, in rows too short for that neither.
+    New York has one more mention than the one asked for, and two other cities; in rows shorter than 512, neither.
     """
     found: dict[str, Task] = {
         "mqar": MQARText(length, pairs=length // 32, power=1.0, seed=seed),

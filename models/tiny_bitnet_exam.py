@@ -1,32 +1,35 @@
-"""What the stored tiny BitNet can do, on text and examples that it was not trained on, as a table.
+"""Evaluates the stored tiny BitNet on held-out text and examples and prints a table.
 
 python -m models.tiny_bitnet_exam --lengths 384 1024 2048 --examples 100
 """
 
 from __future__ import annotations
 
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    exit_on_signal()  # before the imports that take long
+    exit_on_signal()  # before the slow imports
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from scipy.stats import binomtest
 
-from harness.command_line import count
-from harness.run_folder import require_folder
+from harness.common.command_line import count
+from harness.results.run_dir import require_folder
 from lsh_bitnet.commands import Parser, run
 from lsh_bitnet.models import load_model, require_length
 from models.tiny_bitnet import evaluate
 from models.tiny_bitnet_data import checks, split_text
-from tasks.example import Task
 from tasks.new_york import NewYork
-from tasks.text import TextBytes
 
-LEAST = 384  # tokens; no example of every task fits less
+if TYPE_CHECKING:
+    from tasks.example import Task
+    from tasks.text import TextBytes
+
+LEAST = 384  # tokens; the minimum for an example of every task
 TITLES = {
     "bits_per_byte": "bits per byte",
     "needles": "needles",
@@ -39,7 +42,7 @@ TITLES = {
 
 
 def table(lengths: list[int], examples: int, work: Path, text_tokens: int) -> str:
-    """Markdown: a line a task, a column a length; accuracies with Wilson's 95 % interval."""
+    """Return a Markdown table, one row per task and one column per length; accuracies with Wilson's 95 % interval."""
     loaded = load_model("tiny-bitnet")
     require_length(loaded, max(lengths))
     model, (_, held_out) = loaded.model, split_text(work, 0.05)
@@ -54,7 +57,7 @@ def table(lengths: list[int], examples: int, work: Path, text_tokens: int) -> st
 
 
 def new_york(length: int, text: TextBytes, seed: int = 1_000) -> dict[str, Task]:
-    """The first and the second mention, with one more behind it; with other cities and without."""
+    """Return tasks for the first and the second mention, followed by one more, with and without other cities."""
     return {
         f"{name}_{nth}": NewYork(
             length, nth=nth, mentions=nth + 1, decoys=decoys, wording="short", text=text, seed=seed

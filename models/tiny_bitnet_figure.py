@@ -1,14 +1,14 @@
-"""Draws the learning curve of the tiny BitNet from its log.
+"""Plots the learning curve of the tiny BitNet from its log.
 
-python -m models.tiny_bitnet_figure        # models/tiny-bitnet/log.jsonl to learning.svg beside it
+python -m models.tiny_bitnet_figure        # models/tiny-bitnet/log.jsonl to learning.svg in the same folder
 """
 
 from __future__ import annotations
 
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    exit_on_signal()  # before the imports that take long
+    exit_on_signal()  # before the slow imports
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ ACCURACIES = {
 
 
 def draw(log: Path, figure: Path) -> None:
-    """Bits per byte on held-out text, and accuracy on tasks, over the tokens read; lines where lengths change."""
+    """Plot held-out bits per byte and task accuracies against tokens read, with lines where the row length changes."""
     import matplotlib.pyplot as plt
 
     lines = _lines(log)
@@ -49,10 +49,10 @@ def draw(log: Path, figure: Path) -> None:
 
 
 def _lines(log: Path) -> pd.DataFrame:
-    """Raises ValueError for a file that is no such log."""
+    """Read the log. Raises ValueError if the file is not a training log."""
     try:
         lines = pd.read_json(log.open(encoding="utf8"), lines=True)
-    except (ValueError, AttributeError) as error:  # pandas' words for what is no JSON, or no mapping a line
+    except (ValueError, AttributeError) as error:  # from pandas: not JSON, or not one mapping per line
         raise ValueError(f"{log} cannot be read: it does not hold a JSON mapping a line") from error
     if missing := {"tokens", "length", "bits_per_byte", *ACCURACIES} - set(lines):
         raise ValueError(f"{log} is no log of a training: {', '.join(sorted(missing))} are missing")
@@ -60,14 +60,14 @@ def _lines(log: Path) -> pd.DataFrame:
 
 
 def _changes(lines: pd.DataFrame) -> list[tuple[float, int]]:
-    """Where rows of another length begin, in million tokens, and how long those are."""
+    """Return where the row length changes, in million tokens, and the new lengths."""
     starts = lines[lines.length != lines.length.shift()]
     begun = lines.tokens.shift(fill_value=0).loc[starts.index]
     return list(zip(begun / 1e6, starts.length, strict=True))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw the log that is stored."""
+    """Plot the stored log."""
     parser = Parser(
         prog="python -m models.tiny_bitnet_figure", description="Draw the learning curve of the tiny BitNet."
     )

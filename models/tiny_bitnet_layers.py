@@ -1,10 +1,9 @@
-"""What the tiny BitNet computes with while it is trained, and only then: linears that become ternary little by little,
-and attention whose backward pass is quick on a processor.
+"""Training-time layers of the tiny BitNet: gradually quantised linears, and attention with a fast CPU backward pass.
 
-Weights that are ternary from the first step learn late. So a linear uses w + share (quantised w - w), the same for its
-activations, and `share` rises from 0 to 1: Mekkouri et al. 2024, "Fine-tuning LLMs to 1.58bit",
-https://huggingface.co/blog/1_58_llm_extreme_quantization. At 1 it is transformers' `AutoBitLinear`, which is what the
-stored model is made of.
+Weights that are ternary from the first step start learning late. So a linear uses w + share (quantised w - w), and
+the same for its activations, and `share` rises from 0 to 1: Mekkouri et al. 2024, "Fine-tuning LLMs to 1.58bit",
+https://huggingface.co/blog/1_58_llm_extreme_quantization. At 1, this equals transformers' `AutoBitLinear`, which the
+stored model uses.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.bitnet import AutoBitLinear
 
-ROWS = "tiny_bitnet_rows"  # attn_implementation, once `register_rows` was called
-CHUNK = 256  # queries at a time: half of the scores of a long row lie behind the causal mask and are never computed
+ROWS = "tiny_bitnet_rows"  # attn_implementation, after `register_rows`
+CHUNK = 256  # queries per chunk; skips the masked half of the scores in long rows
 
 
 class _Straight(torch.autograd.Function):
-    """`share` of the way from x to `rounded`, whose gradient goes to x as it is."""
+    """Interpolates from x to `rounded` by `share`, with a straight-through gradient to x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rounded: Tensor, share: Tensor) -> Tensor:
@@ -35,7 +34,7 @@ class _Straight(torch.autograd.Function):
 
 
 class WarmingBitLinear(AutoBitLinear):
-    """An `AutoBitLinear` that is `share` quantised while it is trained, and wholly in eval mode."""
+    """An `AutoBitLinear` that is quantised by `share` in training, and completely in eval mode."""
 
     share: Float[Tensor, ""]
 
@@ -53,7 +52,7 @@ class WarmingBitLinear(AutoBitLinear):
 
 
 def warm(model: nn.Module) -> Float[Tensor, ""]:
-    """Make every online `AutoBitLinear` of `model` a `WarmingBitLinear`, in place; returns the share, to be filled."""
+    """Turn every online `AutoBitLinear` of `model` into a `WarmingBitLinear` in place; returns the share to set."""
     share = torch.ones(())
     for module in model.modules():
         if type(module) is AutoBitLinear and module.online_quant:
@@ -63,7 +62,7 @@ def warm(model: nn.Module) -> Float[Tensor, ""]:
 
 
 def register_rows() -> None:
-    """Let transformers know `attend_rows` as `ROWS`, with no mask: rows here are causal and without padding inside."""
+    """Register `attend_rows` in transformers as `ROWS`, without a mask: rows are causal and have no inner padding."""
     AttentionInterface.register(ROWS, attend_rows)
     AttentionMaskInterface.register(ROWS, lambda *_given, **_named: None)
 
@@ -76,9 +75,9 @@ def attend_rows(
     attention_mask: None,
     **_settings: Any,
 ) -> tuple[Float[Tensor, "B n h d"], None]:
-    """Causal attention in the value's precision, scores and all, as plain matrix products.
+    """Causal attention in the value's dtype, including scores, with plain matrix products.
 
-    torch's fused kernel needs 33 ms for the backward pass of 64 rows of 64 tokens in bfloat16, these 4 ms.
+    torch's fused kernel takes 33 ms for the backward pass of 64 rows of 64 tokens in bfloat16; this takes 4 ms.
     """
     query, key = query.to(value.dtype), key.to(value.dtype)
     parts = [_chunk(query, key, value, start) for start in range(0, query.shape[2], CHUNK)]

@@ -1,1 +1,1 @@
-"""One data set or task a file."""
+"""Tasks and data sets, one per file."""

@@ -1,4 +1,4 @@
-"""Bytes as tokens: nothing to train, nothing to download, and every text has exactly one encoding."""
+"""Byte-level tokenizer: needs no training or download, and every text has exactly one encoding."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Iterable
 
 
 class ByteTokenizer:
-    """Token b is byte b of the text's UTF-8; then come pad, bos and eos.
+    """Token b is byte b of the text's UTF-8 encoding, followed by pad, bos, and eos.
 
-    Text that is bytes already (`tasks.text`) is therefore encoded as it stands.
+    Text that is already bytes (`tasks.text`) needs no further encoding.
     """
 
     pad_id, bos_id, eos_id = 256, 257, 258
     vocab_size = 259
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text, without special ones."""
+        """Encode a text, without special tokens."""
         return list(text.encode("utf-8"))
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of tokens; special tokens are left out, and bytes that are no UTF-8 become U+FFFD.
+        """Decode tokens; special tokens are skipped, and invalid UTF-8 becomes U+FFFD.
 
-        Raises ValueError for a number that is no token.
+        Raises ValueError for a number that is not a token.
         """
         tokens = list(tokens)
         wrong = [token for token in tokens if not 0 <= token < self.vocab_size]
@@ -30,5 +30,5 @@ class ByteTokenizer:
         return bytes(token for token in tokens if token < self.pad_id).decode("utf-8", errors="replace")
 
     def count(self, text: str) -> int:
-        """How many tokens `encode` makes of the text."""
+        """Return the number of tokens in the text."""
         return len(text.encode("utf-8"))

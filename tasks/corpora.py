@@ -1,8 +1,8 @@
-"""Texts to take perplexity on: WikiText-103 raw, WikiText-2 raw, EnWik8, and the standard library's source offline.
+"""Text corpora for perplexity: WikiText-103 raw, WikiText-2 raw, EnWik8, and the standard library's source offline.
 
 Merity et al. 2016, https://arxiv.org/abs/1609.07843; Mahoney, http://mattmahoney.net/dc/textdata.html. Articles are
-joined as they stand, blank lines and " = Heading = " lines included. A corpus comes from a local file, from a folder
-of Parquet files laid out as on the hub, from the hub's cache, or from the hub.
+joined unchanged, including blank lines and " = Heading = " lines. A corpus comes from a local file, from a folder of
+Parquet files laid out as on the hub, from the hub's cache, or from the hub.
 
     load_corpus("wikitext103", "validation")
     load_corpus("enwik8", "test", path="data/enwik8")
@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from attentions.extras import missing_extra
+from attentions.common.extras import missing_extra
 from tasks.text import TextBytes
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Corpus:
-    """Where a text stands on the hub, and the shares of train, validation and test of a whole that has no splits."""
+    """Location of a text on the hub, and its train, validation, and test fractions if the hub has no splits."""
 
     repository: str
     configuration: str
@@ -40,7 +40,7 @@ CORPORA: Mapping[str, Corpus] = MappingProxyType(
     {
         "wikitext103": Corpus("Salesforce/wikitext", "wikitext-103-raw-v1"),
         "wikitext2": Corpus("Salesforce/wikitext", "wikitext-2-raw-v1"),
-        # `datasets` no longer runs its loading script; the hub keeps the one row it makes as Parquet.
+        # `datasets` no longer runs its loading script; the hub keeps its single row as Parquet.
         "enwik8": Corpus("LTCB/enwik8", "enwik8-raw", "refs/convert/parquet", (0.9, 0.05, 0.05)),
     }
 )
@@ -48,13 +48,13 @@ STDLIB_SHARES = (0.95, 0.025, 0.025)
 
 
 def load_corpus(name: str, split: str = "validation", *, path: str | Path | None = None) -> str:
-    """The text of a split.
+    """Load the text of a split.
 
-    name: "stdlib", or one of `CORPORA`. path: a file that is the text, or a folder of Parquet files. Of "enwik8" a
-    file is the whole, of which train, validation and test are the first 90 %, the next and the last 5 %; of the
-    others it is the split itself. "stdlib" takes no path; its validation and test are the last 5 %, half each.
+    name: "stdlib", or one of `CORPORA`. path: a text file, or a folder of Parquet files. For "enwik8", a file is the
+    whole corpus, whose first 90 %, next 5 %, and last 5 % are train, validation, and test; for other corpora, a file is
+    the split itself. "stdlib" takes no path; its last 5 % are validation and test, half each.
 
-    Raises ValueError for an unknown name or split, and for a corpus that is not there, with how to get it.
+    Raises ValueError for an unknown name or split, and for a missing corpus, with how to get it.
     """
     if name not in CORPORA and name != "stdlib":
         raise ValueError(f"corpus {name!r} is not allowed: it must be stdlib, {', '.join(CORPORA)}")
@@ -75,17 +75,17 @@ def load_corpus(name: str, split: str = "validation", *, path: str | Path | None
 
 
 def _share(content: bytes, split: str, shares: tuple[float, float, float]) -> str:
-    """The split's part of a whole, by bytes."""
+    """Return a split's part of the whole corpus, by bytes."""
     place = SPLITS.index(split)
     start, stop = (round(sum(shares[:end]) * len(content)) for end in (place, place + 1))
     return content[start:stop].decode("utf-8", errors="replace")
 
 
 def _from_datasets(name: str, corpus: Corpus, split: str, folder: Path | None) -> str:
-    """The rows of the split one after another, or the split's share of all rows where there is only a whole."""
+    """Return the concatenated rows of the split, or the split's share of all rows if the hub has no splits."""
     try:
         import datasets
-        import pandas as pd  # whose reader needs what comes with datasets
+        import pandas as pd  # its Parquet reader needs a dependency of datasets
         from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise missing_extra("models", error) from error
@@ -109,7 +109,7 @@ def _from_datasets(name: str, corpus: Corpus, split: str, folder: Path | None) -
 
 
 def _column(table: pd.DataFrame, path: str) -> list[Any]:
-    """The column `text` of a Parquet file, pandas' index included. Raises ValueError where it has none."""
+    """Return the column `text` of a Parquet file, even if it is the index. Raises ValueError if there is none."""
     if "text" in table.index.names:
         table = table.reset_index()
     if "text" not in table.columns:
@@ -118,7 +118,7 @@ def _column(table: pd.DataFrame, path: str) -> list[Any]:
 
 
 def _joined(rows: Iterable[Any], source: str) -> str:
-    """Rows one after another. Raises ValueError for one that is no text."""
+    """Concatenate rows. Raises ValueError for a row that is not text."""
     texts = list(rows)
     for number, row in enumerate(texts, 1):
         if not isinstance(row, str):

@@ -1,4 +1,4 @@
-"""What every task is made of: a prompt, its answer, and an endless seeded supply of such pairs."""
+"""Base classes of tasks: an example is a prompt and its answer, and a task is an endless seeded stream of examples."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import Any
 class Example:
     """A prompt and the answer that follows from it alone.
 
-    prompt: text that a model reads.
-    answer: text that it must continue with, character by character, its leading space or line break included.
-    metadata: facts about the example that JSON can hold; `task` names the generator.
-    spans: ranges of the prompt's characters which what stands before them determines, as the answer is determined
-        by the whole prompt; to learn from more than the answer.
+    prompt: the text that a model reads.
+    answer: the text with which it must continue, character by character, including a leading space or line break.
+    metadata: JSON-serialisable facts about the example; `task` names the generator.
+    spans: character ranges of the prompt that are determined by the text before them, as the answer is by the whole
+        prompt; they allow learning from more than the answer.
     """
 
     prompt: str
@@ -34,9 +34,9 @@ class Example:
 
 
 class Task(ABC):
-    """Examples without end. Example `index` depends on the settings, the seed and the index, and on nothing else.
+    """An endless stream of examples. Example `index` depends only on the settings, the seed, and the index.
 
-    So a stream can be resumed anywhere, shared among workers, and drawn twice alike; training and evaluation take
+    A stream can therefore be resumed anywhere, shared among workers, and reproduced; training and evaluation use
     different seeds.
     """
 
@@ -45,37 +45,37 @@ class Task(ABC):
 
     @property
     def name(self) -> str:
-        """The class in lower case: `MQARText` is "mqar_text"."""
+        """The class name in snake case: `MQARText` is "mqar_text"."""
         return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(self).__name__).lower()
 
     @abstractmethod
     def example(self, index: int) -> Example:
-        """Example number `index`, from 0."""
+        """Return example number `index`, from 0."""
 
     def stream(self, start: int = 0, step: int = 1) -> Iterator[Example]:
-        """Examples start, start + step, and so on: worker w of W takes `stream(w, W)`."""
+        """Yield examples start, start + step, and so on: worker w of W uses `stream(w, W)`."""
         return map(self.example, itertools.count(start, step))
 
     def __iter__(self) -> Iterator[Example]:
         return self.stream()
 
     def score(self, example: Example, output: str) -> float:
-        """How right a model's output is, from 0 to 1. Here: equal to the answer, white space apart."""
+        """Score a model's output from 0 to 1. By default, 1 if it equals the answer, ignoring whitespace."""
         return float(output.split() == example.answer.split())
 
     def chance(self, example: Example) -> float:
-        """The score that guessing reaches on average, for who knows the form of the answer."""
+        """Return the expected score of guessing if the form of the answer is known."""
         return 0.0
 
     def draw(self, index: int) -> random.Random:
-        """The source of an example's random choices; it depends on no setting, so that settings can be compared."""
-        return random.Random(f"{self.name} {self.seed} {index}")  # text is hashed: alike on every machine
+        """Return the random generator of an example; it is independent of settings, so that settings are comparable."""
+        return random.Random(f"{self.name} {self.seed} {index}")  # strings seed identically on every machine
 
 
 def contained(references: list[str], output: str) -> float:
-    """The fraction of `references` that occur in the output, upper and lower case alike (RULER's score).
+    """Return the fraction of `references` that occur in the output, ignoring case (RULER's score).
 
-    Raises ValueError for no references and for an empty one, which every output contains.
+    Raises ValueError if there are no references or one is empty, because every output contains an empty string.
     """
     if not references or not all(references):
         raise ValueError(f"references={references} are not allowed: there must be at least one, and none empty")
@@ -83,13 +83,13 @@ def contained(references: list[str], output: str) -> float:
 
 
 def one_of(name: str, value: str, allowed: Iterable[str]) -> None:
-    """Raises ValueError unless `value` is one of those allowed for the setting `name`."""
+    """Raise ValueError unless `value` is allowed for the setting `name`."""
     if value not in (allowed := tuple(allowed)):
         raise ValueError(f"{name}={value!r} is not allowed: it must be one of {', '.join(allowed)}")
 
 
 def require_range(name: str, value: tuple[int, int], *, least: int, most: int | None = None) -> None:
-    """Raises ValueError unless `value` is a pair of numbers, fewest and most, within `least` and `most`."""
+    """Raise ValueError unless `value` is an ordered pair (fewest, most) between `least` and `most`."""
     low, high = value
     if not least <= low <= high or (most is not None and high > most):
         limit = f"{least} to {most}" if most is not None else f"at least {least}"
@@ -97,9 +97,9 @@ def require_range(name: str, value: tuple[int, int], *, least: int, most: int | 
 
 
 class Mixed(Task):
-    """Several tasks in one stream, each example of one drawn by `weights` (equal by default).
+    """Several tasks in one stream; each example comes from a task drawn by `weights` (equal by default).
 
-    Raises ValueError for no tasks and for weights that do not fit them.
+    Raises ValueError for no tasks and for weights that do not match them.
     """
 
     def __init__(self, tasks: list[Task], weights: list[float] | None = None, *, seed: int = 0) -> None:

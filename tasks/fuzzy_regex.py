@@ -1,11 +1,11 @@
-"""Fuzzy regex parsing: everything in a text that a pattern matches, as `re.findall` reads it.
+"""Fuzzy regex parsing: list everything in a text that a pattern matches, as in `re.findall`.
 
     <PATTERN> [0-9]+
     <TEXT> abc 123 def 456 ghi
     <OUTPUT> 123 456
 
-A fuzzy pattern, written as in the `regex` package, is `(?:lemon){s<=1}`: words of the text that differ from "lemon" in
-at most one letter, none added and none missing.
+A fuzzy pattern, in the syntax of the `regex` package, is `(?:lemon){s<=1}`: words of the text that differ from "lemon"
+by at most one substituted letter, with no insertions or deletions.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ WORDS = tuple(word for word in ADJECTIVES + NOUNS if len(word) >= 4)
 class FuzzyRegex(Task):
     """Texts of `words` words and a pattern of at most `parts` character classes, with at least one match.
 
-    words: fewest and most. fuzzy: how many of the patterns are fuzzy words, 0 to 1. errors: most letters that may
-    differ in those.
+    words: fewest and most. fuzzy: fraction of patterns that are fuzzy words, 0 to 1. errors: maximum number of
+    substituted letters in those.
     Raises ValueError for numbers out of range.
     """
 
@@ -64,7 +64,7 @@ class FuzzyRegex(Task):
         return Example(f"<PATTERN> {pattern}\n<TEXT> {text}\n<OUTPUT>", "".join(f" {match}" for match in found), facts)
 
     def _plain(self, draw: random.Random, count: int) -> tuple[str, str, list[str]]:
-        """A pattern, a text of which about half the words are made to match, and the matches."""
+        """Make a pattern, a text in which about half the words are made to match it, and the matches."""
         classes = list(CLASSES)
         parts = [(draw.choice(classes), draw.choice(tuple(COUNTS))) for _ in range(draw.randint(1, self.parts))]
         others = [[(draw.choice(classes), draw.choice(tuple(COUNTS))) for _ in range(2)] for _ in range(count)]
@@ -73,7 +73,7 @@ class FuzzyRegex(Task):
         return pattern, text, re.findall(pattern, text)
 
     def _near(self, draw: random.Random, count: int) -> tuple[str, str, list[str]]:
-        """A fuzzy word, a text of which about half the words are that word with some letters changed, the matches."""
+        """Make a fuzzy word, a text in which about half the words are changed copies of it, and the matches."""
         word = draw.choice(WORDS)
         words = [
             _changed(draw, word, draw.randint(0, self.errors + 1)) if draw.random() < 0.5 else draw.choice(WORDS)
@@ -84,7 +84,7 @@ class FuzzyRegex(Task):
 
 
 def _matching(draw: random.Random, parts: list[tuple[str, str]]) -> str:
-    """A word that the parts match from end to end."""
+    """Make a word that the parts match from end to end."""
     return "".join("".join(draw.choices(CLASSES[name], k=draw.randint(*COUNTS[times]))) for name, times in parts)
 
 

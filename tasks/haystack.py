@@ -1,4 +1,4 @@
-"""Long texts in which something is to be found: filler by lines, and as much of it as fits a length."""
+"""Builds long texts with something to find: lines of filler, as many as fit a given length."""
 
 from __future__ import annotations
 
@@ -6,28 +6,31 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from typing import TYPE_CHECKING
 
 from tasks.byte_tokenizer import ByteTokenizer
 from tasks.encoding import SPECIAL
 from tasks.text import TextBytes
-from tasks.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from tasks.tokenizer import Tokenizer
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."  # RULER's
-LONGEST_LINE = 120  # characters; a longer line is cut, so that something can be placed anywhere
+LONGEST_LINE = 120  # characters; longer lines are split, so that inserts can go anywhere
 
 Filler = Callable[[int], list[str]]
 """Lines of about so many bytes; a greater size gives the same lines and more of them."""
 
 
 def noise(size: int) -> list[str]:
-    """RULER's five sentences, again and again."""
+    """Repeat RULER's five sentences."""
     return [NOISE] * (size // (len(NOISE) + 1) + 1)
 
 
 def text_lines(text: TextBytes | None = None, *, start: float, without: str) -> Filler:
-    """Whole lines of `text` (default: the standard library), read as a ring from its fraction `start` on.
+    """Return a filler of whole lines of `text` (default: the standard library), read as a ring from fraction `start`.
 
-    Lines in which the regular expression `without` matches are left out, so that no prompt has two answers.
+    Lines that match the regular expression `without` are left out, so that no prompt has two answers.
     """
     unwanted = re.compile(without)
 
@@ -44,7 +47,7 @@ def text_lines(text: TextBytes | None = None, *, start: float, without: str) -> 
 
 
 def ring(lines: Sequence[str], start: float) -> Filler:
-    """The lines, each once, read as a ring from the fraction `start` on."""
+    """Return a filler that reads the lines as a ring from the fraction `start`, each line once."""
     begin = int(start * len(lines))
     turned = [*lines[begin:], *lines[:begin]]
 
@@ -56,7 +59,7 @@ def ring(lines: Sequence[str], start: float) -> Filler:
 
 
 def split_lines(content: bytes) -> list[str]:
-    """The lines of a text, long ones cut at spaces; bytes that are no UTF-8 are left out."""
+    """Split text into lines, and long lines at spaces; invalid UTF-8 is dropped."""
     return [piece for line in content.decode("utf-8", errors="ignore").split("\n") for piece in _cut(line)]
 
 
@@ -66,7 +69,7 @@ def _library() -> TextBytes:
 
 
 def place(lines: list[str], inserts: Iterable[tuple[float, str]]) -> list[str]:
-    """`lines` with each insert at its depth: 0 before the first line, 1 behind the last; equal depths keep order."""
+    """Insert texts into `lines` by depth: 0 before the first line, 1 after the last; equal depths keep their order."""
     placed = sorted((round(depth * len(lines)), order, text) for order, (depth, text) in enumerate(inserts))
     whole, end = [], 0
     for position, _, text in placed:
@@ -76,20 +79,20 @@ def place(lines: list[str], inserts: Iterable[tuple[float, str]]) -> list[str]:
 
 
 class Room:
-    """How much text a length has room for: `length` tokens of prompt, answer, and bos and eos around them."""
+    """How much text fits into `length` tokens of prompt and answer, including bos and eos."""
 
     def __init__(self, length: int, tokenizer: Tokenizer | None = None) -> None:
         self.length = length
         self.tokenizer = ByteTokenizer() if tokenizer is None else tokenizer
 
     def holds(self, text: str) -> bool:
-        """Whether prompt and answer `text` fit."""
+        """Whether the text, prompt and answer, fits."""
         return self.tokenizer.count(text) + SPECIAL <= self.length
 
     def fill(self, filler: Filler, build: Callable[[list[str]], str]) -> list[str]:
-        """The most lines of filler with which `build(lines)`, prompt and answer in one, still fits.
+        """Return as many filler lines as fit; `build(lines)` returns prompt and answer as one text.
 
-        Raises ValueError if not even `build([])` fits, or if the filler ends before the length is reached.
+        Raises ValueError if even `build([])` does not fit, or if there is not enough filler.
         """
         if not self.holds(build([])):
             least = self.tokenizer.count(build([])) + SPECIAL
@@ -103,7 +106,7 @@ class Room:
 
 
 def last_that(holds: Callable[[int], bool], count: int) -> int:
-    """The greatest number for which `holds`, found by halving; it holds for 0 and does not for `count`."""
+    """Return the largest number for which `holds` is true, by bisection; true for 0 and false for `count`."""
     low, high = 0, count
     while high - low > 1:
         middle = (low + high) // 2
@@ -112,7 +115,7 @@ def last_that(holds: Callable[[int], bool], count: int) -> int:
 
 
 def _cut(line: str) -> list[str]:
-    """A line in pieces of at most LONGEST_LINE characters, at spaces where there are any."""
+    """Split a line into pieces of at most LONGEST_LINE characters, at spaces if there are any."""
     if len(line) <= LONGEST_LINE:
         return [line]
     return re.findall(rf"\S.{{0,{LONGEST_LINE - 2}}}(?=\s|$)|\S{{1,{LONGEST_LINE}}}", line)

@@ -1,4 +1,4 @@
-"""Examples in files, one JSON object a line, and back again."""
+"""Writes and reads examples as files with one JSON object per line."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pydantic_core import from_json
 
 from tasks.example import Example
 
-LONGEST = 80  # letters of a value in a message
-NEAR = 20  # bytes on each side of what is no JSON
+LONGEST = 80  # maximum characters of a value in a message
+NEAR = 20  # bytes shown on each side of invalid JSON
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> int:
-    """Write all examples and say how many; `path` appears when the last is written, and not at all if that fails.
+    """Write all examples and return their number; `path` is created atomically, or not at all if writing fails.
 
-    Raises ValueError where the file cannot be written, and for an example whose text is none.
+    Raises ValueError if the file cannot be written, and for an example whose text cannot be encoded.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,15 +41,15 @@ def write_examples(path: Path, examples: Iterable[Example]) -> int:
 
 
 def read_examples(path: Path) -> Iterator[Example]:
-    """The examples of a file, one at a time; empty lines are passed over.
+    """Read the examples of a file one at a time; empty lines are skipped.
 
-    Raises ValueError for a file that cannot be read, and for a line that is no example: it says which and why.
+    Raises ValueError for a file that cannot be read, and for an invalid line, with its number and the reason.
     """
     return (example for _, example in numbered_examples(path))
 
 
 def numbered_examples(path: Path) -> Iterator[tuple[int, Example]]:
-    """The same, each with the number of its line, from 1."""
+    """Read examples like `read_examples`, each with its line number, from 1."""
     try:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
@@ -72,7 +72,7 @@ def _line(example: Example) -> str:
 
 def _parse(line: bytes, where: str) -> Example:
     try:
-        data = from_json(line)  # which refuses bytes and escapes that are no text, and what is nested 200 deep
+        data = from_json(line)  # rejects invalid text and nesting beyond 200 levels
     except ValueError as error:
         reason, _, place = str(error).partition(" at line 1 column ")
         near = line[max(0, int(place) - NEAR) : int(place) + NEAR].decode("utf-8", errors="backslashreplace").strip()
@@ -92,7 +92,7 @@ def _parse(line: bytes, where: str) -> Example:
 
 
 def _require(data: dict[str, Any], key: str, kind: type, where: str) -> Any:
-    """What a key holds. Raises ValueError unless it is of this kind."""
+    """Return the value of a key. Raises ValueError if it has the wrong type."""
     if not isinstance(data.get(key), kind):
         found = _shown(data[key]) if key in data else "it is missing"
         raise ValueError(f"{where}: {key} must be {'text' if kind is str else 'an object'}: {found}")
@@ -115,6 +115,6 @@ def _spans(data: dict[str, Any], where: str) -> tuple[tuple[int, int], ...]:
 
 
 def _shown(value: object) -> str:
-    """A value as JSON on one line, of a long one the beginning."""
+    """Format a value as JSON on one line, truncated if it is long."""
     text = json.dumps(value)
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."

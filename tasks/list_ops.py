@@ -1,9 +1,9 @@
-"""ListOps: the value of a nested expression such as [MAX 4 3 [MIN 2 3 ] 1 0 ].
+"""ListOps: compute the value of a nested expression such as [MAX 4 3 [MIN 2 3 ] 1 0 ].
 
-Nangia and Bowman 2018, https://arxiv.org/abs/1804.06028, at the lengths of Long Range Arena (Tay et al. 2020,
-https://arxiv.org/abs/2011.04006), whose distribution this is: below `max_depth` a node is an operator with
-probability 1/4, else a digit; an operator has 2 to `max_args` arguments; trees are drawn until one has more than
-`min_length` and fewer than `max_length` tokens, of which an operator and its bracket are two.
+Nangia and Bowman 2018, https://arxiv.org/abs/1804.06028, with the lengths and distribution of Long Range Arena (Tay et
+al. 2020, https://arxiv.org/abs/2011.04006): below `max_depth`, a node is an operator with probability 1/4, otherwise a
+digit; an operator has 2 to `max_args` arguments; trees are drawn until one has more than `min_length` and fewer than
+`max_length` tokens, where an operator and its closing bracket count as two.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 from tasks.example import Example, Task
 
 OPERATOR_SHARE = 0.25
-TRIES = 100_000  # trees for one example
+TRIES = 100_000  # maximum number of trees drawn per example
 
 OPERATORS: Mapping[str, Callable[[list[int]], int]] = MappingProxyType(
     {
         "MIN": min,
         "MAX": max,
-        "MED": lambda values: int(statistics.median(values)),  # between two numbers, their mean rounded down
+        "MED": lambda values: int(statistics.median(values)),  # an even count rounds the middle mean down
         "SM": lambda values: sum(values) % 10,
     }
 )
@@ -33,10 +33,10 @@ Tree = int | tuple[str, list[Any]]
 
 
 class ListOps(Task):
-    """Expressions of `min_length` to `max_length` tokens, neither included, and their values, 0 to 9.
+    """Expressions of more than `min_length` and fewer than `max_length` tokens, with values from 0 to 9.
 
-    Tokens are what white space separates: operators with their opening bracket, digits, closing brackets.
-    Raises ValueError where no tree, or hardly one in 100,000, has such a length.
+    Tokens are separated by spaces: operators with their opening bracket, digits, and closing brackets.
+    Raises ValueError if none of 100,000 trees has such a length.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ListOps(Task):
         return 0.1
 
     def _tree(self, draw: random.Random, at_depth: int, room: int) -> tuple[Tree, int]:
-        """A tree and its length; one that outgrows `room` is left unfinished, since it will be thrown away."""
+        """Draw a tree and its length; one that outgrows `room` is left unfinished, because it will be discarded."""
         if at_depth >= self.max_depth or draw.random() > OPERATOR_SHARE:
             return draw.randrange(10), 1
         arguments, length = [], 2
@@ -80,17 +80,17 @@ class ListOps(Task):
 
 
 def source(tree: Tree) -> str:
-    """The expression as text, its tokens separated by spaces."""
+    """Return the expression as text, with tokens separated by spaces."""
     if isinstance(tree, int):
         return str(tree)
     return " ".join([f"[{tree[0]}", *map(source, tree[1]), "]"])
 
 
 def value(tree: Tree) -> int:
-    """What the expression comes to."""
+    """Evaluate the expression."""
     return tree if isinstance(tree, int) else OPERATORS[tree[0]](list(map(value, tree[1])))
 
 
 def depth(tree: Tree) -> int:
-    """Levels of the tree; a digit alone is one."""
+    """Return the number of levels; a single digit has one."""
     return 1 if isinstance(tree, int) else 1 + max(map(depth, tree[1]))

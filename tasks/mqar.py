@@ -1,11 +1,11 @@
-"""Multi-query associative recall: key-value pairs, then every key once more; the value is to be said.
+"""Multi-query associative recall: key-value pairs, then every key again, whose value must be recalled.
 
 Arora et al. 2023, Zoology, https://arxiv.org/abs/2312.04927. `MQAR` is the paper's task on token numbers, `MQARText`
 the same on bytes of text, for models that read text.
 
-Context k1 v1 ... kN vN; then keys return at even offsets 2g, the gaps g drawn without replacement with probability
-proportional to g^(a-1), so most return early. Two things differ from the published generator: filler tokens are
-drawn from the seed too, and are never one of the example's keys.
+The context is k1 v1 ... kN vN. Keys then return at even offsets 2g; the gaps g are drawn without replacement with
+probability proportional to g^(a-1), so most keys return early. There are two differences from the published generator:
+filler tokens are also drawn from the seed, and they are never one of the example's keys.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from tasks.names import letters
 
 
 class Recall(NamedTuple):
-    """`labels[b, i]` is what is to be said at position i, after reading `inputs[b, :i + 1]`: already shifted.
+    """A batch; `labels[b, i]` is the token to predict at position i after `inputs[b, :i + 1]`: already shifted.
 
-    -100 where nothing is asked. (Here an answer is not the next input: a filler is.)
+    -100 where nothing is predicted. An answer is not the next input; a filler is.
     """
 
     inputs: Int[Tensor, "B n"]
@@ -37,9 +37,9 @@ class Recall(NamedTuple):
 class MQAR:
     """Sequences of `length` tokens with `pairs` pairs out of `vocab` tokens.
 
-    Keys are from 1 to vocab/2 - 1 and values from vocab/2 to vocab - 1, each without replacement; 0 is the blank.
-    power: the a of the gaps; 1 makes them uniform. fillers: "blank" or "random" tokens between the queries.
-    Raises ValueError for an odd length, and where pairs do not fit the length (4·pairs) or the vocabulary.
+    Keys are from 1 to vocab/2 - 1 and values from vocab/2 to vocab - 1, each without replacement; 0 is blank.
+    power: the exponent a of the gaps; 1 makes them uniform. fillers: "blank" or "random" tokens between the queries.
+    Raises ValueError for an odd length, and if pairs do not fit the length (4·pairs) or the vocabulary.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class MQAR:
         self.power, self.fillers, self.seed = power, fillers, seed
 
     def batch(self, count: int, start: int = 0) -> Recall:
-        """Sequences number `start` to `start + count - 1`; each depends on settings, seed and number only."""
+        """Return sequences `start` to `start + count - 1`; each depends only on settings, seed, and its number."""
         inputs, labels = zip(*(self._sequence(start + i) for i in range(count)), strict=True)
         return Recall(torch.from_numpy(np.stack(inputs)), torch.from_numpy(np.stack(labels)))
 
@@ -83,18 +83,18 @@ class MQAR:
 
 
 class MQARText(Task):
-    """Text of at most `length` tokens, in bytes: pairs such as "ab=XY ", then keys again, each with its value.
+    """Text of at most `length` tokens, in bytes: pairs such as "ab=XY ", then the keys again, each with its value.
 
-    The values of all returning keys are spans; that of the last is the answer, and it stands at the end whatever the
-    gaps of the others. Slots between returning keys are filled with dots.
+    The values of all returning keys are spans, except that of the last, which is the answer and always at the end.
+    Slots between returning keys are filled with dots.
     power: as in `MQAR`.
-    Raises ValueError where the pairs do not fit.
+    Raises ValueError if the pairs do not fit.
     """
 
     def __init__(self, length: int, *, pairs: int, power: float = 0.01, seed: int = 0) -> None:
         super().__init__(seed=seed)
         self.width = next(width for width in range(2, 9) if 26**width >= 2 * pairs)
-        self.slots = (length - SPECIAL + 1) // (2 * self.width + 2)  # the last slot has no space behind it
+        self.slots = (length - SPECIAL + 1) // (2 * self.width + 2)  # the last slot has no trailing space
         self.length, self.pairs, self.power = length, pairs, power
         if not 1 <= pairs <= self.slots // 2:
             raise ValueError(
@@ -123,7 +123,7 @@ class MQARText(Task):
 
 
 def power_gaps(draw: np.random.Generator, space: int, count: int, power: float) -> Int[np.ndarray, " count"]:
-    """`count` different gaps from 0 to space - 1, drawn one after another with probability ~ (1 + gap)^(power - 1)."""
+    """Draw `count` distinct gaps from 0 to space - 1, one by one with probability ~ (1 + gap)^(power - 1)."""
     weights = np.arange(1, space + 1) ** (power - 1.0)
-    noise = draw.gumbel(size=space)  # the largest of log-weight plus Gumbel noise are such a draw, in its order
+    noise = draw.gumbel(size=space)  # the Gumbel top-k trick
     return np.argsort(-(np.log(weights) + noise), kind="stable")[:count]

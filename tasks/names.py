@@ -1,4 +1,4 @@
-"""Names and numbers for tasks to give things: endless where they can be, and no two alike."""
+"""Streams of distinct names and numbers for tasks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tasks.words import ADJECTIVES, NOUNS
 
 
 def distinct(draw: random.Random, low: int, high: int) -> Iterator[int]:
-    """Numbers from low to high - 1, no two alike. Raises ValueError where they end."""
+    """Yield distinct numbers from low to high - 1. Raises ValueError when they run out."""
     seen: set[int] = set()
     while len(seen) < high - low:
         if (number := draw.randrange(low, high)) not in seen:
@@ -22,7 +22,7 @@ def distinct(draw: random.Random, low: int, high: int) -> Iterator[int]:
 
 
 def letters(draw: random.Random, width: int, alphabet: str = string.ascii_uppercase) -> Iterator[str]:
-    """Strings of `width` letters, no two alike. Raises ValueError where they end."""
+    """Yield distinct strings of `width` letters. Raises ValueError when they run out."""
     base = len(alphabet)
     for number in distinct(draw, 0, base**width):
         yield "".join(alphabet[number // base**i % base] for i in range(width))

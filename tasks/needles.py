@@ -1,8 +1,8 @@
-"""Needles in a haystack, as RULER defines them: find the value that the text gives for a key.
+"""Needles in a haystack, as in RULER: find the value that the text gives for a key.
 
 Hsieh et al. 2024, RULER, https://arxiv.org/abs/2404.06654, its eight `niah` tasks. A needle is a sentence that gives
-one value for one key. Needles with other keys are decoys; keys and values of one prompt are all different, and no
-line of the filler speaks of either. Source code stands in for the essays, which may not be passed on.
+one value for one key. Needles with other keys are decoys; all keys and values of a prompt are distinct, and the filler
+never mentions them. Source code replaces RULER's essays, which may not be redistributed.
 
     for example in Needles(4096, depth=0.5): ...
     Needles(4096, **RULER["niah_multikey_1"])
@@ -13,19 +13,21 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.example import Example, Task, contained, one_of
 from tasks.haystack import Filler, Room, noise, place, text_lines
 from tasks.names import NAMES
-from tasks.text import TextBytes
-from tasks.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from tasks.text import TextBytes
+    from tasks.tokenizer import Tokenizer
 
 DEPTHS = 40  # RULER places needles at 40 equally spaced depths
 
 
 class Wording(NamedTuple):
-    """The sentences of a prompt; {kind}, {key} and {value} are filled in."""
+    """The sentences of a prompt, with placeholders {kind}, {key}, and {value}."""
 
     opening: str
     needle: str
@@ -61,19 +63,19 @@ RULER: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 
 
 class Needles(Task):
-    """Prompts of at most `length` tokens with `needles` keys of `values_each` values, of which `queries` are asked.
+    """Prompts of at most `length` tokens with `needles` keys of `values_each` values, of which `queries` are queried.
 
-    length: of prompt, answer, bos and eos, in tokens of `tokenizer` (default: bytes). Filler takes what is left, by
-        whole lines.
+    length: of prompt, answer, bos, and eos, in tokens of `tokenizer` (default: bytes). Whole lines of filler take the
+        remaining space.
     haystack: "text" (lines of `text`; default: the standard library's source), "noise" (five sentences repeated), or
-        "needles" (nothing but decoys).
-    keys, values: "words" (adjective-noun), "numbers" (of `digits` digits) or "uuids".
-    depth: of the asked needle's place among the lines, 0 (first) to 1 (last); None: each needle at one of 40 depths.
+        "needles" (only decoys).
+    keys, values: "words" (adjective-noun), "numbers" (of `digits` digits), or "uuids".
+    depth: position of the queried needle among the lines, 0 (first) to 1 (last); None: each needle at one of 40 depths.
         Decoys are always at random depths.
-    wording: "ruler", or "short" for small models: no explanation, and a question that begins as its needle does.
+    wording: "ruler", or "short" for small models: no explanation, and a question that begins like its needle.
 
-    The score is RULER's: the fraction of the asked values that the output contains.
-    Raises ValueError for settings that cannot be; for a length too short for its needles when an example is made.
+    The score is RULER's: the fraction of the queried values that the output contains.
+    Raises ValueError for invalid settings, and, when an example is made, for a length too short for its needles.
     """
 
     def __init__(
@@ -138,13 +140,13 @@ class Needles(Task):
         return contained(example.metadata["references"], output)
 
     def _depths(self, draw: random.Random) -> list[float]:
-        """Of every needle, the asked ones first; different ones as long as there are enough."""
+        """Return the depths of all needles, queried ones first, distinct as long as there are enough."""
         count = self.needles * self.values_each
         grid = [i / (DEPTHS - 1) for i in range(DEPTHS)]
         depths = draw.sample(grid * -(-count // DEPTHS), count)
         if self.depth is not None:
             depths[: self.queries * self.values_each] = [self.depth] * (self.queries * self.values_each)
-        for i in range(self.needles):  # a key's values are asked in the order in which they stand in the text
+        for i in range(self.needles):  # a key's values are queried in text order
             own = slice(i * self.values_each, (i + 1) * self.values_each)
             depths[own] = sorted(depths[own])
         return depths

@@ -1,7 +1,7 @@
-"""Which adjective stands before the n-th "New York"? Counting mentions and reading at a chosen distance.
+"""New York: name the adjective before the n-th "New York", which needs counting and reading at a chosen distance.
 
-Sentences such as "The radiant New York slept." lie among lines of filler, with decoys that give adjectives to other
-cities. No two sentences of a prompt share an adjective, no other line speaks of New York, and every mention has an
+Sentences such as "The radiant New York slept." are placed among lines of filler, with decoys that give adjectives to
+other cities. No two sentences of a prompt share an adjective, no other line mentions New York, and every mention has an
 adjective, so there is exactly one answer.
 
     for example in NewYork(1024, nth=2, distance=600): ...
@@ -14,12 +14,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from tasks.example import Example, Task, one_of
 from tasks.haystack import Room, last_that, place, text_lines
-from tasks.text import TextBytes
-from tasks.tokenizer import Tokenizer
 from tasks.words import ADJECTIVES, CITIES
+
+if TYPE_CHECKING:
+    from tasks.text import TextBytes
+    from tasks.tokenizer import Tokenizer
 
 SENTENCES = (
     "The {} {} slept.",
@@ -38,19 +41,19 @@ QUESTIONS: Mapping[str, str] = MappingProxyType(
 
 
 class NewYork(Task):
-    """Prompts of at most `length` tokens with `mentions` of New York, of which the `nth` is asked, and `decoys`.
+    """Prompts of at most `length` tokens with `mentions` of New York, of which the `nth` is queried, and `decoys`.
 
-    length: of prompt, answer, bos and eos, in tokens of `tokenizer` (default: bytes). Filler takes what is left, by
-        whole lines of `text` (default: the standard library's source).
-    nth: 1 for the first mention. mentions: at least nth; None: nth + 1, so that the last is not always asked.
-    distance: tokens from the end of the asked mention to the answer: at least this, and as near to it as lines allow;
-        None: anywhere. The metadata's `distance` is what it came to.
+    length: of prompt, answer, bos, and eos, in tokens of `tokenizer` (default: bytes). Whole lines of `text` (default:
+        the standard library's source) take the remaining space.
+    nth: 1 for the first mention. mentions: at least nth; None: nth + 1, so that the last is not always queried.
+    distance: tokens from the end of the queried mention to the answer: at least this, and as close to it as whole lines
+        allow; None: anywhere. The metadata's `distance` is the actual value.
     wording: of the question, "full", or "short" for small models.
 
-    The score is 1 if the output's first word is the adjective and no other of the task's adjectives is in the output:
-    naming several is no answer.
-    Raises ValueError for settings that cannot be; for a length too short for its sentences or for the distance when
-    an example is made.
+    The score is 1 if the output's first word is the adjective and the output contains no other adjective of the task:
+    naming several does not count.
+    Raises ValueError for invalid settings, and, when an example is made, for a length too short for its sentences or
+    for the distance.
     """
 
     def __init__(
@@ -97,7 +100,7 @@ class NewYork(Task):
             text_lines(self.text, start=draw.random(), without=r"(?i:new\s*york)|New$|^\s*York"),
         )
         lines = self.room.fill(filler, lambda lines: parts.prompt(lines, 0) + answer)
-        while True:  # lines cost a few tokens more or less at another place, bytes none
+        while True:  # moving lines can change the token count slightly, except with bytes
             split = round(where * len(lines)) if self.distance is None else self._split(parts, lines, self.distance)
             prompt = parts.prompt(lines, split)
             if self.room.holds(prompt + answer):
@@ -112,7 +115,7 @@ class NewYork(Task):
         return float(words[:1] == [answer] and set(words) & set(ADJECTIVES) == {answer})
 
     def _split(self, parts: _Parts, lines: list[str], distance: int) -> int:
-        """The last line before which the asked mention is `distance` tokens or more from the answer."""
+        """Return the last line before which the queried mention is `distance` or more tokens from the answer."""
 
         def far(split: int) -> bool:
             return self.room.tokenizer.count(parts.behind(lines[split:])) >= distance
@@ -127,7 +130,7 @@ class NewYork(Task):
 
 @dataclass(frozen=True)
 class _Parts:
-    """Everything but filler: sentences with their depths before and after the asked one."""
+    """Everything except filler: sentences with their depths before and after the queried one."""
 
     before: list[tuple[float, str]]
     asked: str
@@ -135,12 +138,12 @@ class _Parts:
     question: str
 
     def prompt(self, lines: list[str], split: int) -> str:
-        """The prompt in which `split` lines of filler stand before the asked mention."""
+        """Build the prompt with `split` lines of filler before the queried mention."""
         end = self.asked.index("New York") + len("New York")
         return "\n".join([*place(lines[:split], self.before), self.asked[:end]]) + self.behind(lines[split:])
 
     def behind(self, lines: list[str]) -> str:
-        """What stands between the asked mention and the answer."""
+        """Return the text between the queried mention and the answer."""
         end = self.asked.index("New York") + len("New York")
         return "\n".join([self.asked[end:], *place(lines, self.after), self.question])
 
@@ -150,6 +153,6 @@ def _sentence(draw: random.Random, adjective: str, city: str) -> str:
 
 
 def _strewn(draw: random.Random, mentions: list[str], decoys: list[str]) -> list[tuple[float, str]]:
-    """Sentences with random depths; mentions keep their order."""
+    """Assign random depths to sentences; mentions keep their order."""
     depths = sorted(draw.random() for _ in mentions)
     return [*zip(depths, mentions, strict=True), *((draw.random(), decoy) for decoy in decoys)]

@@ -1,10 +1,10 @@
-"""Odd one out: the item that alone differs from all others in something.
+"""Odd one out: find the one item that differs from all others in some property.
 
     <ITEMS> 2 4 6 8 7 10 12
     <OUTPUT> 7
 
-What items can have in common is a closed list (`NUMBER_KEYS`, `WORD_KEYS`). In every example one key sets exactly one
-item apart, and no other key of the list sets another one apart, so the answer does not depend on which key is tried.
+The properties are a closed list (`NUMBER_KEYS`, `WORD_KEYS`). In every example, one property singles out exactly one
+item, and no other property in the list singles out a different one, so the answer does not depend on which is tried.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ WORDS = ADJECTIVES + NOUNS
 
 
 class OddOneOut(Task):
-    """Prompts with `items` items, all different, of which one is odd by one of `keys` and by no key another.
+    """Prompts with `items` distinct items, of which one is odd by one of `keys`, and no other item by any key.
 
-    items: fewest and most, 4 to 20. kind: "numbers" (from 1 to `highest`) or "words". keys: by which the odd one is
-    chosen; None: any of the kind's. The score is 1 for the odd one; guessing gives 1 / items.
+    items: fewest and most, 4 to 20. kind: "numbers" (from 1 to `highest`) or "words". keys: the properties by which the
+    odd one is chosen; None: any of the kind's. The score is 1 for the odd one; guessing gives 1 / items.
     Raises ValueError for unknown kinds or keys, and for too few or too many items.
     """
 
@@ -86,7 +86,7 @@ class OddOneOut(Task):
 
 
 def odd_ones(items: list[str], keys: Keys) -> list[str]:
-    """The item that each key sets apart from all others, for the keys that do."""
+    """Return the item that each key singles out, for the keys that do."""
     found = []
     for key in keys.values():
         values = Counter(map(key, items))
@@ -97,7 +97,7 @@ def odd_ones(items: list[str], keys: Keys) -> list[str]:
 
 @cache
 def _groups(kind: str, key: str, highest: int) -> list[list[str]]:
-    """All items of a kind, those together that the key does not tell apart."""
+    """Group all items of a kind by the value of the key."""
     groups: dict[object, list[str]] = {}
     for item in WORDS if kind == "words" else map(str, range(1, highest + 1)):
         groups.setdefault(KEYS[kind][key](item), []).append(item)

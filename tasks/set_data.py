@@ -1,4 +1,4 @@
-"""Set of data: put items into buckets by a hash function.
+"""Set of data: sort items into buckets with a hash function.
 
     <SET_DATA> 12345 67.89 abc123 (45,67)
     <HASH_FUNC> MOD_5
@@ -9,8 +9,8 @@
     B3: abc123
     B4:
 
-MOD_m is an item's number modulo m, LEN_m the number of its characters modulo m. The number of an item: of an integer,
-itself; of a decimal, its integer part; of letters and digits, its digits; of a pair, the sum.
+MOD_m is an item's number modulo m, LEN_m its number of characters modulo m. The number of an integer is itself; of a
+decimal, its integer part; of letters and digits, the digits; of a pair, the sum.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ KINDS = ("integer", "decimal", "word", "pair")
 class SetData(Task):
     """Prompts with `items` items of `kinds`, and one of `functions`; the answer lists every bucket, items in order.
 
-    items: fewest and most. functions: names such as "MOD_5" or "LEN_3". digits: most digits of an integer.
-    The score is the fraction of buckets that are right, of those in which the answer or the output has something.
+    items: fewest and most. functions: names such as "MOD_5" or "LEN_3". digits: maximum digits of an integer.
+    The score is the fraction of correct buckets, among those that are not empty in the answer or the output.
     Raises ValueError for unknown kinds or functions, and for no items.
     """
 
@@ -66,21 +66,21 @@ class SetData(Task):
         return sum(found.get(name) == wanted.get(name) for name in wanted | found) / len(wanted | found)
 
     def chance(self, example: Example) -> float:
-        """Of the answer's buckets, when every item goes to a bucket at random."""
+        """Expected fraction of the answer's buckets that are correct if every item gets a random bucket."""
         modulus, items = int(example.metadata["function"][4:]), example.metadata["items"]
         sizes = [len(found) for found in _buckets(example.answer).values()]
         return sum((modulus - 1) ** (items - size) / modulus**items for size in sizes) / len(sizes)
 
 
 def number(item: str) -> int:
-    """The number that an item stands for."""
+    """Return the number that an item represents."""
     if item.startswith("("):
         return sum(map(int, item.strip("()").split(",")))
     return int(item.split(".")[0].lstrip(string.ascii_lowercase))
 
 
 def bucket(item: str, function: str) -> int:
-    """The bucket of an item: `function` is MOD_m or LEN_m."""
+    """Return the bucket of an item; `function` is MOD_m or LEN_m."""
     kind, modulus = function.split("_")
     return (number(item) if kind == "MOD" else len(item)) % int(modulus)
 
@@ -96,6 +96,6 @@ def _item(draw: random.Random, kind: str, digits: int) -> str:
 
 
 def _buckets(text: str) -> dict[str, list[str]]:
-    """The buckets of an answer that hold something; lines that are no bucket are passed over."""
+    """Parse the non-empty buckets of an answer; other lines are skipped."""
     lines = re.findall(r"^(B\d+):[^\S\n]*(\S.*)$", text, re.MULTILINE)
     return {name: items.split() for name, items in lines}

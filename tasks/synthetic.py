@@ -1,15 +1,15 @@
-"""The three kinds of computational reasoning in one stream, and as a file.
+"""Mixes the three computational reasoning tasks in one stream, and writes or checks them as a file.
 
-python -m tasks.synthetic examples.jsonl --count 1000 --seed 0   # writes
-python -m tasks.synthetic examples.jsonl --check                 # reads again, and names a broken line
+python -m tasks.synthetic examples.jsonl --count 1000 --seed 0   # write
+python -m tasks.synthetic examples.jsonl --check                 # read back, and report a broken line
 """
 
 from __future__ import annotations
 
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    exit_on_signal()  # before the imports that take long
+    exit_on_signal()  # before the slow imports
 
 import argparse
 import itertools
@@ -22,14 +22,14 @@ from tasks.jsonl import read_examples, write_examples
 from tasks.odd_one_out import OddOneOut
 from tasks.set_data import SetData
 
-MOST = 2**31 - 1  # examples of one file
+MOST = 2**31 - 1  # maximum number of examples in a file
 
 
 def computational_reasoning(*, quick: bool = False, seed: int = 0) -> Mixed:
-    """Set of data, odd one out and fuzzy regex in equal parts; `quick` is what minutes of training can learn.
+    """Mix set of data, odd one out, and fuzzy regex in equal parts; `quick` can be learned in minutes of training.
 
-    Quick: three to five integers of at most two digits by MOD_2 or MOD_5; five to seven numbers below 100, odd by
-    parity, by digits or by being a multiple of 5; plain patterns on four to six words.
+    Quick: three to five integers of at most two digits with MOD_2 or MOD_5; five to seven numbers below 100, odd by
+    parity, number of digits, or divisibility by 5; plain patterns on four to six words.
     """
     if not quick:
         return Mixed([SetData(seed=seed), OddOneOut(seed=seed), FuzzyRegex(seed=seed)], seed=seed)

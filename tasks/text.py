@@ -1,6 +1,6 @@
-"""Real text as bytes, without a download: the Python standard library's own source, or any file.
+"""Real text as bytes, without a download: the source of the Python standard library, or any file.
 
-Synthetic tokens make attention either flat or trivially sparse; text makes it as uneven as it is in use.
+Synthetic tokens make attention either uniform or trivially sparse; with text it is as uneven as in practice.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ GOLDEN = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio
 
 
 class TextBytes:
-    """A text as bytes, from which disjoint stretches are taken.
+    """A text as bytes, from which disjoint ranges can be taken.
 
-    `path` is any readable file; None is the Python standard library's `*.py` files, one after another in the
-    order of their names' SHA-256, so that neighbours are unrelated and the order is the same on every machine.
-    Files are read when first needed. `origin` names the text in words.
+    `path` is any readable file; None is the Python standard library's `*.py` files, concatenated in the order of the
+    SHA-256 of their names, so that neighbours are unrelated and the order is the same on every machine. Files are read
+    when first needed. `origin` describes the text.
 
     Raises ValueError for a file that cannot be read or is empty.
     """
@@ -41,13 +41,13 @@ class TextBytes:
         return len(self._bytes)
 
     def tokens(self, count: int, *, seed: int = 0, start: int = 0) -> UInt8[Tensor, " count"]:
-        """`count` bytes that begin `start` bytes after the seed's own place in the text, which is read as a ring.
+        """Return `count` bytes, `start` bytes after the seed's position in the text, which is read as a ring.
 
-        Two stretches of one seed are disjoint when their ranges from `start` are. Seeds begin golden-ratio
-        steps apart: the places of seeds 0 to S-1 are never nearer to each other than len / (2.5·S),
-        so stretches up to that length are disjoint between those seeds too.
+        Two ranges of one seed are disjoint if their ranges from `start` are. The positions of seeds are golden-ratio
+        steps apart: those of seeds 0 to S-1 are at least len / (2.5·S) from each other, so ranges up to that length are
+        also disjoint between those seeds.
 
-        Raises ValueError when the ring holds fewer than start + count bytes.
+        Raises ValueError if the text has fewer than start + count bytes.
         """
         if min(count, start, seed) < 0:
             raise ValueError(f"count={count}, start={start}, seed={seed} are not allowed: none may be negative")
@@ -67,7 +67,7 @@ class TextBytes:
 
 def _file(path: Path) -> bytes:
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe or a device may have no end
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe or a device may be endless
             raise ValueError(f"text file {str(path)!r} cannot be read: it is no regular file")
         return path.read_bytes()
     except OSError as error:
@@ -78,7 +78,7 @@ def _standard_library() -> bytes:
     root = Path(sysconfig.get_path("stdlib"))
     files = []
     for folder, below, names in os.walk(root):
-        below[:] = [name for name in below if name not in SKIPPED_FOLDERS]  # os.walk then stays out of them
+        below[:] = [name for name in below if name not in SKIPPED_FOLDERS]  # prunes os.walk
         files += [Path(folder, name) for name in names if name.endswith(".py")]
     files.sort(key=lambda file: hashlib.sha256(file.relative_to(root).as_posix().encode()).digest())
     return b"".join(file.read_bytes() for file in files)

@@ -1,7 +1,7 @@
-"""Text classification on bytes of real text, without a download: which part of the standard library is this from?
+"""Text classification on bytes of real text, without a download: name the standard library package of a snippet.
 
-Snippets are whole lines of the source of the families below. The files of each family are divided between training
-and held-out examples, so that nothing of a held-out file has been seen.
+Snippets are whole lines of the source of the packages below. Each package's files are divided between training and
+held-out examples, so no part of a held-out file is seen in training.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ import itertools
 import sysconfig
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tasks.example import Example, Task, one_of
 from tasks.haystack import Room, ring, split_lines
 from tasks.text import SKIPPED_FOLDERS
-from tasks.tokenizer import Tokenizer
 
-FAMILIES = (  # none that systems leave out of their Python, as tkinter and idlelib are
+if TYPE_CHECKING:
+    from tasks.tokenizer import Tokenizer
+
+FAMILIES = (  # without packages that some systems omit, such as tkinter and idlelib
     "asyncio",
     "email",
     "encodings",
@@ -29,7 +32,7 @@ FAMILIES = (  # none that systems leave out of their Python, as tkinter and idle
     "urllib",
     "xml",
 )
-HELD_OUT = 0.2  # share of each family's bytes that is held out, at least: whole files, by the hashes of their names
+HELD_OUT = 0.2  # minimum fraction of held-out bytes per family: whole files, in order of name hashes
 WORDINGS = {
     "full": "\nWhich part of Python's standard library is this from: " + ", ".join(FAMILIES) + "?\nAnswer:",
     "short": "\nFamily:",
@@ -37,12 +40,12 @@ WORDINGS = {
 
 
 class TextClassification(Task):
-    """Snippets that fill `length` tokens of prompt, answer, bos and eos; families are equally frequent.
+    """Snippets that fill `length` tokens of prompt, answer, bos, and eos; families are equally frequent.
 
     split: "train" or "held_out", which share no file.
-    wording: "full" names the families, "short" only asks, for models trained on this.
-    Raises ValueError for other names, where a family's source is not installed, and, when an example is made, for a
-    length too short for the question or too long for a family.
+    wording: "full" lists the families; "short" only asks, for models trained on this task.
+    Raises ValueError for other names, if a family's source is not installed, and, when an example is made, for a length
+    too short for the question or too long for a family.
     """
 
     def __init__(
@@ -73,7 +76,7 @@ class TextClassification(Task):
 
 @cache
 def _lines(family: str, split: str) -> tuple[str, ...]:
-    """All lines of a family's files in one split."""
+    """Return all lines of a family's files in one split."""
     root = Path(sysconfig.get_path("stdlib"))
     files = [path for path in (root / family).rglob("*.py") if not SKIPPED_FOLDERS & set(path.relative_to(root).parts)]
     if len(files) < 2:

@@ -1,53 +1,53 @@
-"""What tasks and training ask of a tokenizer, and any Hugging Face tokenizer in that form."""
+"""The tokenizer interface of tasks and training, and an adapter for Hugging Face tokenizers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
-from attentions.extras import missing_extra
+from attentions.common.extras import missing_extra
 from tasks.byte_tokenizer import ByteTokenizer
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Text to numbers below `vocab_size` and back; special tokens are added by whoever builds a sequence."""
+    """Converts text to numbers below `vocab_size` and back; callers add special tokens."""
 
     @property
     def pad_id(self) -> int:
-        """Fills a batch."""
+        """Token that pads a batch."""
         ...
 
     @property
     def bos_id(self) -> int:
-        """Begins a sequence."""
+        """Token that begins a sequence."""
         ...
 
     @property
     def eos_id(self) -> int:
-        """Ends an answer."""
+        """Token that ends an answer."""
         ...
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens, special ones included."""
+        """Number of tokens, including special ones."""
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a text, without special ones."""
+        """Encode a text, without special tokens."""
         ...
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Text of tokens, special ones left out."""
+        """Decode tokens, skipping special ones."""
         ...
 
     def count(self, text: str) -> int:
-        """How many tokens `encode` makes."""
+        """Return the number of tokens in a text."""
         ...
 
 
 class HubTokenizer:
-    """A Hugging Face tokenizer. Where it has no pad or bos token, eos stands in."""
+    """Adapts a Hugging Face tokenizer. If it has no pad or bos token, eos is used."""
 
     def __init__(self, tokenizer: Any) -> None:
         if tokenizer.eos_token_id is None:
@@ -68,20 +68,20 @@ class HubTokenizer:
         return len(self.encode(text))
 
     def entries(self, tokens: Iterable[int]) -> list[str]:
-        """The tokens as the vocabulary has them, with its own signs for bytes and spaces."""
+        """Return the tokens as vocabulary entries, with the vocabulary's markers for bytes and spaces."""
         return self._tokenizer.convert_ids_to_tokens(list(tokens))
 
     def spans(self, text: str) -> list[tuple[int, int]] | None:
-        """First character of each token of a text and the one behind its last; None where the tokenizer cannot say."""
+        """Return the character range of each token in a text; None if the tokenizer does not support offsets."""
         if not self._tokenizer.is_fast:
             return None
         return self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
 
 
 def load_tokenizer(name: str = "bytes") -> Tokenizer:
-    """ "bytes", or a Hugging Face tokenizer by local path or hub id.
+    """Load the tokenizer "bytes", or a Hugging Face tokenizer by local path or hub id.
 
-    Raises ValueError, with what to do, for one that cannot be loaded.
+    Raises ValueError, with a remedy, if it cannot be loaded.
     """
     if name == "bytes":
         return ByteTokenizer()

@@ -1,8 +1,8 @@
-"""Variable tracking, as RULER defines it: which variables hold a value, through a chain of assignments.
+"""Variable tracking, as in RULER: find the variables that hold a value, through a chain of assignments.
 
-Hsieh et al. 2024, RULER, https://arxiv.org/abs/2404.06654, task `vt`. A chain begins with `VAR ABCDE = 12345` and goes
-on `VAR FGHIJ = VAR ABCDE`; its lines stand in this order, anywhere in the text. Further chains, with other values, are
-decoys. Names and values of one prompt are all different, those of the worked example included.
+Hsieh et al. 2024, RULER, https://arxiv.org/abs/2404.06654, task `vt`. A chain begins with `VAR ABCDE = 12345` and
+continues with `VAR FGHIJ = VAR ABCDE`; its lines are in this order, anywhere in the text. Further chains, with other
+values, are decoys. All names and values of a prompt are distinct, including those of the worked example.
 
     for example in VariableTracking(4096, chains=3, hops=4): ...
 """
@@ -12,14 +12,17 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from tasks.example import Example, Task, contained, one_of
 from tasks.haystack import Room, noise, place, text_lines
 from tasks.names import NAMES, letters
-from tasks.text import TextBytes
-from tasks.tokenizer import Tokenizer
 
-SHOT_LINES = 5  # filler of the worked example
+if TYPE_CHECKING:
+    from tasks.text import TextBytes
+    from tasks.tokenizer import Tokenizer
+
+SHOT_LINES = 5  # lines of filler in the worked example
 
 WORDINGS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
@@ -35,17 +38,17 @@ WORDINGS: Mapping[str, tuple[str, str]] = MappingProxyType(
 
 
 class VariableTracking(Task):
-    """Prompts of at most `length` tokens with `chains` chains of 1 + `hops` variables, of which one is asked.
+    """Prompts of at most `length` tokens with `chains` chains of 1 + `hops` variables, of which one is queried.
 
-    length: of prompt, answer, bos and eos, in tokens of `tokenizer` (default: bytes). Filler takes what is left, by
-        whole lines.
+    length: of prompt, answer, bos, and eos, in tokens of `tokenizer` (default: bytes). Whole lines of filler take the
+        remaining space.
     haystack: "noise" (RULER's five sentences, repeated) or "text" (lines of `text`; default: the standard library).
-    shot: whether a short worked example stands before the question, as in RULER.
+    shot: whether to put a short worked example before the question, as in RULER.
     wording: "ruler", or "short" for small models.
 
-    The answer names the asked chain's variables from first to last. The score is RULER's: the fraction of them that
+    The answer names the queried chain's variables from first to last. The score is RULER's: the fraction of them that
     the output contains.
-    Raises ValueError for settings that cannot be; for a length too short for its chains when an example is made.
+    Raises ValueError for invalid settings, and, when an example is made, for a length too short for its chains.
     """
 
     def __init__(
@@ -98,7 +101,7 @@ class VariableTracking(Task):
     def _chains(
         self, draw: random.Random, names: Iterator[str], values: Iterator[str]
     ) -> tuple[list[tuple[float, str]], list[str], str]:
-        """Lines with their depths, the variables of the asked chain, and its value."""
+        """Return lines with their depths, the variables of the queried chain, and its value."""
         inserts: list[tuple[float, str]] = []
         found: list[tuple[list[str], str]] = []
         for value in (next(values) for _ in range(self.chains)):

@@ -1,4 +1,4 @@
-"""Plain words to build tasks from. No word stands in both lists, and none is part of another."""
+"""Word lists for tasks. No word is in two lists, and none is part of another."""
 
 from __future__ import annotations
 

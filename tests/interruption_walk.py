@@ -26,11 +26,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from attentions.stopping import INTERRUPTED, SIGNALS
+from attentions.common.stopping import INTERRUPTED, SIGNALS
 from tests.option_walk import NEEDED, commands
 
 IMPORT, COMMAND_LINE = -1, 0  # moments; others are numbers of calls
-LIGHT = ("__future__", "attentions.stopping")  # what a command imports before `exit_on_signal`
+LIGHT = ("__future__", "attentions.common.stopping")  # what a command imports before `exit_on_signal`
 
 
 def end_of(command: str, moment: int, number: signal.Signals) -> tuple[int, str]:

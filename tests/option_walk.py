@@ -31,10 +31,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("attentions", "harness", "tasks", "lsh_v2", "lsh_bitnet", "bmrt", "models", "benchmarks")
 MODEL = ["--model_path", str(ROOT / "models/written-induction"), "--tokenizer", "bytes"]
-NO_COMMANDS = {"harness.fork_server", "lsh_v2.pipeline_check"}  # started by other commands, never by a user
+NO_COMMANDS = {"harness.runner.fork_server", "lsh_v2.pipeline.check"}  # started by other commands, never by a user
 # What a command needs before any other argument is looked at.
 NEEDED: dict[str, list[str]] = {
-    "attentions.contract": ["simhash"],
+    "attentions.contract.__main__": ["simhash"],
     "bmrt.babilong": [*MODEL, "--max_new_tokens", "1"],
     "bmrt.ablation": [*MODEL, "--max_new_tokens", "1"],
     "bmrt.longbench": [*MODEL, "--max_new_tokens", "1"],
@@ -46,7 +46,7 @@ NEEDED: dict[str, list[str]] = {
     "harness.report.__main__": ["no-such-run"],
     "harness.regress": ["no-such-run", "--baseline", "no-such-baseline.json"],
     "lsh_bitnet.evaluate": [str(ROOT / "lsh_bitnet/configs/wt2_bitnet_full.yaml")],
-    "lsh_v2.pipeline_data": [str(ROOT / "lsh_v2/quick.yml"), "out", "train.jsonl", "eval.jsonl"],
+    "lsh_v2.pipeline.data": [str(ROOT / "lsh_v2/quick.yml"), "out", "train.jsonl", "eval.jsonl"],
     "models.tiny_bitnet": ["--work", "work", "--out", "out"],
     "models.written_induction": ["--out", "out"],
     "tasks.synthetic": ["examples.jsonl"],

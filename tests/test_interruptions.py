@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from attentions.stopping import SIGNALS
+from attentions.common.stopping import SIGNALS
 from tests.option_walk import commands
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +43,7 @@ def test_a_package_reaches_its_commands_first_line_without_a_heavy_import() -> N
     program = (
         "import importlib, signal, sys; before = set(sys.modules)\n"
         f"for name in {packages!r}:\n    importlib.import_module(name)\n"
-        "import attentions.stopping\n"
+        "import attentions.common.stopping\n"
         "tops = {name.partition('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)\n"
         "print(*tops, 'argparse' in sys.modules, 'asyncio' in sys.modules)\n"
         "print(signal.getsignal(2) is signal.default_int_handler, signal.getsignal(15) is signal.SIG_DFL)"
@@ -56,7 +56,7 @@ def test_a_package_reaches_its_commands_first_line_without_a_heavy_import() -> N
 
 BEGINNING = """
 import os, signal, subprocess, sys
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 exit_on_signal()
 number = int(sys.argv[1])
 def tell():

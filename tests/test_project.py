@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lsh_bitnet": {"harness", "tasks", "attentions"},
     "bmrt": {"harness", "tasks", "attentions"},
     "vq_training": {"harness", "tasks", "attentions", "transformer_vq"},
+    "attention_bench": {"attentions", "harness", "lsh_bitnet", "bmrt"},
 }
 PACKAGES = [name for name in MAY_IMPORT if (ROOT / name).is_dir()]
 

@@ -1,13 +1,13 @@
 """Softmax attention to keys that are codewords, in time linear in the length.
 
-All keys of one code have one score, so a query needs each code once: its score plus the logarithm of how many keys
-have it, and the mean of their values (Lingle 2023, equations 12 to 17). Causal attention goes block by block: codes
-stand for all keys before the block, the block's own keys for themselves, in one softmax. It equals dense softmax with
-each key replaced by its codeword, for any length of a block and any split of a sequence between calls.
+All keys with one code have the same score, so a query needs each code only once: its score plus the logarithm of the
+number of keys with that code, and the mean of their values (Lingle 2023, equations 12 to 17). Causal attention proceeds
+block by block: one softmax over the codes of all keys before the block and over the block's own keys. It equals dense
+softmax with each key replaced by its codeword, for any block length and any split of a sequence between calls.
 
-The gradient of a key is straight through its codeword: exact for queries of the key's own block; for later queries,
-where keys of a code are one, and without a causal mask, the mean of what all keys of the code would get. Gradients of
-values are exact within a call. The state that a call starts from is a constant.
+The gradient of a key is straight-through. It is exact for queries in the key's own block. For later queries, and
+without a causal mask, keys with one code share the mean of the gradients that all of them would get. Gradients of
+values are exact within a call. The state that a call starts from is treated as a constant.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from torch import Tensor
 from transformer_vq.kmeans import tally
 from transformer_vq.precision import in_own_dtype
 
-MEANS_AT_ONCE = 2**22  # elements of values by codes and blocks that are held at a time, and gone through together
+MEANS_AT_ONCE = 2**22  # elements of values by codes and blocks that are held and processed at once
 
 
 @dataclass(frozen=True)
 class State:
-    """What attention needs to know of past keys: how many of each code, and the sums of their values, in float64.
+    """Attention's state of past keys: the number of keys per code and the sums of their values, in float64.
 
-    `pull` is zero where it is there at all, and hands its gradient on to the keys that it has summed.
+    `pull`, if present, is zero; it passes its gradient on to the keys summed in it.
     """
 
     counts: Float[Tensor, "B G S"]
@@ -45,7 +45,7 @@ class State:
     def extended(
         self, codes: Int[Tensor, "B G M"], v: Float[Tensor, "B G M E"], k: Float[Tensor, "B G M D"] | None = None
     ) -> State:
-        """The state after further keys; `k` gets a gradient if it wants one, and is not read."""
+        """The state after further keys. `k` is not read, but gets a gradient if it requires one."""
         counts, sums = tally(v, codes, self.counts.shape[2])
         pull = self.pull
         if k is not None and k.requires_grad:
@@ -54,7 +54,7 @@ class State:
         return State(self.counts + counts, self.sums + sums, pull)
 
     def select(self, index: Int[Tensor, " B"]) -> State:
-        """The state of the sequences that `index` names."""
+        """The state of the sequences given by `index`."""
         return State(self.counts.index_select(0, index), self.sums.index_select(0, index))
 
     def detach(self) -> State:
@@ -63,12 +63,12 @@ class State:
 
     @property
     def bytes(self) -> int:
-        """Bytes that it holds."""
+        """Size in bytes."""
         return sum(x.numel() * x.itemsize for x in (self.counts, self.sums))
 
 
 def straight_through(x: Float[Tensor, "*rows D"], codewords: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
-    """The codewords, with the gradient of x."""
+    """Return the codewords, with the gradient passed to x."""
     return codewords + (x - x.detach()) if x.requires_grad else codewords
 
 
@@ -81,7 +81,7 @@ def codewords(codebook: Float[Tensor, "G S D"], codes: Int[Tensor, "B G M"]) -> 
 def attend_all(
     q: Float[Tensor, "B H N D"], codebook: Float[Tensor, "G S D"], state: State, *, scale: float
 ) -> Float[Tensor, "B H N E"]:
-    """Attention of every query to the codewords of all keys in the state."""
+    """Attend from every query to the codewords of all keys in the state."""
     keys = codebook.to(q.dtype).expand(len(q), -1, -1, -1)
     if state.pull is not None:
         keys = keys + _means(state.counts, state.pull).to(q.dtype)
@@ -102,9 +102,9 @@ def attend_past(
     scale: float,
     block: int,
 ) -> tuple[Float[Tensor, "B H N E"], State]:
-    """Attention of each query to the codewords of the state's keys and of these up to its own; the state after them.
+    """Attend from each query to the codewords of the state's keys and of these keys up to its own.
 
-    `k` gets a gradient if it wants one, and is not read.
+    Returns the output and the state after these keys. `k` is not read, but gets a gradient if it requires one.
     """
     (B, G, N, E), S = v.shape, codebook.shape[1]
     if k.requires_grad and state.pull is None:
@@ -122,7 +122,7 @@ def attend_past(
 def _blocks(
     q: Tensor, k: Tensor, codes: Tensor, v: Tensor, codebook: Tensor, state: State, scale: float, block: int
 ) -> tuple[Tensor, State]:
-    """Some blocks at once, each a softmax over S codes with a bias and over L keys with a triangular mask."""
+    """Process several blocks at once: each is a softmax over S biased codes and over L keys with a causal mask."""
     (B, G, N, _), fill = v.shape, -v.shape[2] % block
     own = straight_through(k, codewords(codebook, codes).to(q.dtype))
     real = torch.ones_like(codes, dtype=torch.float64).unsqueeze(-1)
@@ -146,15 +146,15 @@ def _blocks(
 
 
 def _bias(past: Float[Tensor, "P S"], block: int) -> Float[Tensor, "P L S+L"]:
-    """What is added to scores: the logarithms of the codes' counts, and minus infinity at keys after the query."""
+    """Bias added to scores: log counts of the codes, and minus infinity for keys after the query."""
     present = torch.full((block, block), -torch.inf, dtype=past.dtype, device=past.device).triu(1)
     return torch.cat((past[:, None].expand(-1, block, -1), present.expand(len(past), -1, -1)), dim=2)
 
 
 def _before(x: Tensor, codes: Tensor, block: int, start: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums by code of everything before each block, (B, G, blocks, S, W), and of everything after the last.
+    """Per-code sums of everything before each block, (B, G, blocks, S, W), and of everything up to the end.
 
-    Totals are carried from slab to slab in the start's precision; within a slab they are x's.
+    Totals between slabs keep the dtype of `start`; within a slab they have that of x.
     """
     (B, G, N, W), S = x.shape, start.shape[2]
     blocks = N // block
@@ -172,9 +172,9 @@ def _means(counts: Tensor, sums: Tensor) -> Tensor:
 
 @in_own_dtype
 def _softmax(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """torch's attention of P problems: q (P, R, N, D), k (P, M, D), v (P, M, E), bias (P, M) or (P, N, M)."""
+    """torch's attention on P problems: q (P, R, N, D), k (P, M, D), v (P, M, E), bias (P, M) or (P, N, M)."""
     R, E = q.shape[1], v.shape[-1]
-    width = max(q.shape[-1], E)  # the fused kernels want one width; zeros change no score
+    width = max(q.shape[-1], E)  # fused kernels need equal widths; zeros change no score
     q, k, v = (F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x for x in (q, k, v))
     bias = bias[:, None, None] if bias.ndim == 2 else bias[:, None]
     k, v = (x[:, None].expand(-1, R, -1, -1) for x in (k, v))

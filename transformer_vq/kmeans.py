@@ -1,7 +1,7 @@
-"""Nearest codewords, and codebooks by k-means++ and Lloyd's iterations.
+"""Nearest codewords, and codebooks by k-means++ and Lloyd's iterations, for all heads at once.
 
 Arthur and Vassilvitskii 2007, "k-means++: the advantages of careful seeding",
-https://dl.acm.org/doi/10.5555/1283383.1283494; Lloyd 1982, https://doi.org/10.1109/TIT.1982.1056489. All heads at once.
+https://dl.acm.org/doi/10.5555/1283383.1283494; Lloyd 1982, https://doi.org/10.1109/TIT.1982.1056489.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from transformer_vq.precision import exact_products
 
-SCORES_AT_ONCE = 2**22  # elements of rows by codes that are held at a time
+SCORES_AT_ONCE = 2**22  # elements of rows by codes that are held at once
 
 
 def nearest(x: Float[Tensor, "B H N D"], codebook: Float[Tensor, "H S D"]) -> Int[Tensor, "B H N"]:
-    """The code of each row's nearest codeword by distance, the first of several; in float32 at least.
+    """Return the code of each row's nearest codeword, the first one on ties; computed in float32 or wider.
 
-    |x - c|² is least where x · c - |c|²/2 is largest.
+    |x - c|² is smallest where x · c - |c|²/2 is largest.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     book = codebook.detach().to(dtype)
@@ -38,10 +38,10 @@ def nearest(x: Float[Tensor, "B H N D"], codebook: Float[Tensor, "H S D"]) -> In
 def kmeans(
     x: Float[Tensor, "H N D"], codes: int, *, iterations: int = 10, generator: torch.Generator | None = None
 ) -> Float[Tensor, "H S D"]:
-    """Codebooks of `codes` codewords for the rows of each head: k-means++ seeding, then Lloyd's iterations.
+    """Learn a codebook of `codes` codewords for the rows of each head by k-means++ seeding and Lloyd's iterations.
 
-    A codeword that no row is nearest to stays where it is. Rows may be fewer than codes; some codewords are then
-    equal. Raises ValueError where there is no row.
+    A codeword that is nearest to no row does not move. There may be fewer rows than codes; some codewords are then
+    equal. Raises ValueError if there are no rows.
     """
     if not x.shape[1]:
         raise ValueError("rows=0 is not allowed: a codebook is learnt from at least 1 row")
@@ -57,7 +57,7 @@ def kmeans(
 def tally(
     values: Float[Tensor, "B G M E"], codes: Int[Tensor, "B G M"], size: int
 ) -> tuple[Float[Tensor, "B G S"], Float[Tensor, "B G S E"]]:
-    """How many rows each of `size` codes has, and the sum of their values, in float64."""
+    """Return the number of rows of each of `size` codes, and the sum of their values, in float64."""
     counts = torch.zeros(*codes.shape[:2], size, dtype=torch.float64, device=codes.device)
     counts.scatter_add_(2, codes, torch.ones_like(codes, dtype=torch.float64))
     sums = torch.zeros(*codes.shape[:2], size, values.shape[3], dtype=torch.float64, device=codes.device)
@@ -66,9 +66,9 @@ def tally(
 
 
 def _seeds(x: Float[Tensor, "H N D"], codes: int, generator: torch.Generator | None) -> Float[Tensor, "H S D"]:
-    """Rows drawn one after another, each with probability proportional to its squared distance from those before.
+    """Draw rows one after another, with probability proportional to the squared distance to the rows already drawn.
 
-    Where all distances are zero, which is so when every distinct row is drawn, any row is as good as another.
+    If all distances are zero, because every distinct row has been drawn, rows are drawn uniformly.
     """
     H, N, D = x.shape
     found = x.new_empty(H, codes, D)
@@ -83,5 +83,5 @@ def _seeds(x: Float[Tensor, "H N D"], codes: int, generator: torch.Generator | N
             product = (x @ found[:, s].unsqueeze(-1))[..., 0]
         to_new = squares - 2 * product + found[:, s].square().sum(-1, keepdim=True)
         distance = to_new.clamp(min=0) if s == 0 else torch.minimum(distance, to_new.clamp(min=0))
-        distance.scatter_(1, chosen, 0)  # its distance from itself, which rounding may leave above zero
+        distance.scatter_(1, chosen, 0)  # its distance to itself, which rounding may leave above zero
     return found

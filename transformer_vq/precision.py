@@ -1,8 +1,8 @@
-"""Products whose precision nothing around them changes, and modules whose tensors no conversion rounds.
+"""Products with guaranteed precision, and modules whose tensors are not rounded by conversions.
 
-What selects (signs of projections, the nearest codeword) turns on differences that rounding hides. Autocast and reduced
-float32 products (`torch.set_float32_matmul_precision`, TF32) may cost an output accuracy; they may not change which
-keys are met.
+Selection (signs of projections, the nearest codeword) depends on differences that rounding can hide. Autocast and
+reduced float32 products (`torch.set_float32_matmul_precision`, TF32) may make an output less accurate, but must not
+change which keys are attended to.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[
 
 
 def in_own_dtype(function: Callable[P, R]) -> Callable[P, R]:
-    """`function` without autocast on the device of the first tensor among its arguments."""
+    """Wrap `function` to run without autocast on the device of its first tensor argument."""
 
     @functools.wraps(function)
     def run(*arguments: P.args, **named: P.kwargs) -> R:
@@ -42,16 +42,16 @@ def in_own_dtype(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextlib.contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
-    """A context in which products on this device have the precision of their inputs: no autocast, whole float32.
+    """A context in which products on this device keep their inputs' precision: no autocast, full float32.
 
-    The setting is the process's own, so that products of other threads are whole, too, until the last one leaves.
+    The setting is process-wide, so products in other threads are also exact until the last thread leaves the context.
     """
     with without_autocast(device), _WHOLE[device.type] if device.type in _WHOLE else contextlib.nullcontext():
         yield
 
 
 class _Whole:
-    """Float32 products of a backend computed in float32, from the first thread's entry to the last one's exit."""
+    """Keeps a backend's float32 products in full float32, from the first thread's entry to the last one's exit."""
 
     def __init__(self, backend: Any) -> None:
         self._backend, self._lock = backend, threading.Lock()
@@ -71,7 +71,7 @@ class _Whole:
                 self._set(self._before)
 
     def _set(self, precision: str) -> None:
-        if self._before not in ("none", "ieee"):  # which are whole already
+        if self._before not in ("none", "ieee"):  # these are full precision already
             self._backend.fp32_precision = precision
 
 
@@ -82,10 +82,10 @@ _WHOLE: Mapping[str, _Whole] = {
 
 
 class Selector(nn.Module):
-    """A module whose parameters and buffers decide which keys are met.
+    """A module whose parameters and buffers decide which keys are attended to.
 
-    `half()` and other conversions to less than float32 move them and leave their values as they are. They are part of
-    the state; those in `added` were not in version 1 of it, and a state without them loads as it did then: the module
+    `half()` and other conversions below float32 may move them to another device but keep their dtype. They are part of
+    the state dict. Those in `added` were not in its version 1: a state dict without them still loads, and the module
     keeps its own.
     """
 
@@ -113,6 +113,6 @@ class Selector(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        if (local_metadata.get("version") or 1) < self._version:  # a file of tensors alone names no version
+        if (local_metadata.get("version") or 1) < self._version:  # a file with only tensors has no version
             old = {prefix + name for name in self.added}
             missing_keys[:] = [key for key in missing_keys if key not in old]

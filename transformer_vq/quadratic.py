@@ -1,4 +1,4 @@
-"""The quadratic twins: dense softmax with each key, and if asked for each query, replaced by its codeword."""
+"""Quadratic references: dense softmax with each key, and optionally each query, replaced by its codeword."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def dense(
     block: int,
     rows: Int[Tensor, " R"] | None = None,
 ) -> Float[Tensor, "B H R E"]:
-    """What `transformer_vq.codes` computes, for all query rows or those named, with the same gradients, in float64.
+    """Compute the same as `transformer_vq.codes`, with the same gradients, in float64, for all rows or `rows`.
 
-    Queries are the last N of the M positions; their blocks are counted from the first query. `block` matters to the
-    gradient of `k` alone.
+    Queries are the last N of the M positions; their blocks are counted from the first query. `block` affects only the
+    gradient of `k`.
     """
     N, M = q.shape[2], k.shape[2]
     rows = torch.arange(N, device=q.device) if rows is None else rows.to(q.device)
@@ -44,7 +44,7 @@ def dense(
 
 
 def _keys(k: Tensor, codes: Tensor, hat: Tensor, size: int, own: int) -> Tensor:
-    """Codewords whose gradient is the key's own from position `own` on and before it the mean of its code's keys."""
+    """Codewords with the key's own gradient from position `own` on, and before it the mean over its code's keys."""
     past = k[:, :, :own] - k[:, :, :own].detach()
     counts, sums = tally(past, codes[:, :, :own], size)
     means = (sums / counts.clamp(min=1).unsqueeze(-1)).gather(
@@ -54,7 +54,7 @@ def _keys(k: Tensor, codes: Tensor, hat: Tensor, size: int, own: int) -> Tensor:
 
 
 def _softmax(q: Tensor, k: Tensor, v: Tensor, seen: Bool[Tensor, "R M"], scale: float) -> Tensor:
-    """Softmax over the keys that each row sees, head by head."""
+    """Softmax over the keys that each row may attend to, one head at a time."""
     group, heads = q.shape[1] // k.shape[1], []
     for head in range(q.shape[1]):
         scores = (q[:, head] @ k[:, head // group].mT * scale).masked_fill(~seen, -torch.inf)

@@ -1,1 +1,1 @@
-"""The section `vq` of conf.yml as a subject of the harness: a layer of transformer_vq that is trained."""
+"""Harness subject for the section `vq` of conf.yml: trains a layer of transformer_vq."""

@@ -1,17 +1,17 @@
-"""What the section `vq` of conf.yml asks for: its layer learns to predict the next byte of text.
+"""Trains the layer in the section `vq` of conf.yml to predict the next byte of text.
 
     python -m harness.sweep conf.yml --section vq
     python -m harness.sweep conf.yml --section vq --set vq.d_model=128 --set vq.steps=50 --set vq.lr=1.0e-3
 
-One residual `VQAttentionQK` between an embedding with sinusoidal positions and a linear head, `global_batch_size`
-sequences of `sequence_len` bytes a step, AdamW at `lr`, on `device`. After `steps` steps further ones are timed. The
-row holds the loss on text of its own before and after, and is wrong where it has not fallen.
+The model is one residual `VQAttentionQK` between an embedding with sinusoidal positions and a linear head. Each step
+uses `global_batch_size` sequences of `sequence_len` bytes and AdamW at `lr`, on `device`. After `steps` steps, further
+steps are timed. The row holds the held-out loss before and after, and is wrong if the loss has not fallen.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import psutil
 import torch
@@ -20,21 +20,24 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from attentions.vq_qk import VQQK
-from harness.references import Store
-from harness.rows import Case
-from harness.subjects import Finding, Trial, Unsupported
+from harness.subjects.base import CheckResult, Trial, Unsupported
 from tasks.text import TextBytes
 from transformer_vq.nn.attn_vq import VQAttentionQK
 from transformer_vq.nn.config_spec import TransformerConfig
 
+if TYPE_CHECKING:
+    from attentions.common.settings import Shape
+    from harness.common.rows import Case
+    from harness.subjects.references import Store
+
 HERE = "vq_training.language_model"
 BYTES = 256
-HELD_OUT = 0  # seed of the text that is not trained on
-COPIES = 4  # of each weight in training: itself, its gradient and two moments
+HELD_OUT = 0  # seed of the held-out text
+COPIES = 4  # copies of each weight in training: itself, its gradient, and two moments
 
 
 def grid(settings: dict[str, Any]) -> dict[str, Any]:
-    """The keys of conf.yml that measure the section. Raises ValueError for sizes that no memory holds."""
+    """Return the keys of conf.yml that measure the section. Raises ValueError for sizes that do not fit in memory."""
     config = TransformerConfig(**settings)
     if not config.causal:
         raise ValueError(
@@ -44,7 +47,7 @@ def grid(settings: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"vq: training such a layer takes at least {needed} bytes, and there are {there} here")
     return {
         "subject": f"{HERE}:Training",
-        "backends": [{"name": f"{HERE}:Section", "label": "VQAttentionQK", "section": settings}],
+        "backends": [{"name": f"{HERE}:VQSection", "label": "VQAttentionQK", "section": settings}],
         "lengths": config.sequence_len,
         "batch": config.global_batch_size,
         "heads": config.n_head,
@@ -64,7 +67,7 @@ def grid(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def least_bytes(config: TransformerConfig) -> int:
-    """Bytes of the layer's weights in training, of its codebooks and of one step's logits, all in float32."""
+    """Minimum bytes in float32 of the layer's weights in training, its codebooks, and one step's logits."""
     c = config
     weights = c.d_model * c.n_head * (2 * c.key_dim + (3 if c.gated else 2) * c.value_dim) + 2 * BYTES * c.d_model
     codebooks = c.n_head * c.key_dim * (c.query_codes + c.key_codes)
@@ -72,16 +75,16 @@ def least_bytes(config: TransformerConfig) -> int:
     return 4 * (COPIES * weights + codebooks + step)
 
 
-class Section(VQQK):
-    """The section as the settings of a series; `section` is what conf.yml holds."""
+class VQSection(VQQK):
+    """A harness series with the section of conf.yml as its settings, in `section`."""
 
-    def __init__(self, heads: int, head_dim: int, *, section: dict[str, Any], **shape: Any) -> None:
+    def __init__(self, heads: int, head_dim: int, *, section: dict[str, Any], **shape: Unpack[Shape]) -> None:
         super().__init__(heads, head_dim, **shape)
         self.section = TransformerConfig(**section)
 
 
 class LanguageModel(nn.Module):
-    """Bytes (B, N) to logits of the next (B, N, 256), and the layer's own loss."""
+    """Maps bytes (B, N) to logits of the next byte (B, N, 256), and returns the layer's own loss."""
 
     positions: Tensor
 
@@ -100,25 +103,25 @@ class LanguageModel(nn.Module):
 
 
 def sinusoids(length: int, width: int) -> Float[Tensor, "length width"]:
-    """Sines and cosines of each position, wave lengths from 2π to 20,000π."""
+    """Return sines and cosines of each position, with wavelengths from 2π to 20,000π."""
     frequency = torch.exp(-math.log(10_000.0) * torch.arange(0, width, 2) / width)
     angle = torch.arange(length)[:, None] * frequency
     return torch.cat((angle.sin(), angle.cos()), dim=1)[:, :width]
 
 
 class Training:
-    """The subject."""
+    """Harness subject that trains the layer."""
 
     def setup(self, case: Case, store: Store, key: str) -> Trial:
         del store, key
         try:
             return TrainingTrial(TransformerConfig(**case.settings["section"]), torch.device(case.device), case.seed)
-        except ValueError as error:  # a text that is too short for a batch
+        except ValueError as error:  # the text is too short for a batch
             raise Unsupported(str(error)) from error
 
 
 class TrainingTrial(Trial):
-    """A model that has been trained for `steps` steps; each call is one more."""
+    """A model trained for `steps` steps; each call runs one more."""
 
     def __init__(self, config: TransformerConfig, device: torch.device, seed: int) -> None:
         torch.manual_seed(seed)
@@ -134,17 +137,19 @@ class TrainingTrial(Trial):
         del variant
         return self.step()
 
-    def check(self, variant: int, answer: Tensor) -> Finding:
+    def check(self, variant: int, answer: Tensor) -> CheckResult:
         del variant
         metrics = {"loss_before": self.loss_before, "loss_after": self.loss_after}
         if not all(map(math.isfinite, (*metrics.values(), float(answer)))):
-            return Finding(wrong=f"the loss is not finite: {metrics}, and {float(answer)} in the step that was timed")
+            return CheckResult(
+                wrong=f"the loss is not finite: {metrics}, and {float(answer)} in the step that was timed"
+            )
         if self.loss_after >= self.loss_before:
-            return Finding(metrics, f"the held-out loss rose from {self.loss_before:.4g} to {self.loss_after:.4g}")
-        return Finding(metrics)
+            return CheckResult(metrics, f"the held-out loss rose from {self.loss_before:.4g} to {self.loss_after:.4g}")
+        return CheckResult(metrics)
 
     def step(self) -> Tensor:
-        """One step on text of its own; its loss in nats a byte, the commitment apart."""
+        """Run one step on new text; returns its loss in nats per byte, without the commitment loss."""
         self._steps += 1
         self.model.train()
         with torch.enable_grad():
@@ -156,7 +161,7 @@ class TrainingTrial(Trial):
 
     @torch.no_grad()
     def held_out(self) -> float:
-        """Loss on the text that is not trained on, in nats a byte."""
+        """Return the held-out loss in nats per byte."""
         self.model.eval()
         return float(self._loss(HELD_OUT)[0])
 

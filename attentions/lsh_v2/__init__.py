@@ -1,4 +1,4 @@
-"""LSH v2 attention; read `attention` first."""
+"""LSH v2 attention; start reading at `attention`."""
 
 from attentions.lsh_v2.attention import LSHv2
 

@@ -1,19 +1,19 @@
 """LSH v2: learned hashing, hierarchical compression, dissimilarity sampling and global context in one attention.
 
-Built from the promises of the original README, whose code was never public. For each query head
+Implements the method that the original README describes; its code was never public. For each query head
 
     out = softmax estimate + tanh(gate) · selective scan
 
-and the estimate is one softmax over three disjoint sets of keys:
+The estimate is one softmax over three disjoint sets of keys:
 
-- the band: the `local` most recent keys, uncompressed (`levels`);
-- the buckets: in each of `n_hashes` rounds the `bucket_size` most recent keys before the band whose learned code is
-  the query's, each once (`hashing`, `windows`). A head of compression factor f meets means of f keys there, with
-  + log f in the logit;
-- the samples: of everything else before the band one key a stratum, weighted by the stratum's size (`samples`).
+- the band: the `local` most recent keys, uncompressed (`levels`); - the buckets: in each of `n_hashes` rounds, the
+`bucket_size` most recent keys before the band whose learned code
+  equals the query's, each counted once (`hashing`, `windows`). A head with compression factor f attends to means of f
+  keys here, with + log f in the logit;
+- the samples: one key per stratum of all other keys before the band, weighted by the size of the stratum (`samples`).
 
-All of it is strictly causal, and decodes with bounded state. `definition` is the same in dense masks; the gate
-starts closed. What the original README means for a whole model (MLA, long-term memory, PonderNet) is not here.
+The method is strictly causal and decodes with bounded state. `definition` computes the same with dense masks. The gate
+is initialised to zero. The original README's model-level features (MLA, long-term memory, PonderNet) are not included.
 """
 
 from __future__ import annotations
@@ -22,45 +22,53 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Unpack
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attentions.base import Attention, Cost, Problem, Stream, require
-from attentions.flash import by_row
+from attentions.base import Attention
+from attentions.buckets.window_attention import window_pairs
+from attentions.common.problem import Cost, Problem
+from attentions.common.reference import causal_pairs
+from attentions.common.settings import Shape, require
 from attentions.lsh_v2.context import GlobalContext
 from attentions.lsh_v2.cost import estimate_cost
 from attentions.lsh_v2.definition import Support, softmax, supports
-from attentions.lsh_v2.estimate import Estimate, Past, Settings
+from attentions.lsh_v2.estimate import Estimate, EstimateSettings, Past
 from attentions.lsh_v2.hashing import LearnedHash
 from attentions.lsh_v2.levels import Level, levels_of
 from attentions.lsh_v2.merge import kernel_of, merged_attention
 from attentions.lsh_v2.samples import Sampler
 from attentions.lsh_v2.stages import stages
 from attentions.lsh_v2.training import HashTraining, auxiliary_loss, train
-from attentions.reference import causal_pairs
-from attentions.window_attention import window_pairs
 
-SHARED = 128  # the most positions that share samples
+if TYPE_CHECKING:
+    from attentions.common.stream import Stream
+
+SHARED = 128  # most positions that share samples
 
 
 class LSHv2(Attention):
-    """Settings, with the original README's defaults where it has any.
+    """Settings, with the original README's defaults where it gives any.
 
-    `n_hashes` rounds of codes of two rotations in `hash_dim` dimensions, 0: no buckets; `bucket_size` keys of a
-    bucket; `compression_factors` over the heads, [1]: no compression; `local` keys of the band; `samples` keys of
-    each of the 2·hash_dim coarse buckets, 0: none; `global_context`: the gated scan; `hash_steps` of training in
-    `prepare`, 0: codes stay untrained.
+        `n_hashes`: rounds; each has a code from two rotations in `hash_dim` dimensions. 0: no buckets.
+        `bucket_size`: keys attended to per bucket.
+        `compression_factors`: factors, distributed over the heads. [1]: no compression.
+        `local`: keys in the band.
+        `samples`: sampled keys per coarse bucket, of which there are 2·hash_dim. 0: none.
+        `global_context`: whether to add the gated scan.
+        `hash_steps`: training steps in `prepare`. 0: codes stay untrained.
 
-    Raises ValueError for a `local` below the least common multiple of the factors.
+    Raises ValueError if `local` is below the least common multiple of the factors.
     """
 
-    paper = "https://arxiv.org/abs/2001.04451"  # Reformer, whose rotations these are; the original has no paper
+    paper = "https://arxiv.org/abs/2001.04451"  # Reformer, source of the rotations; the original has no paper
     approximates = None
+    accepts_padding = False
     claimed_time = "n^0.9"
-    # Share of the time and exponent over n that the original README gives for its components.
+    # Share of the time and exponent of n that the original README gives for its components.
     claimed_components: ClassVar[Mapping[str, tuple[float, float]]] = MappingProxyType(
         {
             "hashing": (0.451, 0.487),
@@ -84,7 +92,7 @@ class LSHv2(Attention):
         samples: int = 4,
         global_context: bool = True,
         hash_steps: int = 200,
-        **shape: Any,
+        **shape: Unpack[Shape],
     ) -> None:
         super().__init__(heads, head_dim, **shape)
         for name, value in (("n_hashes", n_hashes), ("samples", samples), ("hash_steps", hash_steps)):
@@ -99,27 +107,18 @@ class LSHv2(Attention):
         self.hash_steps = hash_steps
         self.levels = levels_of(heads, self.kv_heads, compression_factors)
         block = min(local, SHARED) // common * common
-        self.settings = Settings(n_hashes, bucket_size, local, block, self.causal, self.scale)
-        rounds = max(n_hashes, 1)  # the first one also divides keys into strata
+        self.settings = EstimateSettings(n_hashes, bucket_size, local, block, self.causal, self.scale)
+        rounds = max(n_hashes, 1)  # the first round also divides keys into strata
         self.hashing = LearnedHash(self.kv_heads, head_dim, rounds=rounds, hash_dim=hash_dim, seed=self.seed)
         self.sampler = Sampler(self.hashing.buckets, samples, self.seed) if samples else None
         sizes = {"kv_heads": self.kv_heads, "value_dim": self.value_dim, "causal": self.causal, "seed": self.seed}
         self.context = GlobalContext(heads, head_dim, scale=self.scale, **sizes) if global_context else None
-        if not global_context:  # then it is an approximation, and is judged as one
+        if not global_context:  # then it approximates softmax, and is judged by that
             vars(self)["approximates"] = "softmax"
 
     @property
-    def kernel(self) -> str:
-        """Which implementation runs: "native" or "torch fallback"."""
-        return (
-            "native"
-            if kernel_of(self.hashing.projections.device).__name__.endswith("bucket_window")
-            else ("torch fallback")
-        )
-
-    @property
     def reach(self) -> int:
-        """Tokens that a round's windows cover where buckets are even: bucket_size · codes, at factor 1."""
+        """Tokens that a round's windows cover if buckets are even: bucket_size · codes, at factor 1."""
         return self.bucket_size * self.hashing.buckets**2
 
     def forward(
@@ -130,15 +129,16 @@ class LSHv2(Attention):
         *,
         first: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B H N E"]:
-        if first is not None:
-            return by_row(self, q, k, v, first)
+        del first  # `accepts_padding` is off
+        native = kernel_of(q.device).__name__.endswith("bucket_window")
+        self.kernel = "native" if native else "torch fallback"
         out, _ = self.estimate(q, k, v)
         return self._output(out, None if self.context is None else self._scan(q, k, v), q.dtype)
 
     def estimate(
         self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], v: Float[Tensor, "B G M E"]
     ) -> tuple[Float[Tensor, "B H N E"], Float[Tensor, "B H N"]]:
-        """The estimate of softmax attention without the global context, and of its log-normaliser; float32 at least.
+        """Return the softmax estimate without global context and its log-normaliser, in float32 or wider.
 
         The log-normaliser carries no gradient.
         """
@@ -169,15 +169,15 @@ class LSHv2(Attention):
         return out if self.context is None else out + self.context.gated(self.context.scan.naive(q, k, v, rows=chosen))
 
     def prepare(self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], v: Float[Tensor, "B G M E"]) -> None:
-        """Train the hash functions to put queries and the keys they weigh into one bucket; see `training`."""
+        """Train the hash functions to put queries and the keys they attend to in one bucket; see `training`."""
         train(self.hashing, q, k, self._training())
 
     def auxiliary_loss(self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"]) -> Float[Tensor, ""]:
-        """The same loss on sampled rows of this sequence, to be added to a model's: it moves the hash alone."""
+        """The training loss on sampled rows of this input, to add to a model's loss; only the hash gets gradients."""
         return auxiliary_loss(self.hashing, q, k, self._training())
 
     def comparisons(self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"]) -> Int[Tensor, "B H"]:
-        """Keys of the band, pools and samples that enter the output, each one comparison."""
+        """Number of keys of the band, pools and samples that enter the output; each is one comparison."""
         found = []
         with torch.no_grad():
             for one in self._estimates(q, k, k[..., :1]):
@@ -192,7 +192,7 @@ class LSHv2(Attention):
         *,
         rows: Int[Tensor, " R"] | None = None,
     ) -> Float[Tensor, "B H R"]:
-        """Share of the softmax weight on keys of the band and of the windows, alone or in a pool; not on samples."""
+        """Share of the softmax weight on keys of the band and the windows, alone or in a pool; excludes samples."""
         chosen = torch.arange(q.shape[2], device=q.device) if rows is None else rows.to(q.device)
         pairs = causal_pairs(q.shape[2], k.shape[2], causal=self.causal, first=None, rows=chosen, device=q.device)
         found = []
@@ -212,7 +212,7 @@ class LSHv2(Attention):
         return stages(list(self._estimates(q, k, v)), self.scale, scan, partial(self._output, dtype=q.dtype))
 
     def cost(self, problem: Problem) -> Cost:
-        """The softmax estimate's, see `estimate_cost`, and the scan's."""
+        """Cost of the softmax estimate (see `estimate_cost`) plus that of the scan."""
         strata = self.sampler.strata if self.sampler else 0
         one = estimate_cost(problem, self.levels, self.settings, self.hashing, strata)
         if self.context is None:
@@ -224,16 +224,16 @@ class LSHv2(Attention):
     def stream(self, batch: int) -> Stream | None:
         if not self.causal:
             return None
-        from attentions.lsh_v2.stream import LSHv2Stream  # the stream needs this class
+        from attentions.lsh_v2.stream import LSHv2Stream  # imported here because the stream imports this class
 
         return LSHv2Stream(self, batch)
 
     def level_estimate(self, level: Level, q: Float[Tensor, "B H N D"], past: Past) -> Estimate:
-        """The estimate of a level's queries after `past`, in float32 at least."""
+        """Return the estimate of a level's queries after `past`, in float32 or wider."""
         return Estimate(level, self.settings, self.hashing, self.sampler, q, past)
 
     def _scan(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The global context in float32 at least: what a gate closes may be beyond half precision's range."""
+        """Global context in float32 or wider: values behind a closed gate can overflow half precision."""
         assert self.context is not None, "it is switched on"
         return self.context.scan(*(_wide(x) for x in (q, k, v)))
 

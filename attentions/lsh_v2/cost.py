@@ -1,24 +1,27 @@
-"""What a call of LSH v2 costs, counted from its settings."""
+"""Cost of a call of LSH v2, counted from its settings."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from attentions.base import Cost, Problem
-from attentions.lsh_v2.estimate import Settings
-from attentions.lsh_v2.hashing import LearnedHash
-from attentions.lsh_v2.levels import Level
+from attentions.common.problem import Cost, Problem
+
+if TYPE_CHECKING:
+    from attentions.lsh_v2.estimate import EstimateSettings
+    from attentions.lsh_v2.hashing import LearnedHash
+    from attentions.lsh_v2.levels import Level
 
 
 def estimate_cost(
-    problem: Problem, levels: Sequence[Level], settings: Settings, hashing: LearnedHash, strata: int
+    problem: Problem, levels: Sequence[Level], settings: EstimateSettings, hashing: LearnedHash, strata: int
 ) -> Cost:
-    """Of the softmax estimate with `strata` samples for a query; the global context is not in it.
+    """Cost of the softmax estimate with `strata` samples per query, without the global context.
 
-    Each query meets at most local + f - 1 keys of the band, rounds·window pools and one sample a stratum; without
-    causality band and windows count twice. FLOPs: these with 2·(D + E) each, and hashing 2·D for each of
-    rounds·2·hash_dim coordinates of a query or pool. State of a level: the band, pools in some window, with codes
-    and place and room for as many again, the rings, and of each stratum a key, a sum and two numbers.
+    Each query attends to at most local + f - 1 keys of the band, rounds·window pools and one sample per stratum;
+    without causality, band and windows count twice. FLOPs: 2·(D + E) for each of these, and hashing at 2·D for each of
+    rounds·2·hash_dim coordinates of a query or pool. State of a level: the band; pools in some window, with codes and
+    position, and room for as many again; the rings; and for each stratum a key, a sum and two numbers.
     """
     p, s = problem, settings
     sides, width, wide = 1 if p.causal else 2, p.head_dim + p.value_dim, max(p.dtype.itemsize, 4)

@@ -1,8 +1,8 @@
-"""What LSH v2 computes, by its definition: one softmax over dense masks, head by head, in float64.
+"""LSH v2 by its definition: one softmax over dense masks, head by head, in float64.
 
-For a query, the keys of its band count once; outside the band, of each round the `window` pools of the query's code
-nearest to it, each pool once with + log f in the logit; and of the rest the sample of each stratum, with + log f and
-+ log of the stratum's size, beside the stratum's mean value.
+For each query: keys of its band count once. Outside the band, each round selects the `window` pools nearest to the
+query that have its code; each selected pool counts once, with + log f in the logit. From the rest, each stratum
+contributes its sample, with + log f and + log of the stratum's size in the logit and the stratum's mean value.
 """
 
 from __future__ import annotations
@@ -10,24 +10,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attentions.lsh_v2.estimate import Settings
-from attentions.lsh_v2.hashing import LearnedHash
+from attentions.common.reference import nearest
 from attentions.lsh_v2.levels import Level, band, pooled
-from attentions.lsh_v2.samples import Sampler
-from attentions.reference import nearest
+
+if TYPE_CHECKING:
+    from attentions.lsh_v2.estimate import EstimateSettings
+    from attentions.lsh_v2.hashing import LearnedHash
+    from attentions.lsh_v2.samples import Sampler
 
 
 @dataclass(frozen=True)
 class Support:
-    """What the named rows of one query head meet: `near` keys, `own` pools and, by row, `sample` pools.
+    """What the selected rows of one query head attend to: `near` keys, `own` pools and, per row, `sample` pools.
 
-    `size` is the number of pools of a sample's stratum, zero where the row does not meet it, and `mean` the
-    stratum's mean value, both of the row's block.
+    `size` is the number of pools in a sample's stratum, zero if the row does not use it, and `mean` is the stratum's
+    mean value. Both are those of the row's block.
     """
 
     head: int
@@ -45,11 +48,11 @@ def supports(
     v: Float[Tensor, "B G M E"],
     rows: Int[Tensor, " R"],
     levels: list[Level],
-    settings: Settings,
+    settings: EstimateSettings,
     hashing: LearnedHash,
     sampler: Sampler | None,
 ) -> Iterator[Support]:
-    """The support of each query head in turn."""
+    """Yield the support of each query head."""
     M, at = k.shape[2], rows + k.shape[2] - q.shape[2]
     position = torch.arange(M, device=q.device)
     for level in levels:
@@ -90,7 +93,7 @@ def _strata(
     least, total = torch.full_like(size, 2**63 - 1), values.new_zeros(*shape, values.shape[2])
     counts, back = known.unique(return_inverse=True)
     found = []
-    for new in pairwise([0, *counts.tolist()]):  # what earlier rows know, the later ones know too
+    for new in pairwise([0, *counts.tolist()]):  # later rows include what earlier rows know
         of, cell = slice(*new), stratum[:, slice(*new)]
         size = size.scatter_add(1, cell, torch.ones_like(cell))
         least = least.scatter_reduce(1, cell, ticket[:, of], "amin")
@@ -126,5 +129,5 @@ def softmax(
 
 
 def _pools(x: Float[Tensor, "B M W"], factor: int, at: Int[Tensor, " K"]) -> Float[Tensor, "B K W"]:
-    """These pools alone; keys that no row meets cost nothing."""
+    """Compute only these pools; keys that no row attends to cost nothing."""
     return x[:, at[:, None] * factor + torch.arange(factor, device=x.device)].double().mean(2)

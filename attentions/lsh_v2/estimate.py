@@ -1,31 +1,36 @@
-"""The softmax estimate of one level: band, buckets and samples of its keys, in stages that can be timed alone.
+"""The softmax estimate of one level: band, buckets and samples, in stages that can be timed separately.
 
-`Past` is all that a level has to know of earlier tokens, nothing in `forward` and the state when decoding: a whole
-sequence and the pieces that a stream is given, but for single tokens, go through the same code.
+`Past` is everything a level needs to know about earlier tokens: nothing in `forward`, and the state when decoding.
+Whole sequences and the pieces given to a stream, except single tokens, run through the same code.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from attentions.buckets import Windows
-from attentions.lsh_v2.hashing import LearnedHash
 from attentions.lsh_v2.levels import Band, Level, band, pooled
 from attentions.lsh_v2.merge import Part
 from attentions.lsh_v2.pools import Pools
 from attentions.lsh_v2.samples import NOWHERE, Reservoir, Sampler, Samples, sample_windows
 from attentions.lsh_v2.windows import band_windows, coming_windows, recent_windows
 
+if TYPE_CHECKING:
+    from attentions.common.windows import Windows
+    from attentions.lsh_v2.hashing import LearnedHash
+
 
 @dataclass(frozen=True)
 class Past:
-    """`keys` and `values` from position `begin` on, uncompressed; the pools before it that a window may still
-    reach; and the strata of all keys before the block that the next position lies in.
+    """State of a level before the current queries, including their keys.
+
+    `keys` and `values` are uncompressed, from position `begin` on. `pools` are the earlier pools that a window may
+    still reach. `reservoir` holds the strata of all keys before the block that contains the next position.
     """
 
     begin: int
@@ -41,8 +46,8 @@ class Past:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a level's estimate is made of: window of a bucket, keys of the band, block that shares samples."""
+class EstimateSettings:
+    """Settings of a level's estimate: window per bucket, keys in the band, block of positions that share samples."""
 
     rounds: int
     window: int
@@ -58,7 +63,7 @@ class Estimate:
     def __init__(
         self,
         level: Level,
-        settings: Settings,
+        settings: EstimateSettings,
         hashing: LearnedHash,
         sampler: Sampler | None,
         q: Float[Tensor, "B H N D"],
@@ -67,13 +72,13 @@ class Estimate:
         self.level, self.settings, self.hashing, self.sampler = level, settings, hashing, sampler
         self.past, self.batch = past, q.shape[0]
         self.keys = past.end  # M
-        self.q = q[:, level.heads].unflatten(1, (level.rows, -1)).flatten(2, 3).flatten(0, 1)  # X, Q, D
+        self.q = q[:, level.heads].unflatten(1, (level.rows, -1)).flatten(2, 3).flatten(0, 1)  # (X, Q, D)
         self.at = torch.arange(self.keys - q.shape[2], self.keys, device=q.device).repeat(level.group)
         self.heads = torch.arange(level.kv_heads.start, level.kv_heads.stop, device=q.device).repeat(self.batch)
         self.band: Band = band(self.at, self.keys, level.factor, settings.local, causal=settings.causal)
 
     def by_head(self, x: Num[Tensor, "X Q *rest"]) -> Num[Tensor, "B heads N *rest"]:
-        """What belongs to this level's queries, by query head and position."""
+        """Reshape this level's per-query data to query heads and positions."""
         positions = len(self.at) // self.level.group
         return x.unflatten(1, (-1, positions)).unflatten(0, (self.batch, -1)).flatten(1, 2)
 
@@ -90,7 +95,7 @@ class Estimate:
         return found[0], found[1]
 
     def fresh(self, keys: Tensor, values: Tensor, codes: Tensor) -> Pools:
-        """The pools of `past.keys` with their places in the sequence."""
+        """The pools of `past.keys` with their indices in the sequence."""
         index = torch.arange(keys.shape[1], device=keys.device) + self.past.begin // self.level.factor
         return Pools(keys, values, codes, index.expand(len(keys), -1).contiguous())
 
@@ -99,7 +104,7 @@ class Estimate:
         return fresh if self.past.pools is None else Pools.cat(self.past.pools, fresh)
 
     def tables(self, of_q: Int[Tensor, "rounds X Q"], pools: Pools) -> list[list[Windows]]:
-        """Windows in the buckets of each round: of pools before the band and, if not causal, of those after it."""
+        """Windows in each round's buckets: pools before the band and, if not causal, those after it."""
         rounds, window = self.settings.rounds, self.settings.window
         if pools.index.shape[1] == 0 or rounds == 0:
             return []
@@ -110,31 +115,31 @@ class Estimate:
         return found if self.settings.causal else [*found, [coming_windows(q, k, after, window) for q, k in both]]
 
     def sample(self, fresh: Pools) -> tuple[Samples, Reservoir] | None:
-        """The samples of each block that queries lie in, and one more, which decoding goes on from."""
+        """Samples for each block that contains queries, and one more that decoding continues from."""
         if self.sampler is None or (self.past.reservoir is None and fresh.index.shape[1] == 0):
             return None
         per_block = self.settings.block // self.level.factor
         begin = self._block(self.at[0])
         new = fresh
-        if self.past.reservoir is not None:  # which has counted what lies before its block
+        if self.past.reservoir is not None:  # it already counts what comes before its block
             new = fresh.drop(int(begin) * per_block - self.past.begin // self.level.factor)
         opens = (new.index[0] // per_block + 1 - begin).clamp(min=0)
         blocks = int(self._block(self.at[-1] + 1) - begin) + 1
         if not self.settings.causal:
             opens, blocks = torch.zeros_like(opens), 1
-        if self.past.reservoir is None and opens[0] >= blocks:  # nobody's block has a past yet
+        if self.past.reservoir is None and opens[0] >= blocks:  # no block has earlier keys yet
             return None
         coarse = self.hashing.coarse(new.codes)
         return self.sampler.sample(new, coarse, self.heads, opens, blocks, self.past.reservoir)
 
     def next_reservoir(self) -> Reservoir | None:
-        """What sampling goes on from after these tokens."""
+        """The reservoir that sampling continues from after these tokens."""
         keys, values = self.pool()
         sampled = self.sample(self.fresh(keys, values, self.codes(keys)[1]))
         return sampled[1] if sampled else self.past.reservoir
 
     def all_parts(self) -> tuple[list[Part], Pools, Reservoir | None]:
-        """The stages one after the other: the parts, the pools of `past.keys`, and what sampling goes on from."""
+        """Run all stages: return the parts, the pools of `past.keys`, and the reservoir to continue sampling from."""
         keys, values = self.pool()
         of_q, of_k = self.codes(keys)
         fresh = self.fresh(keys, values, of_k)
@@ -143,7 +148,7 @@ class Estimate:
         return self.parts(pools, self.tables(of_q, pools), samples), pools, reservoir
 
     def parts(self, pools: Pools, tables: list[list[Windows]], samples: Samples | None) -> list[Part]:
-        """The disjoint sets of keys that queries meet, the band first."""
+        """The disjoint sets of keys that queries attend to, with the band first."""
         level, past, b = self.level, self.past, self.band
         bias = float(torch.tensor(level.factor, dtype=torch.float64).log())
         within = band_windows(b.start - past.begin, b.stop - past.begin, past.keys.shape[1], level.group, len(self.q))
@@ -157,7 +162,7 @@ class Estimate:
         causal = self.settings.causal
         samples = samples if causal else samples.by_position()
         block = self._block(self.at) - self._block(self.at[0]) if causal else torch.zeros_like(self.at)
-        # A weight in the logit: one more dimension, in which every query is one.
+        # Weights go into the logit through one more dimension, in which every query is one.
         weight = samples.count.clamp(min=1).to(self.q.dtype).log() / self.settings.scale
         q, k = F.pad(self.q, (0, 1), value=1.0), torch.cat((samples.pools.keys, weight.unsqueeze(-1)), -1)
         none, everything = None, torch.full_like(self.at, NOWHERE)
@@ -174,6 +179,6 @@ class Estimate:
         return at // self.settings.block
 
     def _place(self, pools: Pools, limit: Int[Tensor, " Q"]) -> Int[Tensor, "X positions"]:
-        """How many of the pools at hand stand before pool `limit`; the same for each head."""
+        """Number of available pools before pool `limit`; the same for each head."""
         limit = limit[: len(limit) // self.level.group].expand(len(self.q), -1).contiguous()
         return limit if self.past.pools is None else torch.searchsorted(pools.index, limit)

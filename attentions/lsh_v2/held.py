@@ -1,8 +1,8 @@
-"""The pools that a stream holds: with room to append to, and found by their code without a search.
+"""The pools that a stream holds, with room to append and lookup by code without a search.
 
-Of each round and code a ring names the places of the last `window` pools. A pool that no ring names is dead: no later
-query can meet it. Where there is no room left the dead are dropped and the room grows by a share of what lives, so that
-a token costs a constant part of that.
+For each round and code, a ring stores the slots of the last `window` pools. A pool in no ring is dead: no later query
+can attend to it. If there is no room left, dead pools are dropped and the capacity grows by a share of the live pools,
+so the amortised number of pools copied per token is constant.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from attentions.lsh_v2.pools import Pools, rows_at
 
 @dataclass(frozen=True)
 class Rings:
-    """Of each code: `place`, where its last `window` pools lie, -1 for none, and `count`, how many it has had."""
+    """Per code: `place`, the slots of its last `window` pools (-1 for none), and `count`, how many it has had."""
 
     place: Int[Tensor, "X rounds codes window"]
     count: Int[Tensor, "X rounds codes"]
 
     @staticmethod
     def of(codes: Int[Tensor, "rounds X L"], buckets: int, window: int) -> Rings:
-        """The rings of pools that lie in order of position; code -1 is no pool's."""
+        """Build the rings for pools in order of position; code -1 belongs to no pool."""
         ordered, order = torch.sort(codes.movedim(0, 1).contiguous(), stable=True)
         rank = torch.arange(codes.shape[2], device=codes.device)
         begin, end = torch.searchsorted(ordered, ordered), torch.searchsorted(ordered, ordered, right=True)
@@ -38,28 +38,28 @@ class Rings:
         return Rings(place, count.scatter_add_(2, ordered.clamp(min=0), (ordered >= 0).long()))
 
     def add(self, codes: Int[Tensor, "rounds X"], place: int) -> None:
-        """A pool of each row at this place, over the oldest in its rings."""
+        """Add one pool per row at slot `place`, overwriting the oldest in its rings."""
         ring = (*self._rows_and_rounds(), codes.mT)
         self.place[*ring, self.count[ring] % self.place.shape[3]] = place
         self.count[ring] += 1
 
     def find(self, codes: Int[Tensor, "rounds X heads"]) -> Int[Tensor, "X heads K"]:
-        """Places of the pools in the buckets of each query, ascending, as often as rounds found them; -1 for none."""
+        """Slots of the pools in each query's buckets, ascending, repeated per round that found them; -1 for none."""
         x, r = self._rows_and_rounds()
         return self.place[x.unsqueeze(1), r, codes.permute(1, 2, 0)].flatten(2).long().sort().values
 
     def alive(self, pools: int) -> Bool[Tensor, "X pools"]:
-        """Which of so many pools some ring names."""
+        """Which of the first `pools` slots appear in some ring."""
         named = torch.zeros(len(self.place), pools + 1, dtype=torch.bool, device=self.place.device)
         return named.scatter_(1, self.place.flatten(1).long() + 1, True)[:, 1:]
 
     def moved(self, to: Int[Tensor, "X L"]) -> Rings:
-        """The same rings after each pool has moved to another place."""
+        """The same rings after each pool has moved to another slot."""
         place = F.pad(to, (1, 0), value=-1).gather(1, self.place.flatten(1).long() + 1)
         return Rings(place.int().view_as(self.place), self.count)
 
     def rows(self, index: Int[Tensor, " X"]) -> Rings:
-        """The rows that `index` names."""
+        """Select rows by `index`."""
         return Rings(self.place[index], self.count[index])
 
     def _rows_and_rounds(self) -> tuple[Tensor, Tensor]:
@@ -69,7 +69,7 @@ class Rings:
 
 @dataclass(frozen=True)
 class Found:
-    """Pools in the buckets of queries. `index` ascends; -1 stands for none, and what several rounds found repeats."""
+    """Pools in the queries' buckets. `index` ascends; -1 means none, and pools found by several rounds repeat."""
 
     keys: Float[Tensor, "X R K D"]
     values: Float[Tensor, "X R K E"]
@@ -77,34 +77,34 @@ class Found:
 
 
 class Held:
-    """Pools before the band, in order of position; rows that hold fewer than others begin with some of index -1."""
+    """Pools before the band, in order of position; rows with fewer pools than others start with index -1."""
 
     def __init__(self, rounds: int, buckets: int, window: int) -> None:
         self._rounds, self._buckets, self._window = rounds, buckets, window
-        self._room: Pools | None = None  # made when dtype and device are known
+        self._room: Pools | None = None  # allocated once dtype and device are known
         self._rings: Rings | None = None
-        self._count = self._alive = 0  # pools, and how many lived when the dead were last dropped
+        self._count = self._alive = 0  # pools, and how many were alive when dead pools were last dropped
 
     @property
     def pools(self) -> Pools | None:
-        """All of them, a view; None while there are none."""
+        """View of all pools; None if there are none."""
         return self._room.keep(self._count) if self._room and self._count else None
 
     @property
     def bytes(self) -> int:
-        """Of pools, of room that is not used yet, and of rings."""
+        """Bytes of pools, unused capacity and rings."""
         room = () if self._room is None else self._room.tensors()
         rings = () if self._rings is None else (self._rings.place, self._rings.count)
         return sum(x.numel() * x.itemsize for x in (*room, *rings))
 
     def take(self, pools: Pools) -> None:
-        """Hold these instead; the first ones are copied, since they may be the caller's memory."""
+        """Replace the pools. The first `pools` are copied, because they may be the caller's memory."""
         self._room, self._count, self._rings = pools, pools.index.shape[1], None
         if self._count > 2 * self._alive:
             self._room = self._without_dead(pools)
 
     def append(self, pool: Pools) -> None:
-        """One more of each row, later than all others."""
+        """Append one pool per row, later than all others."""
         if self._rounds == 0:
             return
         if self._room is None:
@@ -116,7 +116,7 @@ class Held:
         self._count += 1
 
     def find(self, codes: Int[Tensor, "rounds X R"]) -> Found | None:
-        """What queries of these codes meet; None while there are no pools."""
+        """The pools that queries with these codes attend to; None if there are no pools."""
         if self._room is None or self._count == 0:
             return None
         places = self._rings_of(self._room).find(codes[: self._rounds])
@@ -126,23 +126,23 @@ class Held:
         return Found(keys, values, index.masked_fill(places < 0, -1))
 
     def keep_rows(self, index: Int[Tensor, " X"]) -> None:
-        """Keep the rows that `index` names."""
+        """Keep the rows given by `index`."""
         self._room = self._room and self._room.rows(index)
         self._rings = self._rings and self._rings.rows(index)
 
     def _rings_of(self, room: Pools) -> Rings:
-        """Made when first asked for: a prompt needs none."""
+        """Return the rings, created on first use: a prompt needs none."""
         if self._rings is None:
             codes = room.codes[: self._rounds, :, : self._count]
             self._rings = Rings.of(codes, self._buckets, self._window)
         return self._rings
 
     def _without_dead(self, room: Pools) -> Pools:
-        """A copy of those that live, with rings that know where they have moved."""
+        """Copy the live pools, and update the rings to their new slots."""
         rings, pools = self._rings_of(room), room.keep(self._count)
         alive = rings.alive(self._count)
         self._alive = self._count = most = int(alive.sum(1).max()) if alive.numel() else 0
-        # A stable sort moves what is alive to the right end; -1 fills up on the left.
+        # A stable sort moves live pools to the right end; -1 pads the left.
         place = torch.sort(alive.int(), dim=1, stable=True).indices[:, alive.shape[1] - most :]
         to = torch.zeros_like(alive, dtype=torch.int64)
         self._rings = rings.moved(to.scatter_(1, place, torch.arange(most, device=to.device).expand_as(place)))

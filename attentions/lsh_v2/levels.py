@@ -1,9 +1,9 @@
-"""Hierarchical compression: which heads pool keys by how much, and which of them a query meets compressed.
+"""Hierarchical compression: how much each head pools keys, and which keys a query attends to compressed.
 
 A pool of factor f is the mean of f consecutive keys and values, positions f·p to f·p + f - 1. A query at position t
-meets the keys of its band uncompressed and, outside it, pools alone. The band starts at a multiple of f and holds the
-`local` most recent keys and up to f - 1 more, so that every past key belongs to the band or to one complete pool
-before it, never to both. Without causality the band reaches as far ahead.
+attends to the keys of its band uncompressed and, outside it, only to pools. The band starts at a multiple of f and
+holds the `local` most recent keys and up to f - 1 more, so that every past key is either in the band or in one complete
+pool before it, never both. Without causality the band extends as far ahead.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Level:
-    """Consecutive query heads of one factor, equally many for each of their key/value heads."""
+    """Consecutive query heads with one factor, the same number for each of their key/value heads."""
 
     factor: int
     heads: slice
@@ -27,19 +27,19 @@ class Level:
 
     @property
     def rows(self) -> int:
-        """Key/value heads of this level."""
+        """Number of key/value heads of this level."""
         return self.kv_heads.stop - self.kv_heads.start
 
     @property
     def group(self) -> int:
-        """Query heads for each key/value head."""
+        """Number of query heads per key/value head."""
         return (self.heads.stop - self.heads.start) // self.rows
 
 
 def levels_of(heads: int, kv_heads: int, factors: Sequence[int]) -> list[Level]:
-    """Levels in the order of heads, head h of factor factors[h·len(factors)//heads].
+    """Return the levels in order of heads; head h has factor factors[h·len(factors)//heads].
 
-    A factor that changes within the group of a key/value head leaves parts of that group, each a level of its own.
+    A factor that changes within the group of a key/value head splits that group into parts, each its own level.
     """
     group = heads // kv_heads
     edges = [-(-i * heads // len(factors)) for i in range(len(factors) + 1)]
@@ -53,7 +53,7 @@ def levels_of(heads: int, kv_heads: int, factors: Sequence[int]) -> list[Level]:
 
 @dataclass(frozen=True)
 class Band:
-    """Of each query: the positions [start, stop) that it meets uncompressed, and the pools outside them.
+    """For each query, the positions [start, stop) it attends to uncompressed, and the pools outside them.
 
     `before` is the number of pools that end before the band, `after` the first pool that starts after it.
     """
@@ -65,7 +65,7 @@ class Band:
 
 
 def band(at: Int[Tensor, " Q"], keys: int, factor: int, local: int, *, causal: bool) -> Band:
-    """The bands of queries at these positions of `keys`."""
+    """The bands of queries at positions `at` among `keys` keys."""
     before = (at + 1 - local).clamp(min=0) // factor
     if causal:
         return Band(before * factor, at + 1, before, torch.full_like(before, keys // factor))
@@ -74,7 +74,7 @@ def band(at: Int[Tensor, " Q"], keys: int, factor: int, local: int, *, causal: b
 
 
 def band_start(at: int, factor: int, local: int) -> int:
-    """Where the band of a query at this position begins."""
+    """The first position of the band of a query at position `at`."""
     return max(at + 1 - local, 0) // factor * factor
 
 

@@ -1,29 +1,31 @@
-"""Attention to several disjoint sets of keys as one softmax: each set by the shared kernel, merged by log-sum-exp.
+"""Attention over several disjoint sets of keys as one softmax: the shared kernel per set, merged by log-sum-exp.
 
-Backward needs no gradient of the merge: with the whole row's output and log-sum-exp, the kernel's backward of each
-part gives that part's exact gradients, as in ring attention.
+Backward needs no gradient of the merge: given the whole row's output and log-sum-exp, the kernel's backward of each
+part returns that part's exact gradients, as in ring attention.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attentions import window_tiles
-from attentions.buckets import Windows
-from attentions.derivatives import Gradients, first_order
+from attentions.buckets import window_tiles
+from attentions.common.derivatives import Gradients, first_order
 from attentions.native import bucket_window
 from transformer_vq.precision import in_own_dtype
+
+if TYPE_CHECKING:
+    from attentions.common.windows import Windows
 
 
 @dataclass(frozen=True)
 class Part:
-    """Keys that queries meet through the windows of `tables`, each once; `bias` is added to every score."""
+    """Keys that queries attend to through the windows of `tables`, each once; `bias` is added to every score."""
 
     q: Float[Tensor, "X Q D"]
     k: Float[Tensor, "X L D"]
@@ -33,14 +35,14 @@ class Part:
 
 
 def kernel_of(device: torch.device) -> Any:
-    """The bucket kernel for tensors of a device, native or torch's."""
+    """The bucket kernel for tensors on a device, native or torch's."""
     return bucket_window if bucket_window.available(device) else window_tiles
 
 
 def merged_attention(parts: Sequence[Part], scale: float) -> tuple[Float[Tensor, "X Q E"], Float[Tensor, "X Q"]]:
     """Softmax over the keys of all parts together, and its log-sum-exp, which is not differentiated.
 
-    q, k and v are float32 or float64. A key that stands in several parts counts in each.
+    q, k and v are float32 or float64. A key in several parts counts in each.
     """
     tensors = [x for part in parts for x in (part.q, part.k, part.v)]
     rest = [(part.tables, part.bias) for part in parts]
@@ -50,7 +52,7 @@ def merged_attention(parts: Sequence[Part], scale: float) -> tuple[Float[Tensor,
 def part_attention(
     part: Part, scale: float, onto: tuple[Float[Tensor, "X Q E"], Float[Tensor, "X Q"]] | None = None
 ) -> tuple[Float[Tensor, "X Q E"], Float[Tensor, "X Q"]]:
-    """A part's softmax and log-sum-exp; with `onto`, those of its keys and all before, written over `onto`."""
+    """Softmax and log-sum-exp of one part; with `onto`, merged with the earlier parts in place."""
     if onto is not None and part.bias:
         onto[1].sub_(part.bias)
     out, lse = kernel_of(part.q.device).forward(part.q, part.k, part.v, part.tables, scale, once=True, onto=onto)

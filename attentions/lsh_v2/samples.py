@@ -1,13 +1,13 @@
-"""Dissimilarity sampling: one key of each stratum stands for what a query's buckets leave out.
+"""Dissimilarity sampling: one key per stratum represents what a query's buckets leave out.
 
-Keys are divided into strata by a coarse hash, and each bucket into `per_bucket` parts by position. Before each block of
-queries every stratum has one sampled key, uniform among its keys so far: the one with the smallest random number,
-which depends on seed, head and position alone. So a longer sequence has the same samples, and decoding needs no
-more than the sample, the count and the sum of values of each stratum.
+A coarse hash divides the keys into buckets, and each bucket is divided into `per_bucket` strata by position. Before
+each block of queries every stratum has one sampled key, uniform among its keys so far: the one with the smallest random
+number, which depends only on seed, head and position. A longer sequence therefore has the same samples, and decoding
+needs only the sample, the count and the sum of values of each stratum.
 
-A sample's exponential counts as often as its stratum has keys (nothing, where the query meets that key anyway): an
-unbiased estimate of the rest of the normaliser. The value that goes with it is the mean of the stratum's, not the
-sampled key's own: that would put the noise of a few values, weighted a thousandfold, into the output.
+A sample's exponential counts as often as its stratum has keys (or not at all, if the query attends to that key anyway):
+an unbiased estimate of the rest of the normaliser. Its value is the mean of the stratum, not the sampled key's own,
+because weighting a few values a thousandfold would make the output noisy.
 """
 
 from __future__ import annotations
@@ -20,60 +20,60 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from attentions.buckets import Members, Windows
-from attentions.derivatives import Gradients, first_order
-from attentions.hashing import splitmix
+from attentions.buckets.hashing import splitmix
+from attentions.common.derivatives import Gradients, first_order
+from attentions.common.windows import Members, Windows
 from attentions.lsh_v2.pools import Pools
 from attentions.lsh_v2.windows import by_position
 from transformer_vq.precision import Selector
 
-NOWHERE = 2**31 - 2  # index of a sample that is not there: after every key
-NEVER = 2**63 - 1  # number that no key draws
+NOWHERE = 2**31 - 2  # index of a missing sample: after every key
+NEVER = 2**63 - 1  # larger than any key's random number
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples of `blocks` blocks of queries, by stratum; one that is not there stands nowhere, after every key."""
+    """Samples for `blocks` blocks of queries, by stratum; a missing sample has index NOWHERE, after every key."""
 
-    pools: Pools  # X, blocks·strata
+    pools: Pools  # (X, blocks·strata)
     count: Int[Tensor, "X P"]
     blocks: int
 
     @property
     def strata(self) -> int:
-        """Samples of a block."""
+        """Samples per block."""
         return self.count.shape[1] // self.blocks
 
     def by_position(self) -> Samples:
-        """Those of one block, in order of position."""
+        """The samples of one block, in order of position."""
         order = self.pools.index.argsort(-1)
         return Samples(self.pools.select(order), self.count.gather(1, order), self.blocks)
 
 
 @dataclass(frozen=True)
 class Reservoir:
-    """What sampling has to remember of all keys before a block; by stratum."""
+    """What sampling must remember of all keys before a block; by stratum."""
 
-    pools: Pools  # `values` hold sums
+    pools: Pools  # `values` holds sums
     draw: Int[Tensor, "X S"]
     count: Int[Tensor, "X S"]
 
     def rows(self, index: Int[Tensor, " X"]) -> Reservoir:
-        """The rows that `index` names."""
+        """Select rows by `index`."""
         return Reservoir(self.pools.rows(index), self.draw[index], self.count[index])
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """All that is held."""
+        """All tensors held."""
         return *self.pools.tensors(), self.draw, self.count
 
     def detach(self) -> Reservoir:
-        """The same, of its own memory and without gradients."""
+        """A copy in its own memory, without gradients."""
         pools = Pools(*(x.detach().clone() for x in self.pools.tensors()))
         return Reservoir(pools, self.draw.clone(), self.count.clone())
 
 
 class Sampler(Selector):
-    """Strata and draws. `seed` decides the draws, `heads` are the absolute key/value heads of the rows."""
+    """Strata and draws. `seed` determines the draws; `heads` are the absolute key/value heads of the rows."""
 
     added: ClassVar[tuple[str, ...]] = ("_extra_state",)
 
@@ -82,11 +82,11 @@ class Sampler(Selector):
         self.strata, self.per_bucket, self.seed = buckets * per_bucket, per_bucket, seed
 
     def get_extra_state(self) -> Int[Tensor, ""]:
-        """The seed, which decides every draw."""
+        """Return the seed, which determines every draw."""
         return torch.tensor(self.seed)
 
     def set_extra_state(self, state: Int[Tensor, ""]) -> None:
-        """Draw from another module's seed."""
+        """Use another module's seed."""
         self.seed = int(state)
 
     def stratum(self, coarse: Int[Tensor, "*shape"], index: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
@@ -94,7 +94,7 @@ class Sampler(Selector):
         return coarse * self.per_bucket + index % self.per_bucket
 
     def draw(self, index: Int[Tensor, "X L"], heads: Int[Tensor, " X"]) -> Int[Tensor, "X L"]:
-        """A random number of 31 bits for each pool, a function of seed, head and index."""
+        """A random 31-bit number for each pool, a function of seed, head and index."""
         stream = splitmix(splitmix(torch.full_like(heads, self.seed)) ^ heads)
         return splitmix(stream[:, None] ^ index) & (2**31 - 1)
 
@@ -107,7 +107,7 @@ class Sampler(Selector):
         blocks: int,
         before: Reservoir | None = None,
     ) -> tuple[Samples, Reservoir]:
-        """Samples of each block, and what the last block's sampling knew. A pool counts from block `opens` on."""
+        """Samples of each block, and the reservoir of the last one. A pool counts from block `opens` on."""
         S, held = self.strata, int((opens < blocks).sum())
         pools = pools.keep(held)
         cell = opens[:held] * S + self.stratum(coarse[:, :held], pools.index)
@@ -137,7 +137,7 @@ class Sampler(Selector):
 
 
 def _per_cell(x: Tensor, cell: Tensor, blocks: int, strata: int) -> Tensor:
-    """(X, blocks, strata, ...): the sum of what each block adds to each stratum."""
+    """Sum per block and stratum (X, blocks, strata, ...) of what each block adds."""
     rows = torch.arange(len(x), device=x.device)[:, None] * (blocks * strata)
     into = x.new_zeros(len(x) * blocks * strata, *x.shape[2:])
     into = into.index_add(0, (rows + cell).flatten(), x.flatten(0, 1))
@@ -145,7 +145,7 @@ def _per_cell(x: Tensor, cell: Tensor, blocks: int, strata: int) -> Tensor:
 
 
 class _RunningSum(torch.autograd.Function):
-    """cumsum over axis 1, block after block: torch's own walks each column alone, ten times as slow."""
+    """cumsum over axis 1, one block at a time; torch's cumsum walks each column alone and is ten times slower."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -173,10 +173,11 @@ def sample_windows(
     start: Int[Tensor, " Q"] | None,
     stop: Int[Tensor, " Q"],
 ) -> list[Windows]:
-    """The samples of each query's block from pool `start` and before pool `stop`, but for those in its `tables`.
+    """The samples of each query's block, from pool `start` and before pool `stop`, excluding those in its `tables`.
 
-    The latter come first, emptied: they know which pools the query meets anyway. `index` is that of the pools that
-    they are windows of, None where these stand at their own index. With `start`, samples are in order of position.
+    The windows of `tables` come first, emptied: they tell which pools the query attends to anyway. `index` is that of
+    the pools they are windows over, None if each pool is at its own index. With `start`, samples are in order of
+    position.
     """
     X, S = len(samples.count), samples.strata
     order = samples.pools.index.int()

@@ -1,15 +1,18 @@
-"""The stages of LSH v2's `forward`, each ready to be timed alone on what the earlier ones gave."""
+"""The stages of LSH v2's `forward`, each callable on its own with the results of the earlier ones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attentions.lsh_v2.estimate import Estimate
 from attentions.lsh_v2.merge import merged_attention
+
+if TYPE_CHECKING:
+    from attentions.lsh_v2.estimate import Estimate
 
 
 def stages(
@@ -18,9 +21,9 @@ def stages(
     scan: Callable[[], Float[Tensor, "B H N E"]] | None,
     output: Callable[[Tensor, Tensor | None], Float[Tensor, "B H N E"]],
 ) -> Mapping[str, Callable[[], object]]:
-    """By name and in order, over the estimates of all levels; those that are switched off are left out.
+    """Stages by name and in order, over the estimates of all levels; disabled ones are left out.
 
-    `scan` is the global context and `output` joins the two.
+    `scan` computes the global context and `output` combines it with the estimate.
     """
     pooled = [one.pool() for one in estimates]
     codes = [one.codes(keys) for one, (keys, _) in zip(estimates, pooled, strict=True)]

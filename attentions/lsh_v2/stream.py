@@ -1,26 +1,30 @@
-"""Decoding with LSH v2: of the past only what a later query can still meet.
+"""Decoding with LSH v2: keeps only the part of the past that later queries can attend to.
 
-A level keeps its last keys uncompressed, as far back as the next query's band reaches; the pools before them that
-are among the last `window` of their code in some round (`held`); and of each stratum a sample, a count and a sum.
-Several tokens at once go through the stages of `forward` (`estimate`). One token is a few hundred numbers, for which
-those are mostly launches: it gathers what it meets and takes one softmax (`token`).
+Each level keeps its last keys uncompressed, as far back as the next query's band reaches; the earlier pools that are
+among the last `window` of their code in some round (`held`); and for each stratum a sample, a count and a sum. Several
+tokens at once go through the stages of `forward` (`estimate`). For one token those stages would be mostly launch
+overhead on a few hundred numbers, so it gathers what it attends to and computes one softmax (`token`).
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attentions.base import Stream
-from attentions.lsh_v2.attention import LSHv2
+from attentions.common.stream import Stream
 from attentions.lsh_v2.estimate import Past
 from attentions.lsh_v2.held import Held
 from attentions.lsh_v2.levels import Level, band_start, pooled
 from attentions.lsh_v2.merge import merged_attention
 from attentions.lsh_v2.pools import Pools
-from attentions.lsh_v2.samples import Reservoir
 from attentions.lsh_v2.token import token_attention
+
+if TYPE_CHECKING:
+    from attentions.lsh_v2.attention import LSHv2
+    from attentions.lsh_v2.samples import Reservoir
 
 
 class LSHv2Stream(Stream):
@@ -53,7 +57,7 @@ class LSHv2Stream(Stream):
 
 
 class LevelStream:
-    """One level of it: keys and values from position `begin` on, the pools before it, and the strata."""
+    """The state of one level: keys and values from position `begin` on, the pools before it, and the strata."""
 
     def __init__(self, attention: LSHv2, level: Level) -> None:
         self._attention, self._level = attention, level
@@ -70,7 +74,7 @@ class LevelStream:
         keys, values = (torch.cat(x, 1) for x in zip(self._near, new, strict=True)) if self._near else new
         past = Past(self._begin, keys, values, self._held.pools, self._reservoir)
         begin = band_start(past.end, level.factor, self._attention.settings.local)
-        leaving = (begin - past.begin) // level.factor  # pools that the next query no longer has in its band
+        leaving = (begin - past.begin) // level.factor  # pools outside the next query's band
         out = self._several(q, past, leaving) if q.shape[2] > 1 else self._one(q, past, leaving)
         self._near = [x[:, begin - past.begin :].detach().clone() for x in (keys, values)]
         self._begin = begin
@@ -85,12 +89,12 @@ class LevelStream:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all that is held."""
+        """Bytes of everything held."""
         strata = () if self._reservoir is None else self._reservoir.tensors()
         return self._held.bytes + sum(x.numel() * x.itemsize for x in (*self._near, *strata))
 
     def _several(self, q: Tensor, past: Past, leaving: int) -> Tensor:
-        """Tokens by the stages of `forward`, which know what the state needs."""
+        """Several tokens, through the stages of `forward`, which also return the new state."""
         one = self._attention.level_estimate(self._level, q, past)
         parts, pools, reservoir = one.all_parts()
         stay = past.keys.shape[1] // self._level.factor - leaving
@@ -99,9 +103,9 @@ class LevelStream:
         return one.by_head(merged_attention(parts, self._attention.scale)[0])
 
     def _one(self, q: Tensor, past: Past, leaving: int) -> Tensor:
-        """One token by `token_attention`; the pool that leaves its band, if any, is hashed beside its queries."""
+        """One token, through `token_attention`; a pool that leaves its band, if any, is hashed with its queries."""
         a, level = self._attention, self._level
-        of_heads = q[:, level.heads].squeeze(2).unflatten(1, (level.rows, -1)).flatten(0, 1)  # X, R, D
+        of_heads = q[:, level.heads].squeeze(2).unflatten(1, (level.rows, -1)).flatten(0, 1)  # (X, R, D)
         keys, values = (pooled(x[:, : leaving * level.factor].detach(), level.factor) for x in (past.keys, past.values))
         by_row = torch.cat((of_heads, keys), 1).unflatten(0, (len(q), -1))
         of_q, of_k = a.hashing(by_row, level.kv_heads).flatten(1, 2).split((level.group, leaving), 2)

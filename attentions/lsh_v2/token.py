@@ -1,22 +1,23 @@
-"""One token's attention while decoding: what its queries meet is gathered, and weighed by one softmax."""
+"""Decoding one token: gather the keys its queries attend to and compute one softmax."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attentions.lsh_v2.estimate import Past
-from attentions.lsh_v2.held import Found
-from attentions.lsh_v2.samples import Reservoir
+if TYPE_CHECKING:
+    from attentions.lsh_v2.estimate import Past
+    from attentions.lsh_v2.held import Found
+    from attentions.lsh_v2.samples import Reservoir
 
 
 class Met(NamedTuple):
-    """Keys that queries meet: Y is R, or 1 where all R meet the same; `bias` is minus infinity for the others."""
+    """Keys that queries attend to: Y is R, or 1 if all R share them; `bias` is minus infinity for other keys."""
 
     keys: Float[Tensor, "X Y K D"]
     values: Float[Tensor, "X Y K E"]
@@ -26,7 +27,7 @@ class Met(NamedTuple):
 def token_attention(
     q: Float[Tensor, "X R D"], past: Past, found: Found | None, factor: int, scale: float
 ) -> Float[Tensor, "X R E"]:
-    """The last token of `past` by R query heads to a key/value head: the softmax of `definition`, on one row.
+    """The last token of `past` for the R query heads of each key/value head: the softmax of `definition` on one row.
 
     `past.keys` are its band, `found` the pools in its buckets.
     """
@@ -45,7 +46,7 @@ def token_attention(
 
 
 def _samples(reservoir: Reservoir, before: int, own: Int[Tensor, "X R K"], bias: Tensor) -> Met:
-    """The sample of each stratum that stands before pool `before` and is not among `own`, which ascend."""
+    """The sample of each stratum that is before pool `before` and not among `own`, which ascends."""
     index = reservoir.pools.index.unsqueeze(1).expand(-1, own.shape[1], -1).contiguous()
     place = torch.searchsorted(own, index).clamp(max=own.shape[2] - 1)
     rest = (index < before) & (own.gather(2, place) != index)

@@ -1,36 +1,41 @@
-"""Training the hash: a query and the keys that it weighs should share a bucket, and buckets should be even.
+"""Training the hash: a query should share a bucket with the keys it attends to, and buckets should be even.
 
-The soft assignment of a vector is p(x) = softmax([z; -z]/τ) in each rotation; two vectors meet in a round with the
-probability p(q)·p(k), multiplied over its rotations. With exact attention A on sampled rows, outside the band, the
-loss is
+The soft assignment of a vector is p(x) = softmax([z; -z]/τ) in each rotation; two vectors collide in a round with
+probability p(q)·p(k), multiplied over its rotations. With exact attention A on sampled rows, outside the band, the loss
+is
 
     - Σ_ij A_ij (1 - Π_rounds (1 - p(q_i)·p(k_j)))  -  balance · entropy of the mean assignment
 
-The first term is the kept mass itself, so that rounds divide the work: with a sum of logarithms they all learn the same
+The first term is the kept mass itself, so the rounds divide the work: with a sum of logarithms they all learn the same
 buckets, and more training finds less. The entropy is Rényi's of order two, the logarithm of how many keys share a
-bucket, which is what a window has room for. The sum over j is estimated by keys drawn from A. Adam, with
-a generator of its own: torch's global random state is not touched.
+bucket, which is what a window has room for. The sum over j is estimated with keys drawn from A. The optimiser is Adam
+with its own random generator: torch's global random state is not touched.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attentions.lsh_v2.hashing import LearnedHash
 from transformer_vq.precision import in_own_dtype
 
-ROWS_AT_ONCE = 256  # of exact attention
+if TYPE_CHECKING:
+    from attentions.lsh_v2.hashing import LearnedHash
+
+ROWS_AT_ONCE = 256  # rows of exact attention
 
 
 @dataclass(frozen=True)
 class HashTraining:
-    """Circumstances (`scale`, `local`, `causal`) and hyper-parameters: `tokens` of a sample, its last ones; `pool`
-    rows of their attention in all, `rows` of them and `keys` drawn for each in a step, and `others` keys to be spread;
-    τ falls from `hot` to `cold`.
+    """Setting (`scale`, `local`, `causal`) and hyper-parameters of training the hash.
+
+    `tokens`: the last ones of a sample, used for training. `pool`: rows of their attention in all. `rows` and `keys`:
+    rows per step and keys drawn for each. `others`: keys that should be spread over the buckets. τ falls from `hot` to
+    `cold`.
     """
 
     scale: float
@@ -79,12 +84,12 @@ def _drawn(
     how: HashTraining,
     draw: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """These rows of q, `keys` keys for each and the mass outside the band."""
+    """These rows of q, `keys` keys for each, and the mass outside the band."""
     at = rows + k.shape[1] - q.shape[1]
     keys = k[:, : int(at[-1]) + 1] if how.causal else k
     weights = _far_attention(q[:, rows], keys, at, how)
     mass = weights.sum(-1)
-    weights[..., 0] += mass == 0  # a row that the band holds whole draws some key, which counts nothing
+    weights[..., 0] += mass == 0  # rows fully inside the band draw some key, with weight zero
     place = torch.multinomial(weights.flatten(0, 1).cpu(), how.keys, replacement=True, generator=draw).to(q.device)
     place = place.view(len(q), -1, 1).expand(-1, -1, k.shape[2])
     return q[:, rows], keys.gather(1, place).unflatten(1, (len(rows), -1)), mass
@@ -93,13 +98,13 @@ def _drawn(
 def hash_loss(
     hashing: LearnedHash, pairs: Pairs, others: Float[Tensor, "B G K D"], how: HashTraining, temperature: float
 ) -> Float[Tensor, ""]:
-    """Loss on these pairs; `others` are keys that should fill all buckets evenly. None of them gets a gradient."""
+    """Loss on these pairs; `others` are keys that should fill all buckets evenly. No input gets a gradient."""
     of_q = hashing.soft(pairs.q, temperature).unsqueeze(3)
     of_k = hashing.soft(pairs.k.flatten(2, 3), temperature).unflatten(2, pairs.k.shape[2:4])
-    meet = (of_q * of_k).sum(-1).prod(-1)  # B, G, Q, K, rounds
+    meet = (of_q * of_k).sum(-1).prod(-1)  # (B, G, Q, K, rounds)
     found = 1 - (1 - meet).prod(-1)
     kept = (found.mean(3) * pairs.mass).sum(2) / pairs.mass.sum(2).clamp(min=1e-9)
-    first, second = hashing.soft(others, temperature).unbind(4)  # B, G, K, rounds, buckets
+    first, second = hashing.soft(others, temperature).unbind(4)  # (B, G, K, rounds, buckets)
     mean = torch.einsum("bgkra,bgkrc->grac", first, second) / (first.shape[0] * first.shape[2])
     return how.balance * mean.square().sum((-1, -2)).log().mean() - kept.mean()
 
@@ -117,7 +122,7 @@ def auxiliary_loss(
 
 @in_own_dtype
 def train(hashing: LearnedHash, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], how: HashTraining) -> None:
-    """`steps` of Adam on the loss, in the functions' dtype."""
+    """Run `steps` steps of Adam on the loss, in the functions' dtype."""
     if not how.steps:
         return
     q, k = (x.detach().to(hashing.projections.dtype) for x in (q, k))
@@ -145,11 +150,11 @@ def _some(k: Float[Tensor, "B G M D"], count: int, draw: torch.Generator) -> Flo
 def _far_attention(
     q: Float[Tensor, "B R D"], k: Float[Tensor, "B M D"], at: Int[Tensor, " R"], how: HashTraining
 ) -> Float[Tensor, "B R M"]:
-    """Exact attention of queries at these positions without what the band holds anyway."""
+    """Exact attention of queries at these positions, with zero weight inside the band."""
     key, at = torch.arange(k.shape[1], device=q.device), at[:, None]
     scores = q * how.scale @ k.mT
     near = key > at - how.local
-    if how.causal:  # what comes after a query has no weight anyway
+    if how.causal:  # later keys have no weight, so `near` needs no upper limit
         scores.masked_fill_(key > at, -torch.inf)
     else:
         near &= key < at + how.local

@@ -1,4 +1,4 @@
-"""Where each query's keys lie: windows of the shared bucket kernel, for bands and for buckets of pools."""
+"""Windows for the shared bucket kernel: for bands, and for buckets of pools."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from attentions.buckets import Windows, members_of
+from attentions.common.windows import Windows, members_of
 from attentions.native import bucket_window
 
 
@@ -19,7 +19,7 @@ def band_windows(start: Int[Tensor, " Q"], stop: Int[Tensor, " Q"], keys: int, h
 
 
 def by_position(queries: int, heads: int, device: torch.device) -> Int[Tensor, " Q"]:
-    """The order of positions, heads within."""
+    """Order of queries by position, with heads innermost."""
     return torch.arange(queries, device=device).view(heads, -1).mT.flatten()
 
 
@@ -30,9 +30,9 @@ def recent_windows(
     window: int,
     codes: int,
 ) -> Windows:
-    """The last `window` keys of a query's code among the first `limit` of its position; codes lie below `codes`.
+    """The last `window` keys with a query's code among the first `limit` of its position; codes are below `codes`.
 
-    Queries of a group lie one head after the other. Keys of code -1, which come first, are nobody's.
+    Queries of a group are ordered one head after the other. Keys with code -1, which come first, belong to nobody.
     """
     heads = query_codes.shape[1] // limit.shape[1]
     if bucket_window.available(query_codes.device) and codes <= 4 * key_codes.shape[1] + 4096:
@@ -47,7 +47,7 @@ def coming_windows(
     limit: Int[Tensor, "X positions"],
     window: int,
 ) -> Windows:
-    """The first `window` keys of a query's code from place `limit` on."""
+    """The first `window` keys with a query's code from index `limit` on."""
     heads = query_codes.shape[1] // limit.shape[1]
     return _windows(query_codes, key_codes, limit.repeat(1, heads), window, recent=False)
 

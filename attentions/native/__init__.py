@@ -1,16 +1,16 @@
-"""C++ kernels for the CPU, built on first use and cached; each has a torch fallback of equal result.
+"""C++ kernels for the CPU, built on first use and cached; each has a torch fallback with equal results.
 
-The libraries have a plain C interface and no dependency, so a build takes seconds and needs no headers of torch. What
-the environment may set:
+The libraries have a plain C interface and no dependencies, so a build takes seconds and needs no torch headers.
+Environment variables:
 
-    CXX                        the compiler, with arguments or a launcher if need be ("ccache g++ -m64"); without it the
-                               first of c++, g++ and clang++ that there is
-    ATTENTION_BENCH_CXXFLAGS   flags to add to the build's own ("-march=x86-64-v3", "-fsanitize=address"); libraries
-                               built with other flags are kept apart
-    ATTENTION_BENCH_CACHE      where libraries are kept; without it ~/.cache/attention-bench
+    CXX                        the compiler, optionally with arguments or a launcher ("ccache g++ -m64"); default: the
+                               first of c++, g++ and clang++ that exists
+    ATTENTION_BENCH_CXXFLAGS   flags added to the build's own ("-march=x86-64-v3", "-fsanitize=address"); libraries
+                               built with other flags are kept separate
+    ATTENTION_BENCH_CACHE      folder for built libraries; default: ~/.cache/attention-bench
 
-Where that folder cannot be written, libraries are built in one of the user's own below the temporary folder. A cached
-library that is damaged is built again. A build that fails says why once, and callers use their fallback.
+If that folder is not writable, libraries are built in a folder of the user's own inside the temporary folder. A damaged
+library in the cache is rebuilt. A failed build logs the reason once, and callers use their fallback.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import functools
 import hashlib
 import logging
@@ -29,9 +28,10 @@ import shutil
 import stat
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 LINK = ("-shared", "-fPIC", "-pthread")
@@ -48,12 +48,12 @@ class BuildError(RuntimeError):
 
 @functools.cache
 def library(name: str) -> ctypes.CDLL | None:
-    """The library of `name`.cpp in this folder, or None where it cannot be built (the reason is logged once)."""
+    """Return the library of `name`.cpp in this folder, or None if it cannot be built (the reason is logged once)."""
     try:
         path = build(name)
         try:
             return ctypes.CDLL(str(path))
-        except OSError as error:  # whole, but of another kind of machine
+        except OSError as error:  # intact, but built for another kind of machine
             _say(f"the native library {path} cannot be loaded and is built again: {error}")
             _checksum(path).unlink(missing_ok=True)
             return ctypes.CDLL(str(build(name)))
@@ -63,14 +63,15 @@ def library(name: str) -> ctypes.CDLL | None:
 
 
 def build_all() -> dict[str, bool]:
-    """Build every library that is not cached yet, so that no measurement waits for a compiler; name -> success."""
+    """Build every library not yet cached, so that no measurement waits for a compiler; maps name to success."""
     return {source.stem: library(source.stem) is not None for source in sorted(Path(__file__).parent.glob("*.cpp"))}
 
 
 def build(name: str) -> Path:
-    """Path of the built library, compiled unless the cache has it whole for this source, compiler and processor.
+    """Return the path of the library, building it unless the cache has an intact one.
 
-    Raises BuildError without a compiler, when compiling fails or takes too long, and where no folder can be written.
+    The cache key is the source, the compiler and the processor. Raises BuildError if there is no compiler, if compiling
+    fails or takes too long, or if no folder is writable.
     """
     source, compiler = Path(__file__).with_name(f"{name}.cpp"), find_compiler()
     flags = [*FLAGS, *LINK]
@@ -96,12 +97,12 @@ def build(name: str) -> Path:
 
 
 def find_compiler() -> list[str]:
-    """The command of the C++ compiler that builds use; raises BuildError when there is none."""
+    """Return the command of the C++ compiler used for builds; raises BuildError if there is none."""
     wanted = os.environ.get("CXX", "").strip()
     if not wanted:
         commands = [["c++"], ["g++"], ["clang++"]]
     else:
-        commands = [[wanted]] if shutil.which(wanted) else [_split("CXX")]  # a path may have spaces in it
+        commands = [[wanted]] if shutil.which(wanted) else [_split("CXX")]  # a path may contain spaces
     for name, *arguments in commands:
         if found := shutil.which(name):
             return [found, *arguments]
@@ -109,17 +110,17 @@ def find_compiler() -> list[str]:
 
 
 def cache_folder() -> Path:
-    """Where built libraries are kept, made if need be; raises OSError where that is impossible."""
+    """Return the folder for built libraries, creating it if needed; raises OSError if that is impossible."""
     try:
         folder = Path(os.environ.get("ATTENTION_BENCH_CACHE") or Path.home() / ".cache" / "attention-bench")
-    except RuntimeError as error:  # no HOME, and a user that the system does not know
+    except RuntimeError as error:  # no HOME, and a user unknown to the system
         raise FileNotFoundError(str(error)) from error
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def temporary_folder() -> Path:
-    """A folder for libraries that this user alone can write; raises OSError where there is none."""
+    """Return a folder for libraries that only this user can write; raises OSError if there is none."""
     folder = Path(tempfile.gettempdir()) / f"attention-bench-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()
@@ -129,7 +130,7 @@ def temporary_folder() -> Path:
 
 
 def _compile(command: list[str], target: Path) -> None:
-    """Compile into a file of its own and move it into place, so that no one loads half a library."""
+    """Compile to a temporary file and move it into place, so that nobody loads an incomplete library."""
     handle, name = tempfile.mkstemp(suffix=".so", dir=target.parent)
     os.close(handle)
     try:
@@ -149,7 +150,7 @@ def _compile(command: list[str], target: Path) -> None:
 
 
 def _whole(target: Path) -> bool:
-    """Whether the cache has this library as it was built: to load one that was cut off can end the process."""
+    """Whether the cached library matches its checksum; loading a truncated one can crash the process."""
     try:
         found = hashlib.sha256(target.read_bytes()).hexdigest(), _checksum(target).read_text("utf8", errors="replace")
     except FileNotFoundError:
@@ -171,7 +172,7 @@ def _say(message: str) -> None:
 
 
 def _split(variable: str) -> list[str]:
-    """The words of an environment variable, as a shell splits them."""
+    """Split an environment variable into words as a shell does."""
     try:
         return shlex.split(os.environ.get(variable, ""))
     except ValueError as error:
@@ -180,17 +181,12 @@ def _split(variable: str) -> list[str]:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """The kernel's own lock, which ends with the process that holds it, however that ends."""
-    deadline = time.monotonic() + LOCK_LIMIT_S
-    with path.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise BuildError(f"another process has held {path} for over {LOCK_LIMIT_S:.0f} s") from error
-                time.sleep(0.05)
+    """A lock that ends with the process that holds it, however that ends."""
+    try:
+        held = FileLock(path, timeout=LOCK_LIMIT_S).acquire()
+    except Timeout as error:
+        raise BuildError(f"another process has held {path} for over {LOCK_LIMIT_S:.0f} s") from error
+    with held:
         yield
 
 
@@ -208,7 +204,7 @@ def _digest(source: Path, compiler: list[str], flags: list[str]) -> str:
 
 
 def _processor() -> str:
-    """What `-march=native` depends on."""
+    """What `-march=native` depends on: the processor's features."""
     info = Path("/proc/cpuinfo")
     if not info.exists():
         return platform.processor()

@@ -1,9 +1,9 @@
-// Softmax attention over bucket windows, forward and backward, for CPUs. No library beyond the C++ standard's.
+// Softmax attention over bucket windows, forward and backward, for CPUs. Uses only the C++ standard library.
 //
-// What it computes is described in attentions/buckets.py and window_tiles.py; the results are the same up to
-// rounding. Sorted queries go in blocks of 32. Scores lie transposed, a key a row and a query a lane, so that
-// masks, maxima, exponentials and sums run over lanes without shuffles, and key and value rows are read where
-// they lie, never gathered. A group of four queries multiplies only the values inside its own windows.
+// The computation is described in attentions/common/windows.py and window_tiles.py; results are equal up to rounding.
+// Sorted queries are processed in blocks of 32. Scores are stored transposed, one key per row and one query per lane,
+// so masks, maxima, exponentials and sums run over lanes without shuffles, and key and value rows are read in place,
+// never gathered. A group of four queries multiplies only the values inside its own windows.
 //
 // Register blocking: 24 accumulators of 64 bytes with AVX-512, 12 of 32 bytes otherwise.
 
@@ -23,19 +23,19 @@ constexpr int kAccumulators = 24;
 #else
 constexpr int kAccumulators = 12;
 #endif
-constexpr int kBlock = 32;   // sorted queries a block, and lanes of a row of scores
-constexpr int kTile = 192;   // keys a tile: a window of 128 and a block fit, and the scores fit the L1 cache
+constexpr int kBlock = 32;   // sorted queries per block, and lanes per row of scores
+constexpr int kTile = 192;   // keys per tile: holds a window of 128 and a block, and the scores fit in the L1 cache
 constexpr int kGroup = 4;    // queries that share one pass over the values
-constexpr int kChunk = 64;   // blocks that one thread takes at a time
+constexpr int kChunk = 64;   // blocks per unit of work of a thread
 
-// As `Windows` and its `Members` in attentions/buckets.py; `before`, `skip` and the members may be null.
+// Mirrors `Windows` and its `Members` in attentions/common/windows.py; `before`, `skip` and the members may be null.
 struct Table {
   const int32_t *key_order, *query_order, *start, *end, *before, *skip;
   const int32_t *key_code, *query_code, *shift, *oldest, *newest;
   int64_t places;  // length of a row of key_order
   bool by_rank;
 
-  // Where a key's vectors and code lie in their row, given its rank and what key_order says of it.
+  // Index of a key's vectors and code in their row, given its rank and the entry of key_order.
   int32_t at(int32_t rank, int32_t key) const { return by_rank ? rank : key; }
 };
 constexpr int kPointers = 11;
@@ -48,12 +48,13 @@ struct Problem {
   T scale;
   bool once;
   int threads;
-  bool resume;  // forward goes on from the output and log-sum-exp that it is given
+  bool resume;  // forward continues from the given output and log-sum-exp
 
   int64_t blocks() const { return (queries + kBlock - 1) / kBlock; }
 };
 
-// exp for x <= 0 or so: 2^n · p(r) with Cephes' polynomial, relative error 2e-7; zero below the smallest normal.
+// exp for x <= 0 (approximately): 2^n · p(r) with Cephes' polynomial, relative error 2e-7; zero below the smallest
+// normal.
 inline float exponential(float x) {
   const float kept = std::max(x, -87.0f);
   const float n = std::nearbyint(kept * 1.44269504f);
@@ -72,7 +73,7 @@ inline float exponential(float x) {
 }
 inline double exponential(double x) { return std::exp(x); }
 
-// One block of sorted queries: who they are, their windows, and the key ranks that these span.
+// One block of sorted queries: their indices, their windows, and the key ranks that the windows cover.
 struct Block {
   struct Earlier {  // lanes of a table that counts before this one
     const int32_t *key_code;
@@ -82,7 +83,7 @@ struct Block {
   int64_t row = 0;
   int32_t query[kBlock];
   bool bounded = false, skips = false;
-  std::vector<int32_t> ranks;  // the key ranks in any of the windows; what lies between windows is skipped
+  std::vector<int32_t> ranks;  // the key ranks in any of the windows; gaps between windows are skipped
   alignas(64) int32_t start[kBlock], end[kBlock], before[kBlock], skip[kBlock];  // windows as places in `ranks`
   std::vector<Earlier> earlier;
 
@@ -98,9 +99,9 @@ struct Block {
       query[i] = t.query_order[row * p.queries + first + std::min(i, count - 1)];
       require(0 <= query[i] && query[i] < p.queries, "query_order holds a query that is not there");
       const int64_t at = row * p.queries + query[i];
-      const int32_t size = i < count ? t.end[at] - t.start[at] : 0;  // lanes past the end meet no key
+      const int32_t size = i < count ? t.end[at] - t.start[at] : 0;  // lanes past the end have no keys
       require(size <= 0 || (0 <= t.start[at] && t.end[at] <= t.places), "a window reaches beyond the sorted keys");
-      // Both ends are monotone, so a window that is not empty ends where the union so far does.
+      // Both ends are monotone, so a non-empty window ends where the union so far ends.
       if (size > 0) append(ranks, t.start[at], t.end[at]);
       end[i] = static_cast<int32_t>(ranks.size()), start[i] = end[i] - size;
       before[i] = bounded ? t.before[at] : 0;
@@ -118,7 +119,7 @@ struct Block {
     }
   }
 
-  // What a table's key_order says of this row at a place of `ranks`: a key, or where that stands if it is by rank.
+  // The entry of a table's key_order for this row at a place of `ranks`: a key, or its position if it is by rank.
   template <typename T>
   int32_t key(const Problem<T> &p, size_t table, int32_t place) const {
     const Table &t = p.tables[table];
@@ -127,7 +128,7 @@ struct Block {
     return found;
   }
 
-  // Which lanes the key at this place of `ranks`, its code at `at`, counts for: 1 or 0 each.
+  // Sets keep to 1 for the lanes for which the key at this place of `ranks`, with its code at `at`, counts, else to 0.
   void mask(int32_t place, int32_t key, int32_t at, int32_t *__restrict__ keep) const {
     for (int i = 0; i < kBlock; ++i) keep[i] = (start[i] <= place) & (place < end[i]);
     if (bounded)
@@ -141,7 +142,7 @@ struct Block {
     }
   }
 
-  // The part of a tile of `size` places from `begin` that the windows of a group of queries touch, relative to it.
+  // The part of a tile of `size` places from `begin` that the windows of a group of queries cover, relative to `begin`.
   std::pair<int, int> touched(int group, int32_t begin, int size) const {
     int32_t from = std::numeric_limits<int32_t>::max(), to = 0;
     for (int i = group; i < group + kGroup; ++i)
@@ -150,7 +151,7 @@ struct Block {
     return from < to ? std::pair<int, int>{from - begin, to - begin} : std::pair<int, int>{0, 0};
   }
 
-  // Adds [start, end) to ascending ranks, without those already there.
+  // Appends [start, end) to ascending ranks, skipping those already there.
   static void append(std::vector<int32_t> &to, int32_t start, int32_t end) {
     for (int32_t r = to.empty() ? start : std::max(start, to.back() + 1); r < end; ++r) to.push_back(r);
   }
@@ -214,7 +215,7 @@ void add(T *const *out, const T *weight, int64_t group_step, int64_t row_step, c
 
 int64_t padded(int64_t width, int64_t lanes) { return (width + lanes - 1) / lanes * lanes; }
 
-// Rows of a matrix by index: pointers into it, or into a padded copy where its width is no whole vector.
+// Rows of a matrix by index: pointers into it, or into a padded copy if its width is not a whole number of vectors.
 template <typename T>
 struct Rows {
   int64_t width, wide;
@@ -318,7 +319,7 @@ template <typename T>
 void forward(const Problem<T> &p, T *out, T *lse) {
   const int64_t n = p.rows * p.queries;
   std::vector<T> top(n, -std::numeric_limits<T>::infinity()), total(n, T(0));
-  if (p.resume)  // a finished softmax is one of weight one at its log-sum-exp
+  if (p.resume)  // a finished softmax has weight one at its log-sum-exp
     for (int64_t at = 0; at < n; ++at) top[at] = lse[at], total[at] = std::isinf(lse[at]) ? T(0) : T(1);
   else
     std::fill(out, out + n * p.value_dim, T(0));
@@ -361,7 +362,7 @@ struct Backward {
     block.load(p, table, item);
     if (block.ranks.empty()) return;
     alignas(64) int32_t keep[kBlock];
-    // The block's ranks are part of the run's; both ascend.
+    // The block's ranks are a subset of the run's; both ascend.
     auto place = std::lower_bound(into.ranks.begin(), into.ranks.end(), block.ranks[0]) - into.ranks.begin();
     for (int i = 0; i < kBlock; ++i) {
       const int64_t at = block.row * p.queries + block.query[i];
@@ -440,7 +441,7 @@ void backward_of_row(const Problem<T> &p, size_t table, int64_t row, const T *gr
     run.dv.assign(run.ranks.size() * wide_v, T(0));
     for (int64_t item = first; item < last; ++item) b.run(p, table, item, grad, lse, delta, dq, run);
   });
-  // In order, so that the sums do not depend on which thread was first.
+  // In order, so that the sums do not depend on which thread finishes first.
   const int32_t *order = p.tables[table].key_order + row * p.tables[table].places;
   for (const Run<T> &run : done)
     for (size_t i = 0; i < run.ranks.size(); ++i) {
@@ -462,7 +463,7 @@ void backward(const Problem<T> &p, const T *grad, const T *out, const T *lse, T 
       backward_of_row(p, t, row, grad, lse, delta.data(), dq, dk, dv);
 }
 
-// Keys that count for each query, over all tables.
+// Number of keys that count for each query, over all tables.
 template <typename T>
 void count(const Problem<T> &p, int64_t *found) {
   std::fill(found, found + p.rows * p.queries, 0);
@@ -479,17 +480,18 @@ void count(const Problem<T> &p, int64_t *found) {
     });
 }
 
-// What sorting one row of one table reads and writes: see bucket_windows in attentions/buckets.py. Queries of a group
-// of heads lie one head after the other, each in the order of positions; `real` is the first key that is no padding.
+// Input and output of sorting one row of one table: see bucket_windows in attentions/common/windows.py. Queries of a
+// group of heads are stored one head after the other, each in order of positions; `real` is the first key that is not
+// padding.
 struct Sort {
   int32_t *query_codes, *key_codes;
   int64_t queries, keys, heads, codes, window, real;
   bool causal;
-  const int32_t *limit;  // of each query position how many keys are not after it, or null: those up to its own
+  const int32_t *limit;  // number of keys not after each query position; null: those up to its own
   int32_t *key_order, *query_order, *start, *end, *oldest, *newest;
 };
 
-// Stable counting sort of `count` items by key(item) in [0, keys); place(rank, item) takes the result.
+// Stable counting sort of `count` items by key(item) in [0, keys); place(rank, item) receives the result.
 template <typename Key, typename Place>
 void counting_sort(int64_t count, int64_t keys, std::vector<int32_t> &next, const Key &key, const Place &place) {
   next.assign(keys + 1, 0);
@@ -498,8 +500,8 @@ void counting_sort(int64_t count, int64_t keys, std::vector<int32_t> &next, cons
   for (int64_t i = 0; i < count; ++i) place(next[key(i)]++, i);
 }
 
-// Sorts the keys by code >> shift into `order`, padding in front, and calls found(query, first, reached, last) for
-// every query that is no padding: its bucket is [first, last), of which [first, reached) is not after it.
+// Sorts the keys by code >> shift into `order`, with padding first, and calls found(query, first, reached, last) for
+// every query that is not padding: its bucket is [first, last), of which [first, reached) is not after it.
 template <typename Found>
 void bucket_ranges(const Sort &s, int shift, int32_t *order, const Found &found) {
   const int64_t each = s.queries / s.heads, past = s.keys - each, codes = ((s.codes - 1) >> shift) + 1;
@@ -507,7 +509,7 @@ void bucket_ranges(const Sort &s, int shift, int32_t *order, const Found &found)
   counting_sort(s.keys, codes + 1, next,
                 [&](int64_t j) { return j < s.real ? 0 : (s.key_codes[j] >> shift) + 1; },
                 [&](int32_t rank, int64_t j) { order[rank] = static_cast<int32_t>(j); });
-  // `next` now ends every bucket. Positions ascend below, so one pointer a bucket follows them.
+  // `next` now holds the end of every bucket. Positions ascend below, so one pointer per bucket follows them.
   std::vector<int32_t> reached(next.begin(), next.end() - 2);
   for (int64_t i = s.limit ? 0 : std::max<int64_t>(0, s.real - past); i < each; ++i) {
     const int64_t bound = s.limit ? s.limit[i] : past + i + 1;
@@ -535,16 +537,16 @@ void clear(const Sort &s) {
   std::fill(s.newest, s.newest + s.queries, -1);
 }
 
-// Queries by the end of their window: both ends are monotone then, since buckets follow each other.
+// Sorts queries by the end of their window: both ends are then monotone, because buckets follow each other.
 void order_queries(const Sort &s, int64_t places) {
   const int64_t each = s.queries / s.heads;
   std::vector<int32_t> next;
-  auto query = [&](int64_t i) { return i % s.heads * each + i / s.heads; };  // positions ascend, heads within
+  auto query = [&](int64_t i) { return i % s.heads * each + i / s.heads; };  // positions ascend, heads innermost
   counting_sort(s.queries, places + 1, next, [&](int64_t i) { return s.end[query(i)]; },
                 [&](int32_t rank, int64_t i) { s.query_order[rank] = static_cast<int32_t>(query(i)); });
 }
 
-// Codes that count, as 32 bits; those of padding are not looked at.
+// Copies codes as 32 bits after a range check; codes of padding are not checked.
 template <typename Code>
 void take_codes(const Sort &s, const Code *of_queries, const Code *of_keys) {
   const int64_t each = s.queries / s.heads, past = s.keys - each;
@@ -584,8 +586,8 @@ void forest_row(const Sort &s, int bits, int64_t fewest, int32_t *shift) {
   order_queries(s, (bits + 1) * s.keys);
 }
 
-// `index` holds kPointers pointers a table; `sizes` rows, queries, keys, dim, value_dim, tables, once, threads, resume,
-// and then of each table its places and whether it is by rank.
+// `index` holds kPointers pointers per table. `sizes`: rows, queries, keys, dim, value_dim, tables, once, threads,
+// resume, and then for each table its places and whether it is by rank.
 template <typename T>
 Problem<T> problem(const T *q, const T *k, const T *v, const int32_t *const *index, const int64_t *sizes, double scale) {
   Problem<T> p{q, k, v, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], {}, static_cast<T>(scale), sizes[6] != 0,
@@ -617,9 +619,9 @@ extern "C" const char *window_count(const int32_t *const *index, const int64_t *
   return guarded([&] { count(problem<float>(nullptr, nullptr, nullptr, index, sizes, 1.0), found); });
 }
 
-// `sizes` rows, queries, keys, heads of a group, codes, window, causal, threads, and for a forest bits (0 for plain
-// windows, whose `shift` is left alone) and fewest candidates; `real` a number a row; `limit` as in Sort, or null.
-// `query_code` and `key_code` receive the codes in 32 bits.
+// `sizes`: rows, queries, keys, heads of a group, codes, window, causal, threads, and for a forest bits (0 for plain
+// windows, which leaves `shift` unchanged) and fewest candidates. `real` has one number per row; `limit` is as in Sort,
+// or null. `query_code` and `key_code` receive the codes in 32 bits.
 template <typename Code>
 void sort_rows(const Code *query_codes, const Code *key_codes, const int64_t *real, const int32_t *limit,
                const int64_t *sizes, int32_t *query_code, int32_t *key_code, int32_t *key_order, int32_t *query_order,

@@ -1,4 +1,4 @@
-"""The one way into the C++ kernels: what they are to read and write is checked, then handed over as pointers."""
+"""The only entry point to the C++ kernels: checks the memory they read and write and passes it as pointers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from attentions.native import library
 
 NAMES = {torch.float32: "float32", torch.float64: "float64", torch.int32: "int32", torch.int64: "int64"}
 VECTOR_BYTES = 64  # the widest vector that the kernels use
-ALONE = 1 << 14  # numbers that one thread has done with by the time a second would have started
-MOST = 2**31 - 2  # ranks and codes are kept in 32 bits
+ALONE = 1 << 14  # numbers that one thread processes before a second thread would have started
+MOST = 2**31 - 2  # ranks and codes are stored in 32 bits
 
 
-class Memory(NamedTuple):
-    """A tensor, or none, with what the kernel takes it for: contiguous unless it has strides of its own."""
+class Buffer(NamedTuple):
+    """A tensor or None, with the shape and dtype the kernel expects; contiguous unless strides are given."""
 
     tensor: Tensor | None
     shape: tuple[int, ...]
@@ -28,11 +28,11 @@ class Memory(NamedTuple):
     strides: tuple[int, ...] | None = None
 
 
-def call(kernel: str, function: str, **arguments: Memory | Sequence[Memory] | list[int] | int | float) -> None:
+def call(kernel: str, function: str, **arguments: Buffer | Sequence[Buffer] | list[int] | int | float) -> None:
     """Run a function of a built kernel on its arguments, in the order of its parameters.
 
-    A list of integers goes as an array of int64, a sequence of memory as an array of pointers. Raises ValueError for
-    memory that is not what it is taken for and for an index that leads out of it, MemoryError where there is none.
+    A list of integers is passed as an array of int64, a sequence of buffers as an array of pointers. Raises ValueError
+    for memory that is not what the kernel expects and for an index outside it, and MemoryError if memory runs out.
     """
     found = library(kernel)
     assert found is not None, f"ask whether {kernel} is available first"
@@ -46,7 +46,7 @@ def call(kernel: str, function: str, **arguments: Memory | Sequence[Memory] | li
 
 
 def constant(kernel: str, function: str) -> int:
-    """What a function without parameters returns."""
+    """Return the result of a function without parameters."""
     found = library(kernel)
     assert found is not None, f"ask whether {kernel} is available first"
     run = getattr(found, function)
@@ -55,45 +55,45 @@ def constant(kernel: str, function: str) -> int:
 
 
 def whole_vectors(size: int, dtype: torch.dtype) -> int:
-    """The least multiple of the lanes that holds `size` numbers."""
+    """Round `size` up to a multiple of the vector lanes."""
     lanes = VECTOR_BYTES // dtype.itemsize
     return -(-size // lanes) * lanes
 
 
 def useful_threads(work: int) -> int:
-    """How many threads to use for so many numbers: decoding a token takes one."""
+    """Number of threads to use for `work` numbers; decoding a token uses one."""
     return 1 if work < ALONE else torch.get_num_threads()
 
 
 def filled(x: Tensor, wide: int, shape: tuple[int, ...]) -> Tensor:
-    """x, which must have this shape, contiguous, with zeros up to `wide` on its last axis."""
+    """Return x, which must have this shape, contiguous, with its last axis zero-padded to `wide`."""
     if x.shape != shape:
         raise ValueError(f"a tensor of shape {tuple(x.shape)} was given to a kernel that takes one of shape {shape}")
-    return (F.pad(x, (0, wide - x.shape[-1])) if wide > x.shape[-1] else x).contiguous()  # a pad of nothing copies
+    return (F.pad(x, (0, wide - x.shape[-1])) if wide > x.shape[-1] else x).contiguous()  # F.pad by nothing would copy
 
 
 def plain(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """x without its graph, contiguous, in a precision that the kernels have: `dtype`, its own, or else float32."""
+    """Return x detached and contiguous, in a dtype the kernels support: `dtype`, x's own, or else float32."""
     own = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
     return x.detach().to(dtype or own).contiguous()
 
 
-def _passed(name: str, x: Memory | Sequence[Memory] | list[int] | int | float) -> object:
-    if isinstance(x, Memory):
+def _passed(name: str, x: Buffer | Sequence[Buffer] | list[int] | int | float) -> object:
+    if isinstance(x, Buffer):
         return ctypes.c_void_p(_addresses(name, (x,))[0])
     if isinstance(x, int):
         return ctypes.c_int64(x)
     if isinstance(x, float):
         return ctypes.c_double(x)
-    if x and isinstance(x[0], Memory):
+    if x and isinstance(x[0], Buffer):
         return (ctypes.c_void_p * len(x))(*_addresses(name, x))  # type: ignore[arg-type]
     return (ctypes.c_int64 * len(x))(*x)  # type: ignore[arg-type]
 
 
-def _addresses(name: str, memories: Sequence[Memory]) -> list[int | None]:
-    """The addresses of tensors' numbers; raises ValueError unless they are what the kernel takes them for.
+def _addresses(name: str, memories: Sequence[Buffer]) -> list[int | None]:
+    """Addresses of the tensors' data; raises ValueError unless they are what the kernel expects.
 
-    Raises RuntimeError within a transform of torch.func, whose tensors have no numbers of their own.
+    Raises RuntimeError inside a transform of torch.func, whose tensors have no data of their own.
     """
     found: list[int | None] = []
     for x, shape, dtype, strides in memories:

@@ -1,17 +1,17 @@
-// State space duality in chunks, forward and backward, for CPUs, as attentions/ssd.py describes it.
+// State space duality in chunks, forward and backward, for CPUs; see attentions/recurrent/ssd.py.
 //
 //   h[t] = exp(log[t]) · h[t - 1] + x[t] ⊗ b[t],   y[t] = c[t] · h[t]
 //
-// A chunk is a few small matrix products in the first two caches: scores of queries and keys, masked by decays, times
-// values; and the state. Backward computes scores and decays anew, from the states before each chunk that forward
-// left, and takes the chunks from the last to the first. Nothing is a difference of two running sums.
+// A chunk is a few small matrix products in the L1 and L2 caches: scores of queries and keys, masked by decays, times
+// values; and the state. Backward recomputes scores and decays from the states that forward saved before each chunk,
+// and processes the chunks from last to first. Nothing is computed as a difference of two running sums.
 
 #include "vectors.hpp"
 
 namespace {
 
-// X rows, of which each `sharing` in turn have the same b and c: x (X, M, E), log decays (X, M), b (X / sharing, M, S),
-// c (X / sharing, R, M, S), y (X, R, M, E), and a state (X, S, E) that is read first and written last. E and S are
+// X rows; every `sharing` consecutive rows have the same b and c: x (X, M, E), log decays (X, M), b (X / sharing, M,
+// S), c (X / sharing, R, M, S), y (X, R, M, E), and a state (X, S, E) that is read first and written last. E and S are
 // multiples of the lanes.
 template <typename T>
 struct Duality {
@@ -22,7 +22,7 @@ struct Duality {
   int64_t chunks() const { return (keys + chunk - 1) / chunk; }
 };
 
-// What one thread runs from end to end: rows that share b and c, or a part of the channels of one row.
+// Work of one thread from end to end: rows that share b and c, or a part of the channels of one row.
 struct Part {
   int64_t shared, index, first_row, rows, e, width;
 };
@@ -39,17 +39,17 @@ Part part_of(const Duality<T> &p, int64_t item) {
   return {shared, index, shared, 1, e, cut(index + 1, p.channels / lanes) * lanes - e};
 }
 
-// The left side of a product: entry (r, k) lies at data[r · row + k · column].
+// Left operand of a product: entry (r, k) is data[r · row + k · column].
 template <typename T>
 struct Left {
   const T *data;
   int64_t row, column;
 };
 
-enum class Shape { full, lower, upper };  // lower: only entries with k <= r count; upper: those with k < r are zero
+enum class Shape { full, lower, upper };  // lower: only entries with k <= r count; upper: entries with k < r are zero
 
 // out[r][:] = keep[r] · out[r][:] + sum over k in [from, to) of a[r][k] · b[k][:] for Rows rows and Parts vectors. With
-// `corner`, row r goes on to k < to + r, and no further: zero times NaN is NaN.
+// `corner`, row r continues to k < to + r and no further, because zero times NaN is NaN.
 template <typename T, int Rows, int Parts>
 void product_block(Left<T> a, const T *b, int64_t b_step, int64_t from, int64_t to, bool corner, const T *keep, T *out,
                    int64_t out_step) {
@@ -73,7 +73,7 @@ void product_block(Left<T> a, const T *b, int64_t b_step, int64_t from, int64_t 
     }
 }
 
-// out = keep · out + a · b, whose width is a multiple of the lanes; a null `keep` overwrites.
+// out = keep · out + a · b, with a width that is a multiple of the lanes; a null `keep` overwrites.
 template <typename T>
 void product(Left<T> a, int64_t rows, const T *b, int64_t b_step, int64_t depth, const T *keep, T *out,
              int64_t out_step, int64_t width, Shape shape = Shape::full) {
@@ -94,7 +94,7 @@ void product(Left<T> a, int64_t rows, const T *b, int64_t b_step, int64_t depth,
   }
 }
 
-// to[j][i] = from[i][j]; `to` has columns of zeros from `rows` to its step.
+// to[j][i] = from[i][j]; columns of `to` from `rows` to its step are zero.
 template <typename T>
 void turn(const T *from, int64_t from_step, int64_t rows, int64_t columns, T *to, int64_t to_step) {
   for (int64_t j = 0; j < columns; ++j) {
@@ -112,11 +112,11 @@ T dot(const T *x, const T *y, int64_t size) {
   return total;
 }
 
-// What a thread keeps of a chunk: scores of every query head, b with keys as lanes, and of one row the decays inside the
+// Per-thread data of a chunk: scores of every query head, b with keys as lanes, and for one row the decays inside the
 // chunk and from its start.
 template <typename T>
 struct Chunk {
-  int64_t step;  // the chunk in whole vectors
+  int64_t step;  // chunk length in whole vectors
   std::vector<T> sums, decay, turned, scores, masked, from_start, scaled;
 
   explicit Chunk(const Duality<T> &p) {
@@ -138,7 +138,7 @@ struct Chunk {
     }
   }
 
-  // decay[i][j] = exp(log[j + 1] + … + log[i]): each key's sum runs by itself, so that nothing cancels.
+  // decay[i][j] = exp(log[j + 1] + … + log[i]): each key's sum is accumulated separately, so nothing cancels.
   void decays(const T *log, int64_t size) {
     constexpr int lanes = Vector<T>::lanes;
     std::fill(sums.begin(), sums.end(), T(0));
@@ -160,7 +160,7 @@ void forward_chunk(const Duality<T> &p, Chunk<T> &w, Part part, int64_t row, int
   for (int64_t r = 0; r < p.repeats; ++r) {
     const T *const c = p.c + ((part.shared * p.repeats + r) * p.keys + begin) * S, *const scores = w.scored(r);
     T *const out = y + ((row * p.repeats + r) * p.keys + begin) * E + part.e;
-    for (int64_t i = 0; i < size; ++i)  // selected and not multiplied: zero times NaN is NaN
+    for (int64_t i = 0; i < size; ++i)  // selected, not multiplied: zero times NaN is NaN
       for (int64_t j = 0; j < step; ++j)
         w.masked[i * step + j] = j <= i ? scores[i * step + j] * w.decay[i * step + j] : T(0);
     product<T>({c, S, 1}, size, state, E, S, nullptr, out, E, part.width);
@@ -193,17 +193,17 @@ void forward(const Duality<T> &p, T *y, T *state, T *before) {
   });
 }
 
-// db (parts, X / sharing, M, S) and dc (parts, X / sharing, R, M, S) are summed over parts later, and so is dlog (parts, X,
-// M) where the parts are of channels; dstate (X, S, E) is the gradient of the last state first and of the state to
-// start from in the end.
+// db (parts, X / sharing, M, S) and dc (parts, X / sharing, R, M, S) are summed over parts later, and so is dlog
+// (parts, X, M) if the parts are of channels. dstate (X, S, E) holds the gradient of the last state on entry and that
+// of the initial state on return.
 template <typename T>
 struct Gradients {
   const T *dy, *before;
   T *dx, *dlog, *db, *dc, *dstate;
 };
 
-// What backward keeps beside a chunk: x and the states with channels first, gradients of the scores, the keys' and the
-// queries' products with a state, and the queries' shares in the gradients of the decays.
+// Data that backward keeps in addition to a chunk: x and the states with channels first, gradients of the scores, the
+// products of keys and of queries with a state, and the queries' shares of the decay gradients.
 template <typename T>
 struct Back : Chunk<T> {
   std::vector<T> turned_x, state, dstate, dscores, with_state, sums_above, read, ones;
@@ -214,8 +214,8 @@ struct Back : Chunk<T> {
     sums_above.resize(this->step), read.resize(this->step);
   }
 
-  // From scores P and the products G of output gradients and values: what x is multiplied with, P · decay, and the
-  // gradient of P, G · decay. The decay over (j, i] has the gradient P · G · decay; dlog[t] sums those with j < t <= i.
+  // From scores P and the products G of output gradients and values: P · decay, the factor of x, and G · decay, the
+  // gradient of P. The decay over (j, i] has the gradient P · G · decay; dlog[t] sums those with j < t <= i.
   void mask(const T *scores, int64_t size, T *dlog) {
     constexpr int lanes = Vector<T>::lanes;
     std::fill(sums_above.begin(), sums_above.end(), T(0));
@@ -234,7 +234,7 @@ struct Back : Chunk<T> {
   }
 };
 
-// to[i][:] = keep · to[i][:] + scale[i] · from[i][:]; each row's product with `with` comes back scaled as well.
+// to[i][:] = keep · to[i][:] + scale[i] · from[i][:]; adds each row's product with `with`, also scaled, to dots.
 template <typename T>
 void add_scaled(const T *from, const T *scale, const T *with, int64_t rows, int64_t width, bool keep, T *to, T *dots) {
   for (int64_t i = 0; i < rows; ++i) {
@@ -250,7 +250,7 @@ void backward_row(const Duality<T> &p, const Gradients<T> &g, Back<T> &w, Part p
   const int64_t S = p.states, E = p.channels, W = part.width, step = w.step, begin = chunk * p.chunk;
   const int64_t size = std::min(p.chunk, p.keys - begin), at = row * p.keys + begin;
   const int64_t shared = part.shared * p.keys + begin, all = part.index * (p.rows / p.sharing) * p.keys;
-  const bool again = row > part.first_row;  // db and dc hold what earlier rows gave
+  const bool again = row > part.first_row;  // db and dc hold the sums of earlier rows
   const T *const x = p.x + at * E + part.e, *const b = p.b + shared * S, *const none = nullptr;
   const T *const state = g.before + (row * p.chunks() + chunk) * S * E + part.e;
   T *const dstate = g.dstate + row * S * E + part.e, *const dx = g.dx + at * E + part.e;
@@ -306,7 +306,7 @@ void backward(const Duality<T> &p, const Gradients<T> &g) {
   });
 }
 
-// `sizes` rows, sharing, repeats, keys, states, channels, chunk, parts, threads.
+// `sizes`: rows, sharing, repeats, keys, states, channels, chunk, parts, threads.
 template <typename T>
 Duality<T> duality(const T *x, const T *log, const T *b, const T *c, const int64_t *sizes) {
   return {x,        log,      b,        c,        sizes[0], sizes[1], sizes[2],

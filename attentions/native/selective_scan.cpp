@@ -1,20 +1,20 @@
-// Selective scan, forward and backward, for CPUs. No library beyond the C++ standard's.
+// Selective scan, forward and backward, for CPUs. Uses only the C++ standard library.
 //
 //   h[t] = exp(delta[t] · a) · h[t - 1] + delta[t] · u[t] · b[t],   y[t] = c[t] · h[t]
 //
-// Channels are lanes, so that nothing is summed across lanes on the way forward and every load is a cache line; the
-// 16 states of a vector of channels stay in registers for the whole sequence. Backward computes the states anew from
-// checkpoints that forward left every kChunk steps. The sums over channels for b and c are taken lane by lane, and
-// across lanes once a chunk.
+// Channels are lanes, so the forward pass needs no sums across lanes and every load is a cache line. The 16 states of a
+// vector of channels stay in registers for the whole sequence. Backward recomputes the states from checkpoints that
+// forward saved every kChunk steps. The sums over channels for b and c are accumulated per lane, and across lanes once
+// per chunk.
 
 #include "vectors.hpp"
 
 namespace {
 
 constexpr int kStates = 16;
-constexpr int kChunk = 32;  // the scratch of backward fits the L2 cache, checkpoints take half the bytes of u
+constexpr int kChunk = 32;  // backward's scratch fits in the L2 cache; checkpoints take half the bytes of u
 
-// X rows of G kinds, R queries a key: u, delta (X, M, E), a (G, S, E), b (X, M, S), c (X, R, N, S). E is a multiple
+// X rows of G kinds, R queries per key: u, delta (X, M, E), a (G, S, E), b (X, M, S), c (X, R, N, S). E is a multiple
 // of the lanes. Queries are the last N of the M positions.
 template <typename T>
 struct Scan {
@@ -33,7 +33,7 @@ struct Scan {
   const T *rates(int64_t row, int64_t e) const { return a + row % kinds * kStates * channels + e; }
 };
 
-// One vector of channels of one row. `last` (X, S, E) holds the state to start from and then the last one;
+// One vector of channels of one row. `last` (X, S, E) holds the initial state on entry and the last state on return;
 // `states` (X, chunks, S, E), which may be null, receives the state before each chunk.
 template <typename T>
 void forward_channels(const Scan<T> &p, int64_t row, int64_t e, T *y, T *last, T *states) {
@@ -67,8 +67,8 @@ void forward(const Scan<T> &p, T *y, T *last, T *states) {
   });
 }
 
-// What one thread of backward works with: of a chunk, the states before each step, the decays, and the sums for b and
-// c lane by lane; of each vector of channels, the gradient of the state that later chunks left.
+// Scratch memory of one thread of backward. Per chunk: the states before each step, the decays, and the sums for b and
+// c per lane. Per vector of channels: the gradient of the state from later chunks.
 template <typename T>
 struct Scratch {
   std::vector<T> before, decay, db, dc, carry;
@@ -161,7 +161,7 @@ void sum_lanes(const T *from, T *to) {
   }
 }
 
-// One row and one part of its channels; the parts write to db and dc of their own.
+// One row and one part of its channels; each part writes to its own db and dc.
 template <typename T>
 void backward_part(const Scan<T> &p, const Gradients<T> &g, int64_t row, int64_t part) {
   const int64_t first = part * p.blocks() / g.parts, blocks = (part + 1) * p.blocks() / g.parts - first;
@@ -189,7 +189,7 @@ void backward(const Scan<T> &p, const Gradients<T> &g) {
   parallel(p.threads, p.rows * g.parts, [&](int64_t item) { backward_part(p, g, item / g.parts, item % g.parts); });
 }
 
-// `sizes` rows, kinds, repeats, keys, queries, channels, threads.
+// `sizes`: rows, kinds, repeats, keys, queries, channels, threads.
 template <typename T>
 Scan<T> scan(const T *u, const T *delta, const T *a, const T *b, const T *c, const int64_t *sizes) {
   return {u, delta, a, b, c, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], static_cast<int>(sizes[6])};

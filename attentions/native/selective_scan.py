@@ -1,6 +1,6 @@
-"""The C++ selective scan behind tensors: any number of channels.
+"""The C++ selective scan on tensors, for any number of channels.
 
-The kernel wants whole vectors of channels and 16 states at a time. Zeros fill the vectors up: a channel of zeros
+The kernel takes whole vectors of channels and 16 states at a time. Vectors are padded with zeros: a channel of zeros
 stays zero.
 """
 
@@ -14,7 +14,7 @@ from attentions.native import library
 from attentions.native.calls import (
     NAMES,
     VECTOR_BYTES,
-    Memory,
+    Buffer,
     call,
     constant,
     filled,
@@ -26,7 +26,7 @@ STATES = 16
 
 
 def available(device: torch.device) -> bool:
-    """Whether the kernel runs for tensors of this device; builds it when first asked."""
+    """Whether the kernel runs for tensors on this device; the first call builds it."""
     return device.type == "cpu" and library("selective_scan") is not None
 
 
@@ -40,7 +40,7 @@ def forward(
     *,
     checkpoints: bool,
 ) -> tuple[Float[Tensor, "B G R N E"], Float[Tensor, "B G E S"], Tensor | None]:
-    """Output, last state and, if asked for, the states that `backward` starts its chunks from."""
+    """Return output, last state and, with `checkpoints`, the states from which `backward` starts its chunks."""
     inputs, wide, dtype = _inputs(u, delta, a, b, c), whole_vectors(u.shape[-1], u.dtype), u.dtype
     B, G, M, E = u.shape
     last = filled(state.transpose(-1, -2), wide, (B, G, STATES, E)).clone()
@@ -51,9 +51,9 @@ def forward(
         "selective_scan",
         f"scan_forward_{NAMES[dtype]}",
         **inputs,
-        y=Memory(y, (*c.shape[:-1], wide), dtype),
-        last=Memory(last, (B, G, STATES, wide), dtype),
-        states=Memory(states, (B, G, chunks, STATES, wide), dtype),
+        y=Buffer(y, (*c.shape[:-1], wide), dtype),
+        last=Buffer(last, (B, G, STATES, wide), dtype),
+        states=Buffer(states, (B, G, chunks, STATES, wide), dtype),
     )
     return y[..., :E], last[..., :E].transpose(-1, -2), states
 
@@ -67,12 +67,12 @@ def backward(
     c: Float[Tensor, "B G R N S"],
     states: Tensor,
 ) -> tuple[Tensor, ...]:
-    """Gradients of u, delta, a, b and c, from the states computed anew."""
+    """Gradients of u, delta, a, b and c, from recomputed states."""
     inputs, wide, dtype = _inputs(u, delta, a, b, c), whole_vectors(u.shape[-1], u.dtype), u.dtype
     (B, G, M, E), shape = u.shape, (*u.shape[:3], wide)
     vectors = -(-wide * u.itemsize // VECTOR_BYTES)
     threads = -(-2 * torch.get_num_threads() // max(B * G, 1))
-    parts = min(vectors, threads)  # enough for every thread, however few the rows
+    parts = min(vectors, threads)  # enough for every thread, even if there are few rows
     du, ddelta = u.new_empty(shape), u.new_empty(shape)
     da = u.new_zeros(B, G, STATES, wide)
     db, dc = (x.new_empty(parts, *x.shape) for x in (b, c))
@@ -81,13 +81,13 @@ def backward(
         "selective_scan",
         f"scan_backward_{NAMES[dtype]}",
         **inputs,
-        dy=Memory(filled(grad, wide, (*c.shape[:-1], E)), (*c.shape[:-1], wide), dtype),
-        states=Memory(states, (B, G, chunks, STATES, wide), dtype),
-        du=Memory(du, shape, dtype),
-        ddelta=Memory(ddelta, shape, dtype),
-        da=Memory(da, (B, G, STATES, wide), dtype),
-        db=Memory(db, (parts, *b.shape), dtype),
-        dc=Memory(dc, (parts, *c.shape), dtype),
+        dy=Buffer(filled(grad, wide, (*c.shape[:-1], E)), (*c.shape[:-1], wide), dtype),
+        states=Buffer(states, (B, G, chunks, STATES, wide), dtype),
+        du=Buffer(du, shape, dtype),
+        ddelta=Buffer(ddelta, shape, dtype),
+        da=Buffer(da, (B, G, STATES, wide), dtype),
+        db=Buffer(db, (parts, *b.shape), dtype),
+        dc=Buffer(dc, (parts, *c.shape), dtype),
         parts=parts,
     )
     return (
@@ -98,18 +98,18 @@ def backward(
     )
 
 
-def _inputs(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> dict[str, Memory | list[int]]:
-    """What both functions of the kernel begin with."""
+def _inputs(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> dict[str, Buffer | list[int]]:
+    """Arguments that both functions of the kernel share."""
     (B, G, M, E), (R, N), dtype = u.shape, c.shape[2:4], u.dtype
     if N > M:
         raise ValueError(f"c has {N} queries: they stand last among the {M} positions of u")
     wide = whole_vectors(E, dtype)
     threads = useful_threads(u.numel() * STATES)
     return {
-        "u": Memory(filled(u, wide, (B, G, M, E)), (B, G, M, wide), dtype),
-        "delta": Memory(filled(delta, wide, (B, G, M, E)), (B, G, M, wide), dtype),
-        "a": Memory(filled(a.transpose(-1, -2), wide, (G, STATES, E)), (G, STATES, wide), dtype),
-        "b": Memory(b.contiguous(), (B, G, M, STATES), dtype),
-        "c": Memory(c.contiguous(), (B, G, R, N, STATES), dtype),
+        "u": Buffer(filled(u, wide, (B, G, M, E)), (B, G, M, wide), dtype),
+        "delta": Buffer(filled(delta, wide, (B, G, M, E)), (B, G, M, wide), dtype),
+        "a": Buffer(filled(a.transpose(-1, -2), wide, (G, STATES, E)), (G, STATES, wide), dtype),
+        "b": Buffer(b.contiguous(), (B, G, M, STATES), dtype),
+        "c": Buffer(c.contiguous(), (B, G, R, N, STATES), dtype),
         "sizes": [B * G, G, R, M, N, wide, threads],
     }

@@ -1,9 +1,9 @@
 """The selective scan in Triton, forward and backward: a program runs a few channels of one row from end to end.
 
-A chunk of positions is an associative scan over (decay, input), whose first input takes in the state before it;
-products of decays are only ever of numbers below one, so nothing overflows. Backward scans each chunk again from the
-state that forward left before it, and then the adjoint from the last position back. Sums over channels are partial
-sums of the programs, added up afterwards in an order of their own: no atomics, so results repeat.
+A chunk of positions is an associative scan over (decay, input), whose first input includes the previous state. Decays
+are below one and only multiplied, so nothing overflows. Backward scans each chunk again from the state that forward
+saved before it, and then the adjoint from the last position back. Sums over channels are partial sums per program,
+added up afterwards in a fixed order: there are no atomics, so results are reproducible.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 STATES = 16
 CHUNK = 32  # positions scanned at once: checkpoints then take half the bytes of u
-BLOCK = 8  # channels of a program: a tile of 32 x 8 x 16 is 32 registers of each of 128 threads
+BLOCK = 8  # channels per program: a tile of 32 x 8 x 16 is 32 registers in each of 128 threads
 
 
 def forward(
@@ -31,7 +31,7 @@ def forward(
     *,
     checkpoints: bool,
 ) -> tuple[Float[Tensor, "B G R N E"], Float[Tensor, "B G E S"], Tensor | None]:
-    """Output, last state and, if asked for, the states that `backward` starts its chunks from."""
+    """Return output, last state and, with `checkpoints`, the states from which `backward` starts its chunks."""
     B, G, M, E = u.shape
     assert a.shape[2] == STATES, "bring the states into groups of 16 first"
     y, last = u.new_empty(*c.shape[:-1], E), torch.empty_like(state, memory_format=torch.contiguous_format)
@@ -57,7 +57,7 @@ def backward(
     du, ddelta, da = torch.empty_like(u), torch.empty_like(u), u.new_empty(*u.shape[:2], *a.shape[1:])
     db, dc = (x.new_empty(grid[1], *x.shape) for x in (b, c))
     inputs, outputs = (u, delta, a, b, c, grad, states), (du, ddelta, da, db, dc)
-    _launch(_backward, grid, *inputs, *outputs, *_sizes(u, c), num_warps=8)  # at 4 its tiles leave the registers
+    _launch(_backward, grid, *inputs, *outputs, *_sizes(u, c), num_warps=8)  # with 4 warps its tiles spill
     return du, ddelta, da.sum(0), db.sum(0), dc.sum(0)
 
 
@@ -74,7 +74,7 @@ def _grid(u: Tensor) -> tuple[int, int]:
 
 
 def _sizes(u: Tensor, c: Tensor) -> tuple[int, ...]:
-    """Kinds G, queries a key R, keys M, keys before the first query, channels E."""
+    """Number of kinds G, queries per key R, keys M, keys before the first query, channels E."""
     return u.shape[1], c.shape[2], u.shape[2], u.shape[2] - c.shape[3], u.shape[3]
 
 
@@ -85,7 +85,7 @@ def _join(decay, entry, next_decay, next_entry):
 
 @triton.jit
 def _terms(u, delta, b, rate, row, t, e, s, keys, channels, wanted, STATES: tl.constexpr):
-    """Steps and values (T, E), keys (T, S), decays and inputs (T, E, S) at t; unwanted positions change nothing."""
+    """Steps and values (T, E), keys (T, S), decays and inputs (T, E, S) at t; masked positions change nothing."""
     there = wanted[:, None] & (e < channels)[None, :]
     at = (row * keys + t)[:, None] * channels + e[None, :]
     step, x = tl.load(delta + at, mask=there, other=0.0), tl.load(u + at, mask=there, other=0.0)
@@ -134,7 +134,7 @@ def _backward(
     rate = tl.load(a + (row % kinds) * channels * STATES + own, mask=inside, other=0.0)
     chunks = tl.cdiv(keys, CHUNK)
     through_rate = tl.zeros_like(rate)
-    pulled = tl.zeros_like(rate)  # the adjoint of the state before the next chunk
+    pulled = tl.zeros_like(rate)  # adjoint of the state before the next chunk
     for back in range(chunks):
         chunk = chunks - 1 - back
         t = chunk * CHUNK + i

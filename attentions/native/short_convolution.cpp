@@ -2,14 +2,14 @@
 //
 //   z[t] = bias + sum over k < W of weight[k] · x[t - W + 1 + k],   y[t] = z[t] · sigmoid(z[t])
 //
-// Channels are lanes and stay the last axis, so that no input is transposed; each pass reads what it needs once.
-// Threads take blocks of positions. Backward computes z anew.
+// Channels are lanes and stay the last axis, so no input is transposed; each pass reads its inputs once. Threads take
+// blocks of positions. Backward recomputes z.
 
 #include "vectors.hpp"
 
 namespace {
 
-constexpr int64_t kBlock = 64;  // positions a thread takes at a time: their gradients stay in the second cache
+constexpr int64_t kBlock = 64;  // positions per unit of work of a thread: their gradients stay in the L2 cache
 
 // x: position t of row b begins at x + b · row_step + t · step; y (B, N, C), weight (W, C), bias (C).
 template <typename T>
@@ -22,7 +22,7 @@ struct Convolution {
   const T *at(int64_t row, int64_t t) const { return x + row * row_step + t * step; }
 };
 
-// The channels from c on, at most a vector of them; the other lanes are zero.
+// The channels from c on, at most one vector of them; the other lanes are zero.
 template <typename T>
 struct Channels {
   int64_t c, count;
@@ -58,7 +58,7 @@ void forward(const Convolution<T> &p, T *y) {
   });
 }
 
-// dx (B, N, C); dweight (items, W, C) and dbias (items, C) are summed over the items, rows · blocks, later.
+// dx (B, N, C); dweight (items, W, C) and dbias (items, C) are summed over the rows · blocks items later.
 template <typename T>
 void backward(const Convolution<T> &p, const T *dy, T *dx, T *dweight, T *dbias) {
   parallel(p.threads, p.rows * p.blocks(), [&](int64_t item) {
@@ -91,7 +91,7 @@ void backward(const Convolution<T> &p, const T *dy, T *dx, T *dweight, T *dbias)
   });
 }
 
-// `sizes` rows, positions, channels, width, row step, step, threads.
+// `sizes`: rows, positions, channels, width, row step, step, threads.
 template <typename T>
 Convolution<T> convolution(const T *x, const T *weight, const T *bias, const int64_t *sizes) {
   return {x,        weight,   bias,     sizes[0], sizes[1],

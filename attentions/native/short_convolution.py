@@ -1,4 +1,4 @@
-"""The C++ short convolution with SiLU behind tensors."""
+"""The C++ short convolution with SiLU, on tensors."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attentions.native import library
-from attentions.native.calls import NAMES, Memory, call, constant, useful_threads
+from attentions.native.calls import NAMES, Buffer, call, constant, useful_threads
 
 
 def available(x: Tensor) -> bool:
-    """Whether the kernel runs for this tensor: on the CPU, in a precision it has; builds it when first asked."""
+    """Whether the kernel runs for this tensor: on the CPU, in a dtype it supports; the first call builds it."""
     has = x.dtype in (torch.float32, torch.float64)
     return has and x.device.type == "cpu" and library("short_convolution") is not None
 
@@ -22,7 +22,7 @@ def forward(
     """The convolution and SiLU; x may be a slice of wider rows."""
     inputs, dtype = _inputs(x, weight, bias), x.dtype
     y = x.new_empty(x.shape)
-    call("short_convolution", f"short_convolution_forward_{NAMES[dtype]}", **inputs, y=Memory(y, x.shape, dtype))
+    call("short_convolution", f"short_convolution_forward_{NAMES[dtype]}", **inputs, y=Buffer(y, x.shape, dtype))
     return y
 
 
@@ -40,20 +40,20 @@ def backward(
         "short_convolution",
         f"short_convolution_backward_{NAMES[dtype]}",
         **inputs,
-        dy=Memory(grad.contiguous(), x.shape, dtype),
-        dx=Memory(dx, x.shape, dtype),
-        dweight=Memory(dweight, (items, *weight.shape), dtype),
-        dbias=Memory(dbias, (items, *bias.shape), dtype),
+        dy=Buffer(grad.contiguous(), x.shape, dtype),
+        dx=Buffer(dx, x.shape, dtype),
+        dweight=Buffer(dweight, (items, *weight.shape), dtype),
+        dbias=Buffer(dbias, (items, *bias.shape), dtype),
     )
     return dx, dweight.sum(0), dbias.sum(0)
 
 
-def _inputs(x: Tensor, weight: Tensor, bias: Tensor) -> dict[str, Memory | list[int]]:
+def _inputs(x: Tensor, weight: Tensor, bias: Tensor) -> dict[str, Buffer | list[int]]:
     x = x if x.stride(2) == 1 else x.contiguous()
     (B, N, C), W = x.shape, len(weight)
     return {
-        "x": Memory(x, (B, N, C), x.dtype, (x.stride(0), x.stride(1), 1)),
-        "weight": Memory(weight, (W, C), x.dtype),
-        "bias": Memory(bias, (C,), x.dtype),
+        "x": Buffer(x, (B, N, C), x.dtype, (x.stride(0), x.stride(1), 1)),
+        "weight": Buffer(weight, (W, C), x.dtype),
+        "bias": Buffer(bias, (C,), x.dtype),
         "sizes": [B, N, C, W, x.stride(0), x.stride(1), useful_threads(x.numel())],
     }

@@ -1,4 +1,4 @@
-// What the kernels share: vectors of lanes, an exponential on them, threads, and how a function says what went wrong.
+// Shared by the kernels: vectors of lanes, a vectorised exponential, threads, and error reporting.
 
 #pragma once
 
@@ -60,7 +60,7 @@ inline void store(T *to, Vec<T> x) {
   *reinterpret_cast<Vec<T> *>(to) = x;
 }
 
-// 2^n · p(r) with Taylor's polynomial for |r| <= ln(2) / 2; what underflows gives the smallest normal number.
+// 2^n · p(r) with Taylor's polynomial for |r| <= ln(2) / 2; on underflow returns the smallest normal number.
 template <typename T>
 inline Vec<T> exponential(Vec<T> x) {
   using N = Number<T>;
@@ -79,7 +79,7 @@ inline Vec<T> exponential(Vec<T> x) {
   return (Vec<T>)((Bits)p + ((Bits)shifted << N::mantissa));
 }
 
-// What a kernel throws at an index that leads out of its memory.
+// Thrown by a kernel for an index outside its memory.
 struct Outside {
   const char *what;
 };
@@ -88,7 +88,7 @@ inline void require(bool inside, const char *what) {
   if (!inside) throw Outside{what};
 }
 
-// What a function returns: null, or why it did not do its work. No exception leaves the library.
+// Runs `work`; returns null on success, else the error message. No exception leaves the library.
 template <typename Work>
 const char *guarded(const Work &work) {
   try {
@@ -103,8 +103,9 @@ const char *guarded(const Work &work) {
   }
 }
 
-// Runs work(item, scratch) for every item on a few threads, chunk by chunk; each thread makes its own scratch. What a
-// thread throws is thrown again when all have stopped. Where no thread can be started, those that run do the work.
+// Runs work(item, scratch) for every item on a few threads, chunk by chunk; each thread makes its own scratch. An
+// exception in a thread is rethrown when all threads have stopped. If threads cannot be started, the running ones do
+// all the work.
 template <typename Make, typename Work>
 void parallel(int64_t threads, int64_t items, int64_t chunk, const Make &make, const Work &work) {
   std::atomic<int64_t> next{0};

@@ -1,11 +1,11 @@
-// Vector-quantised attention, forward, for CPUs: nearest codes, and softmax attention to keys that are codewords. No
-// library beyond the C++ standard's.
+// Vector-quantised attention, forward, for CPUs: nearest codes, and softmax attention to keys that are codewords. Uses
+// only the C++ standard library.
 //
 //   out[i] = sum_s w[i, s] · sums[s] / sum_s w[i, s] · counts[s],   w[i, s] = exp(score of query i and code s)
 //
-// `counts` and `sums` are of the keys and values of each code up to position i. They are kept as of the start of a
-// block of kBlock positions; within the block the weight of a key is looked up by its code. A long sequence is cut into
-// chunks that threads take: a first pass sums each chunk, and its running total, in double, is where each chunk starts.
+// `counts` and `sums` cover the keys and values of each code up to position i. They are kept as of the start of a block
+// of kBlock positions; within the block the weight of a key is looked up by its code. Threads take chunks of a long
+// sequence: a first pass sums each chunk, and the running total, in double, is the starting state of each chunk.
 //
 // Both products, queries by codewords and weights by sums, have queries as rows and codes or channels as lanes, with
 // kRows by kWide vectors of accumulators in registers.
@@ -28,23 +28,23 @@ constexpr int kWide = 4;
 constexpr int kWide = 2;
 #endif
 constexpr int kRows = 6;
-constexpr int64_t kBlock = 4 * kRows;  // queries whose weights lie in the L1 and L2 caches
-constexpr int64_t kChunk = 4096;       // positions that a thread takes: starts of chunks are S/kChunk of the values
-constexpr int64_t kSlice = 256;        // rows that a thread takes when each stands for itself
+constexpr int64_t kBlock = 4 * kRows;  // queries whose weights fit in the L1 and L2 caches
+constexpr int64_t kChunk = 4096;       // positions per unit of work; chunk starts are S/kChunk the size of the values
+constexpr int64_t kSlice = 256;        // rows per unit of work of a thread if rows are independent
 
 template <typename T>
 int64_t padded(int64_t n) {
   return (n + Vector<T>::lanes - 1) / Vector<T>::lanes * Vector<T>::lanes;
 }
 
-// exp for x <= 0, zero where it would underflow.
+// exp for x <= 0, zero on underflow.
 template <typename T>
 inline Vec<T> weight(Vec<T> x) {
   return x > Vec<T>{} + Number<T>::low ? exponential<T>(x) : Vec<T>{};
 }
 
-// c = a · b for R rows of a (stride `lda`) and W vectors of columns of b (stride `ldb`), from `bias` or from zero; the
-// accumulators go to `take`.
+// c = a · b for R rows of a (stride `lda`) and W vectors of columns of b (stride `ldb`), starting from `bias` or zero;
+// passes the accumulators to `take`.
 template <typename T, int R, int W, typename Take>
 inline void tile(const T *a, int64_t lda, const T *b, int64_t ldb, int64_t inner, const T *bias, const Take &take) {
   constexpr int lanes = Vector<T>::lanes;
@@ -62,7 +62,7 @@ inline void tile(const T *a, int64_t lda, const T *b, int64_t ldb, int64_t inner
   take(sum);
 }
 
-// Calls f with the number of rows, at most kRows, as a constant.
+// Calls f with the number of rows, at most kRows, as a compile-time constant.
 template <int R = kRows, typename F>
 inline void with_rows(int64_t rows, const F &f) {
   if constexpr (R == 1) {
@@ -73,7 +73,7 @@ inline void with_rows(int64_t rows, const F &f) {
   }
 }
 
-// All of a · b, in tiles: `take(row, column, accumulators)`. `columns` is a multiple of the lanes.
+// All of a · b, in tiles: calls `take(row, column, accumulators)`. `columns` is a multiple of the lanes.
 template <typename T, typename Take>
 void product(const T *a, int64_t lda, int64_t rows, const T *b, int64_t ldb, int64_t columns, int64_t inner,
              const T *bias, const Take &take) {
@@ -97,7 +97,7 @@ inline void put(V (&sum)[R][W], T *to, int64_t stride) {
     for (size_t w = 0; w < W; ++w) store(to + r * stride + w * Vector<T>::lanes, sum[r][w]);
 }
 
-// A codebook (S, D) as (D, S) with zeros up to a multiple of the lanes.
+// Returns a codebook (S, D) as (D, S), zero-padded to a multiple of the lanes.
 template <typename T>
 std::vector<T> transposed(const T *codebook, int64_t codes, int64_t dim, T factor) {
   const int64_t wide = padded<T>(codes);
@@ -107,7 +107,7 @@ std::vector<T> transposed(const T *codebook, int64_t codes, int64_t dim, T facto
   return found;
 }
 
-// Of the rows from `begin`, up to kSlice, the code of the largest x · c - |c|²/2; of equal ones the first.
+// For up to kSlice rows, the code with the largest x · c - |c|²/2; the first one on ties.
 template <typename T>
 void nearest(const T *x, int64_t rows, int64_t dim, const std::vector<T> &book, const std::vector<T> &bias,
              int64_t *codes) {
@@ -158,8 +158,8 @@ void nearest_codes(const T *x, const T *codebook, const int64_t *sizes, int64_t 
   });
 }
 
-// X key heads of R query heads each. Scores of queries and codes are products of q (X, R, N, D) and the codebook
-// (G, S, D), or, where q is null, rows of `table` (G, R, A, S) that `q_codes` (X, R, N) name. A causal call has N keys.
+// X key heads of R query heads each. Scores of queries and codes are products of q (X, R, N, D) and the codebook (G, S,
+// D) or, if q is null, the rows of `table` (G, R, A, S) selected by `q_codes` (X, R, N). A causal call has N keys.
 template <typename T>
 struct Problem {
   const T *q, *codebook, *table, *v;
@@ -173,7 +173,7 @@ struct Problem {
   int64_t chunks() const { return (N + kChunk - 1) / kChunk; }
 };
 
-// What a thread needs for a block: the state at its start, scores and then weights, and outputs.
+// Scratch memory of a thread for a block: the state at its start, scores and then weights, and outputs.
 template <typename T>
 struct Scratch {
   std::vector<T> counts, sums, weights, out, open;
@@ -207,8 +207,9 @@ void scores(const Problem<T> &p, int64_t x, int64_t r, int64_t begin, int64_t ro
   }
 }
 
-// Scores to weights in place. The largest score that query i sees, of earlier keys and of the block's up to its own,
-// goes to weight 1; codes that only later keys have may score more, and are held at 1 where nothing counts them.
+// Turns scores into weights in place. The largest score that query i sees, among earlier keys and the block's keys up
+// to its own, gets weight 1. Codes that only later keys have may score higher; they are clamped to 1, and nothing
+// counts them.
 template <typename T>
 T weigh(T *row, const Scratch<T> &s, int64_t wide, const int64_t *own, int64_t seen) {
   constexpr int lanes = Vector<T>::lanes;
@@ -233,7 +234,7 @@ T weigh(T *row, const Scratch<T> &s, int64_t wide, const int64_t *own, int64_t s
   return sum;
 }
 
-// Outputs of `rows` queries from position `begin`; with `causal` the block's own keys count up to each query.
+// Outputs of `rows` queries from position `begin`; if `causal`, the block's own keys count up to each query.
 template <typename T>
 void block(const Problem<T> &p, int64_t x, int64_t r, int64_t begin, int64_t rows, bool causal, Scratch<T> &s, T *out) {
   const int64_t wide = p.wide(), value = p.value(), at = (x * p.R + r) * p.N + begin;
@@ -250,14 +251,14 @@ void block(const Problem<T> &p, int64_t x, int64_t r, int64_t begin, int64_t row
       const T *__restrict__ v = p.v + (x * p.N + begin + j) * p.E;
       for (int64_t e = 0; e < p.E; ++e) to[e] += weight * v[e];
     }
-    T nothing = 0;  // or NaN, where the query holds NaN or infinity, which comparisons hide
+    T nothing = 0;  // NaN if the query holds NaN or infinity, which comparisons hide
     for (int64_t d = 0; p.q && d < p.D; ++d) nothing += p.q[(at + i) * p.D + d] * 0;
     const T share = 1 / normaliser[i] + nothing;
     for (int64_t e = 0; e < p.E; ++e) out[(at + i) * p.E + e] = to[e] * share;
   }
 }
 
-// Which codes have a key so far: 0, others minus infinity.
+// Marks codes that have a key so far with 0, others with minus infinity.
 template <typename T>
 void open_codes(const Problem<T> &p, Scratch<T> &s) {
   for (int64_t c = 0; c < p.wide(); ++c) s.open[c] = s.counts[c] > 0 ? T{0} : -std::numeric_limits<T>::infinity();
@@ -279,7 +280,7 @@ void causal_chunk(const Problem<T> &p, int64_t x, int64_t begin, int64_t end, Sc
   }
 }
 
-// Adds the keys of chunk `item` of v (X, M, E) to counts (S) and sums (S, E).
+// Adds `rows` keys of v (X, M, E), from key `first` on, to counts (S) and sums (S, E).
 template <typename T>
 void tally_chunk(const T *v, const int64_t *codes, int64_t first, int64_t rows, int64_t S, int64_t E, double *counts,
                  double *sums) {
@@ -291,8 +292,8 @@ void tally_chunk(const T *v, const int64_t *codes, int64_t first, int64_t rows, 
   }
 }
 
-// What each chunk of the keys holds, (X, chunks, S) and (X, chunks, S, E), and then its running total before the chunk,
-// starting at `counts` (X, S) and `sums` (X, S, E), which end as the total of all.
+// Counts and sums of each chunk of keys, (X, chunks, S) and (X, chunks, S, E), replaced by the running total before the
+// chunk. The total starts at `counts` (X, S) and `sums` (X, S, E), which receive the final total.
 template <typename T>
 struct Tally {
   std::vector<double> counts, sums;
@@ -325,7 +326,7 @@ struct Tally {
 template <typename T>
 void tally(const T *v, const int64_t *codes, const int64_t *sizes, double *counts, double *sums) {
   const int64_t X = sizes[0], M = sizes[1], E = sizes[2], S = sizes[3], threads = sizes[4];
-  const int64_t share = (M * X + threads - 1) / threads;  // no more chunks than threads have use for
+  const int64_t share = (M * X + threads - 1) / threads;  // no more chunks than threads
   Tally<T>(v, codes, X, M, S, E, std::max(kChunk, share), threads, counts, sums);
 }
 

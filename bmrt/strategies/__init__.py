@@ -1,4 +1,4 @@
-"""Strategies by name. Each file holds one; a new one is a file and a line in `STRATEGIES`."""
+"""Token-selection strategies by name. To add one, add a file and a line in `STRATEGIES`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from attentions.base import require
+from attentions.common.settings import require
 from bmrt.strategies.base import Strategy, View
 from bmrt.strategies.exact import Exact
 from bmrt.strategies.frequency_rank import FrequencyRank
@@ -35,9 +35,9 @@ STRATEGIES: Mapping[str, type[Strategy]] = MappingProxyType(
 
 
 def build_strategy(name: str, **settings: Any) -> Strategy:
-    """A strategy by name with its own settings; `hybrid` is built from two of them (`Hybrid`).
+    """Build a strategy by name with its own settings; `hybrid` is built from two strategies (`Hybrid`).
 
-    Raises ValueError for an unknown name, for a setting that the strategy does not have, and for impossible values.
+    Raises ValueError for an unknown name, an unknown setting, and invalid values.
     """
     require(name in STRATEGIES, "strategy", name, f"one of {', '.join(STRATEGIES)}")
     try:

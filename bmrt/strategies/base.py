@@ -1,8 +1,8 @@
-"""What a strategy sees and what it answers.
+"""Interface of strategies: what a strategy sees and what it returns.
 
-Axis letters as in `attentions.base`: B batch, H query heads, G key/value heads, D head dimension; here M tokens that
-may be kept, N >= M keys in sight, W observing queries. A question that is only shown to the cache (`probe`) makes up
-the last N - M keys; otherwise N = M.
+Axis letters as in `attentions.base`: B batch, H query heads, G key/value heads, D head dimension; here also M tokens
+that may be kept, N >= M visible keys, and W observing queries. A question that is only shown to the cache (`probe`)
+makes up the last N - M keys; otherwise N = M.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attentions.base import require
+from attentions.common.settings import require
 
 
 @dataclass(frozen=True)
 class View:
-    """One layer at the moment at which it must drop tokens.
+    """One layer at the moment when it must drop tokens.
 
-    `queries` (B, H, W, D) are the latest of the keys' N positions; `keys` (B, G, N, D) as attention sees them.
-    `positions` (B, G, M) count a sequence's tokens from 0, padding left out, which stands below 0; `candidates`
-    (B, G, M) marks what may be chosen, `anchors` the first tokens, `hidden` (B, N) padding and empty places, None where
-    there are none. `room` (B, G) is how many candidates will be kept; `carried` (B, G, M) the scores of the last time,
-    zero for new tokens; `scale` multiplies q·k; `layer` is its number.
+    `queries` (B, H, W, D) are those of the last W of the N key positions; `keys` (B, G, N, D) are as attention sees
+    them. `positions` (B, G, M) count a sequence's tokens from 0 without padding, which is below 0; `candidates`
+    (B, G, M) marks the tokens to choose from, `anchors` the first tokens, and `hidden` (B, N) padding and empty slots,
+    None if there are none. `room` (B, G) is the number of candidates to keep; `carried` (B, G, M) holds the previous
+    scores, zero for new tokens; `scale` multiplies q·k; `layer` is the layer's index.
     """
 
     queries: Float[Tensor, "B H W D"]
@@ -42,7 +42,7 @@ class View:
 
     @property
     def tokens(self) -> int:
-        """M: how many of the keys may be kept."""
+        """M, the number of keys that may be kept."""
         return self.positions.shape[-1]
 
     @property
@@ -52,21 +52,21 @@ class View:
 
     @property
     def grouped(self) -> Float[Tensor, "B G Q D"]:
-        """The observing queries of all Q = (H / G)·W that share a key head."""
+        """The observing queries of each key head, Q = (H / G)·W."""
         return self.queries.unflatten(1, (self.keys.shape[1], -1)).flatten(2, 3)
 
     def closed(self) -> Bool[Tensor, "b W N"]:
-        """Which keys a query cannot see: those after it, and padding; b is B, or 1 without padding."""
+        """Mask of keys that a query cannot see: later ones and padding; b is B, or 1 without padding."""
         N, W = self.keys.shape[2], self.queries.shape[2]
         later = torch.ones(W, N, dtype=torch.bool, device=self.keys.device).triu(N - W + 1)
         return later[None] if self.hidden is None else later | self.hidden[:, None]
 
 
 class Strategy(ABC):
-    """Gives every token a score; the highest stay. Subclasses are final and hold settings, never a sequence's state.
+    """Scores every token; the highest scores are kept. Subclasses are final and hold settings, not sequence state.
 
-    `observes` is how many of the latest queries the view must hold: 0 for none, None for all of the chunk at hand.
-    `accumulates` says that `score` builds on `carried` and must be called for every chunk.
+    `observes` is the number of latest queries that the view must hold: 0 for none, None for all of the current chunk.
+    `accumulates` means that `score` builds on `carried` and must be called for every chunk.
     """
 
     observes: int | None = 0
@@ -74,14 +74,14 @@ class Strategy(ABC):
 
     @abstractmethod
     def score(self, view: View) -> Float[Tensor, "B G M"]:
-        """A number for every token, in float32 at least; only candidates' count. -inf: no evidence for this token."""
+        """Return a score per token, in float32 or wider; only candidates matter. -inf means no evidence for a token."""
 
 
 def require_seed(seed: int) -> None:
-    """Raise ValueError for a seed from which layers and heads could not draw their own numbers."""
+    """Raise ValueError for a seed from which layers and heads cannot derive their own seeds."""
     require(0 <= seed < 2**31, "seed", seed, "an integer from 0 to 2147483647")
 
 
 def wide(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """In float32, or in float64 if it was."""
+    """Convert to float32, but leave float64 unchanged."""
     return x if x.dtype == torch.float64 else x.float()

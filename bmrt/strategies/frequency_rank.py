@@ -1,7 +1,7 @@
-"""Keys ranked by how often a hash table puts them into a query's bucket; no softmax is taken.
+"""Ranks keys by the number of hash tables that put them in a query's bucket, without computing a softmax.
 
-What counts is the number of tables in which a key meets *one* query, at its best query: meeting one query here and
-another there are two weak signs, not a strong one.
+The score is the number of tables in which a key matches *one* query, taking its best query: matching different queries
+in different tables is several weak signals, not a strong one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from attentions.base import require
+from attentions.common.settings import require
 from bmrt.strategies.base import Strategy, View
 from bmrt.strategies.tables import Tables
 from bmrt.strategies.ties import require_tie, tie_break
@@ -17,7 +17,7 @@ from bmrt.strategies.trail import TRAIL, require_trail, trailed
 
 
 class FrequencyRank(Strategy):
-    """Tables in which a key meets its best query; equal counts are ordered by `tie` (see `ties`)."""
+    """Number of tables in which a key matches its best query; ties are broken by `tie` (see `ties`)."""
 
     def __init__(
         self,

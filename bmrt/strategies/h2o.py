@@ -1,7 +1,7 @@
 """H2O, the heavy-hitter oracle (Zhang et al. 2023, https://arxiv.org/abs/2306.14048), as a baseline.
 
-A token's score is all the softmax weight it has ever received. That favours tokens that have been there long: the bias
-that `exact` avoids, kept here because it is what the method is.
+A token's score is the total softmax weight it has ever received. This favours older tokens, a bias that `exact` avoids;
+it is kept here because it is part of the method.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from bmrt.mass import received, require_backend
 from bmrt.strategies.base import Strategy, View
+from bmrt.strategies.mass import received, require_backend
 
 
 class H2O(Strategy):
-    """Accumulated mass from every query since a token came in."""
+    """Mass accumulated from every query since a token arrived."""
 
     observes = None
     accumulates = True

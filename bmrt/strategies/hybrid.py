@@ -1,4 +1,4 @@
-"""Two strategies share the global memory: the first takes its part, the second the rest of what it ranks highest."""
+"""Combines two strategies in one global memory: the first takes its share, and the second fills the rest."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attentions.base import require
+from attentions.common.settings import require
 from bmrt.strategies.base import Strategy, View
 
 
 class Hybrid(Strategy):
-    """`primary` chooses ratio·room tokens, `secondary` fills what is left from those not chosen yet.
+    """`primary` selects ratio·room tokens, and `secondary` fills the rest from those not selected yet.
 
-    No token counts twice and all room is used: a strategy that has evidence (a score above -inf) for too few tokens
-    leaves its part to the other. Raises ValueError for a ratio outside [0, 1] and for strategies that accumulate.
+    No token counts twice and all room is used: if a strategy has evidence (a score above -inf) for too few tokens, the
+    other gets its share. Raises ValueError for a ratio outside [0, 1] and for strategies that accumulate.
     """
 
     def __init__(self, primary: Strategy, secondary: Strategy, *, ratio: float = 0.5) -> None:
@@ -31,13 +31,13 @@ class Hybrid(Strategy):
     def score(self, view: View) -> Float[Tensor, "B G M"]:
         first, second = (self._ranked(part, view) for part in (self.primary, self.secondary))
         share = (self.ratio * view.room.double()).round()[..., None]
-        taken = first < share  # ranks from 0; tokens without evidence stand at infinity
+        taken = first < share  # ranks start at 0; tokens without evidence have rank infinity
         order = torch.where(taken, first, share + _ranks(second))
-        lost = second.isinf() & ~taken  # the second has nothing to say of these: by the first's order, after all others
+        lost = second.isinf() & ~taken  # no evidence from the second: last, in the first's order
         return -torch.where(lost, 2 * view.tokens + _ranks(first), order)
 
     def _ranked(self, part: Strategy, view: View) -> Float[Tensor, "B G M"]:
-        """Places from 0 for the best candidate; infinity for what is none and for what has no evidence."""
+        """Rank from 0 for the best candidate; infinity for other tokens and those without evidence."""
         scores = part.score(_narrowed(view, part)).masked_fill(~view.candidates, -math.inf)
         if scores.isnan().any():
             raise ValueError(f"{type(part).__name__} gave scores that are not numbers (NaN)")
@@ -45,7 +45,7 @@ class Hybrid(Strategy):
 
 
 def _ranks(values: Float[Tensor, "B G M"]) -> Float[Tensor, "B G M"]:
-    """The place of each value in ascending order, later tokens first among equals."""
+    """Return each value's rank in ascending order; among equal values, later tokens rank first."""
     order = values.flip(-1).sort(dim=-1, stable=True).indices
     places = torch.empty_like(values)
     places.scatter_(
@@ -55,7 +55,7 @@ def _ranks(values: Float[Tensor, "B G M"]) -> Float[Tensor, "B G M"]:
 
 
 def _narrowed(view: View, part: Strategy) -> View:
-    """The view with as many queries as this part observes."""
+    """Return the view with only as many queries as this part observes."""
     if part.observes is None or part.observes >= view.queries.shape[2]:
         return view
     return replace(view, queries=view.queries[:, :, view.queries.shape[2] - part.observes :])

@@ -1,4 +1,4 @@
-"""Keys of small norm stay (Devoto et al. 2024, https://arxiv.org/abs/2406.11430), as a baseline without queries."""
+"""Keeps keys with a small norm (Devoto et al. 2024, https://arxiv.org/abs/2406.11430), a baseline without queries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bmrt.strategies.base import Strategy, View, wide
 
 
 class KeyNorm(Strategy):
-    """Minus the norm of each key: the paper finds that keys of small norm receive much attention."""
+    """Negative norm of each key: the paper finds that keys with a small norm receive much attention."""
 
     def score(self, view: View) -> Float[Tensor, "B G M"]:
         return -wide(view.choices).norm(dim=-1)

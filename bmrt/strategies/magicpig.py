@@ -1,9 +1,9 @@
-"""MagicPIG's sampling (Chen et al. 2024, https://arxiv.org/abs/2410.16179) turned into a rule of what to keep.
+"""MagicPIG's sampling (Chen et al. 2024, https://arxiv.org/abs/2410.16179) turned into a selection rule.
 
-The paper evicts nothing: it samples, for each decoding step, keys that share a code with the query in at least two of
-its tables, which happens with probability u = 1 - (1 - p^K)^L - L·p^K·(1 - p^K)^(L - 1), p = 1 - θ/π, for K bits and
-L tables. Here what the tables sample for the observing queries is kept, likelier keys first where room is short, and
-the likeliest of the rest where room is left. Hence a baseline by that name, not the paper.
+The paper evicts nothing: for each decoding step, it samples keys that share a code with the query in at least two of
+its tables, which happens with probability u = 1 - (1 - p^K)^L - L·p^K·(1 - p^K)^(L - 1), p = 1 - θ/π, for K bits and L
+tables. Here, the keys that the tables sample for the observing queries are kept, more likely keys first if room is
+short, and the most likely other keys if room is left. It is therefore a baseline by that name, not the paper's method.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from attentions.base import require
+from attentions.common.settings import require
 from bmrt.strategies.base import Strategy, View, wide
 from bmrt.strategies.tables import Tables, centred
 from bmrt.strategies.ties import require_tie, tie_break
@@ -22,7 +22,7 @@ from bmrt.strategies.trail import TRAIL, require_trail, trailed
 
 
 class MagicPIG(Strategy):
-    """Sampled keys before the others, each by the probability of being sampled for its best query; then by `tie`."""
+    """Ranks sampled keys first, then by the probability of being sampled for their best query, then by `tie`."""
 
     def __init__(
         self,
@@ -43,20 +43,20 @@ class MagicPIG(Strategy):
 
     def score(self, view: View) -> Float[Tensor, "B G M"]:
         sampled = self.tables.met(view) >= 2
-        # The likelihood grows with the cosine, so the best query is the one of the greatest cosine.
+        # The probability grows with the cosine, so the best query is the one with the largest cosine.
         likelihood = sampling_probability(cosine(view).amax(2), self.tables.bits, self.tables.tables)
         return trailed(sampled + likelihood + 1e-6 * tie_break(self.tie, view), view, self.trail)
 
 
 def cosine(view: View) -> Float[Tensor, "B G Q M"]:
-    """Between each observing query and each centred key; 0 where either is the zero vector."""
+    """Cosine between each observing query and each centred key; 0 if either is zero."""
     return normalize(wide(view.grouped), dim=-1) @ normalize(centred(view), dim=-1).mT
 
 
 def sampling_probability(cos: Float[Tensor, "*shape"], bits: int, tables: int) -> Float[Tensor, "*shape"]:
-    """u: how likely a key is to share `bits` sign bits with the query in at least two of `tables` tables.
+    """u, the probability that a key shares `bits` sign bits with the query in at least two of `tables` tables.
 
-    `cos` is first rounded into [-1, 1], where its arc cosine is defined.
+    `cos` is clamped to [-1, 1], where the arc cosine is defined.
     """
     meets = (1 - cos.clamp(-1, 1).acos() / math.pi) ** bits
     misses = 1 - meets

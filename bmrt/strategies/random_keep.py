@@ -1,4 +1,4 @@
-"""A random choice, the control that every strategy has to beat."""
+"""Random selection, the control that every strategy has to beat."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attentions.hashing import splitmix
+from attentions.buckets.hashing import splitmix
 from bmrt.strategies.base import Strategy, View, require_seed
 
 
 class RandomKeep(Strategy):
-    """A number drawn from seed, layer, head and position alone.
+    """Scores drawn from seed, layer, head, and position only.
 
-    A token keeps its draw for ever, so that however the sequence is cut into chunks, the same tokens stay, and all
-    tokens of a sequence are equally likely to be among them.
+    A token's score never changes, so the same tokens are kept however the sequence is split into chunks, and all tokens
+    of a sequence are equally likely to be kept.
     """
 
     def __init__(self, *, seed: int = 0) -> None:

@@ -1,6 +1,6 @@
-"""Sinks and a recent window (StreamingLLM, Xiao et al. 2023, https://arxiv.org/abs/2309.17453), as a baseline.
+"""Attention sinks plus recent window (StreamingLLM, Xiao et al. 2023, https://arxiv.org/abs/2309.17453), as a baseline.
 
-The anchors are the sinks; the global memory simply prolongs the local window.
+The anchors are the sinks; the global memory extends the local window.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from bmrt.strategies.base import Strategy, View
 
 
 class Recent(Strategy):
-    """The later, the higher."""
+    """Scores tokens by position, later ones higher."""
 
     def score(self, view: View) -> Float[Tensor, "B G M"]:
         return view.positions.double()

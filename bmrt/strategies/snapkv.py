@@ -1,7 +1,7 @@
 """SnapKV (Li et al. 2024, https://arxiv.org/abs/2404.14469), as a baseline.
 
-Mean softmax weight from a window of queries, smoothed over neighbouring tokens so that what stands around a find stays
-with it. Averaged over the heads that share a key, as grouped heads came after the paper.
+Mean softmax weight from a window of queries, smoothed over neighbouring tokens so that the surroundings of a match are
+kept. Averaged over the heads that share a key, because the paper does not cover grouped heads.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
-from attentions.base import require
-from bmrt.mass import received, require_backend
+from attentions.common.settings import require
 from bmrt.strategies.base import Strategy, View
+from bmrt.strategies.mass import received, require_backend
 
 
 class SnapKV(Strategy):

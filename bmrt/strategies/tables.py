@@ -1,7 +1,8 @@
 """Hash tables of a layer: which keys share a code with which observing query.
 
-Codes are signs of seeded Gaussian projections (SimHash, `attentions.hashing`): a key at angle θ to a query shares a
-code of `bits` bits with probability (1 - θ/π)^bits in each table. Every layer and head draws its own.
+Codes are signs of seeded Gaussian projections (SimHash, `attentions.buckets.hashing`): a key at angle θ to a query
+shares a code of `bits` bits with probability (1 - θ/π)^bits in each table. Every layer and head has its own
+projections.
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attentions.base import require
-from attentions.hashing import SimHash
+from attentions.buckets.hashing import SimHash
+from attentions.common.settings import require
 from bmrt.strategies.base import View, require_seed, wide
 
-MOST = 2**15 - 1  # tables, whose matches are counted in 16 bits
-QUERIES = 32  # compared at a time: bounds memory, changes no number
+MOST = 2**15 - 1  # maximum number of tables; matches are counted in 16 bits
+QUERIES = 32  # queries compared at a time; affects memory only, not results
 
 
 class Tables:
-    """`tables` tables of `bits` bits. Raises ValueError for settings that SimHash cannot have."""
+    """`tables` hash tables of `bits` bits. Raises ValueError for settings that SimHash rejects."""
 
     def __init__(self, *, bits: int, tables: int, seed: int) -> None:
         require_seed(seed)
@@ -29,7 +30,7 @@ class Tables:
         SimHash(1, 1, bits=bits, tables=tables, seed=seed)
 
     def met(self, view: View) -> Float[Tensor, "B G M"]:
-        """In how many tables each key shares its code with one observing query, at its best query."""
+        """Return the number of tables in which each key shares its code with its best observing query."""
         keys = centred(view)
         family = self._family(view.layer, keys)
         return most_matches(family(view.grouped), family(keys)).to(keys.dtype)
@@ -44,9 +45,9 @@ class Tables:
 
 
 def centred(view: View) -> Float[Tensor, "B G M D"]:
-    """The keys that may be kept, less the mean of the candidates among them.
+    """Return the keys that may be kept, minus the mean of the candidates among them.
 
-    Taking the same vector off all keys changes no attention weight; left on, it would bend all their codes alike.
+    Subtracting the same vector from all keys changes no attention weight; left in, it would bias all their codes.
     """
     keys, chosen = wide(view.choices), view.candidates.unsqueeze(-1)
     mean = (keys * chosen).sum(2, keepdim=True) / chosen.sum(2, keepdim=True).clamp(min=1)
@@ -54,8 +55,8 @@ def centred(view: View) -> Float[Tensor, "B G M D"]:
 
 
 def most_matches(asked: Int[Tensor, "tables B G Q"], stored: Int[Tensor, "tables B G M"]) -> Int[Tensor, "B G M"]:
-    """Equal codes, counted over tables, of each key and the query for which there are most."""
-    # Narrow integers, since this is bound by memory: codes of up to 15 bits, and counts of up to 255 tables.
+    """Count equal codes over tables for each key and its best query."""
+    # Narrow integers, because this is memory-bound: codes of up to 15 bits, and counts of up to 255 tables.
     code = torch.int16 if int(max(asked.max(), stored.max())) < 2**15 else torch.int32
     number = torch.uint8 if len(asked) < 2**8 else torch.int16
     asked, stored = asked.to(code), stored.to(code)

@@ -1,22 +1,25 @@
-"""What follows a found token stays with it.
+"""Extends a token's score to the tokens that follow it.
 
-Attention finds the place where an answer begins; the rest of it is looked for only once its beginning has been read,
-which is too late if it was dropped. So a token's score is the best among itself and the `trail` tokens before it.
+Attention finds where an answer begins, but looks for the rest only after reading the beginning. By then, the rest may
+already be dropped. So a token's score is the maximum of its own and those of the `trail` tokens before it.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attentions.base import require
-from bmrt.strategies.base import View
+from attentions.common.settings import require
+
+if TYPE_CHECKING:
+    from bmrt.strategies.base import View
 
 TRAIL = 16
-FADE = 1 / 1024  # of a score a token further on: nearer tokens first, if not all of a trail has room
+FADE = 1 / 1024  # score reduction per token of distance: nearer tokens first if not all fit
 
 
 def require_trail(trail: int) -> None:
@@ -25,9 +28,9 @@ def require_trail(trail: int) -> None:
 
 
 def trailed(scores: Float[Tensor, "B G M"], view: View, trail: int) -> Float[Tensor, "B G M"]:
-    """The best score, none below 0, of the tokens at most `trail` positions before each, itself included.
+    """Return the maximum score over each token and the `trail` positions before it; assumes scores of at least 0.
 
-    Anchors pass nothing on: a sink would take what follows it along. Nor does padding.
+    Anchors do not extend their scores, because a sink would keep whatever follows it; neither does padding.
     """
     M = scores.shape[-1]
     silent = view.anchors if view.hidden is None else view.anchors | view.hidden[:, None, :M]

@@ -1,4 +1,4 @@
-"""What attention is measured on. README.md in this folder describes each kind, with figures.
+"""The inputs that attention is measured on. README.md in this folder describes each kind, with figures.
 
 `python -m harness.inputs` measures those figures again.
 """

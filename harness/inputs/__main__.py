@@ -3,26 +3,27 @@
     python -m harness.inputs
     python -m harness.inputs --lengths 1024 4096 --inputs text text:corpus.txt qkv.safetensors
 
-Exact causal attention in float64 on 128 query rows of the later half, 4 heads of dimension 64, seed 0. For `text`,
-even heads are sharp and odd ones diffuse, and each sort has a line.
+Computes exact causal attention in float64 on 128 query rows of the later half, for 4 heads of dimension 64, seed 0. For
+`text`, even heads are sharp and odd heads diffuse; each group has its own line.
 """
 
 from __future__ import annotations
 
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    exit_on_signal()  # before the imports that take long
+    exit_on_signal()  # before the slow imports
 
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from statistics import mean
 
-from harness.command_line import count
+from attentions.common.commands import program_name
+from harness.common.command_line import count
+from harness.common.rows import Case
 from harness.inputs.diagnostics import diagnose
 from harness.inputs.make import make_inputs
-from harness.rows import Case
 
 ROWS = 128
 HEADER = """\
@@ -31,9 +32,9 @@ HEADER = """\
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table; 2 for inputs that cannot be made."""
+    """Print the table; return 2 if the inputs cannot be made."""
     parser = argparse.ArgumentParser(
-        prog="python -m harness.inputs", description="How uneven attention is on each kind of inputs"
+        prog=program_name("harness.inputs"), description="How uneven attention is on each kind of inputs"
     )
     parser.add_argument("--inputs", nargs="+", default=["gaussian", "planted", "text"], help="names as in conf.yml")
     parser.add_argument(
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def lines(inputs: str, n: int) -> Iterator[str]:
-    """The table's lines for one kind and length."""
+    """Yield the lines of the table for one kind and length."""
     found = diagnose(make_inputs(sample_case(inputs, n), 0), causal=True, rows=ROWS)
     sorts = (
         {"sharp": slice(0, None, 2), "diffuse": slice(1, None, 2)}
@@ -65,7 +66,7 @@ def lines(inputs: str, n: int) -> Iterator[str]:
 
 
 def sample_case(inputs: str, n: int) -> Case:
-    """The case whose inputs are measured: 4 heads of dimension 64, float32."""
+    """Return the case whose inputs are measured: 4 heads of dimension 64, float32."""
     return Case(
         subject="attention",
         backend="vanilla",

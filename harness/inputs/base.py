@@ -1,7 +1,7 @@
-"""What a kind of inputs is: sizes, the two sets that share their first half, and seeded draws.
+"""The interface of input kinds: sizes, two sets that share their first half, and seeded random draws.
 
-Axis letters as in `attentions.base`: B batch, H query heads, G key/value heads, N queries, M positions
-(keys), D query/key dimension, E value dimension; X is the width of a layer, H·D.
+Axis letters as in `attentions.base`: B batch, H query heads, G key/value heads, N queries, M positions (keys), D
+query/key dimension, E value dimension. X is the width of a layer, H·D.
 """
 
 from __future__ import annotations
@@ -10,21 +10,22 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from harness.rows import Case
+if TYPE_CHECKING:
+    from harness.common.rows import Case
 
-CALIBRATION = 2  # the variant that methods learn codebooks from
+CALIBRATION = 2  # the variant from which methods learn, for example codebooks
 CALIBRATION_LIMIT = 16_384
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """One set of inputs on the CPU: q (B, H, N, D), k (B, G, M, D), v (B, G, M, E). `meta` is plain data for JSON."""
+    """One set of inputs on the CPU: q (B, H, N, D), k (B, G, M, D), v (B, G, M, E). `meta` is JSON-able data."""
 
     q: Tensor
     k: Tensor
@@ -59,7 +60,7 @@ class Sizes:
 
 
 def sizes_of(case: Case, variant: int) -> Sizes:
-    """Sizes of q, k and v: N = M = n, in decode mode one query after n keys, so M = n + 1 and N = 1.
+    """Sizes of q, k and v: N = M = n; in decode mode one query follows n keys, so N = 1 and M = n + 1.
 
     The calibration sample has at most 16,384 positions and always as many queries.
     """
@@ -86,27 +87,27 @@ class InputKind(ABC):
 
     @abstractmethod
     def make(self, case: Case, variant: int) -> Inputs:
-        """q, k and v of a case at kernel level. Raises ValueError where the source cannot give them."""
+        """Return q, k and v of a case at kernel level. Raises ValueError if the source cannot provide them."""
 
     @abstractmethod
     def hidden(self, case: Case, variant: int) -> Float[Tensor, "B M X"]:
-        """x of a case at layer level: every position, in decode mode the new one last."""
+        """Return x of a case at layer level: every position; in decode mode the new one is last."""
 
     def why_not(self, case: Case) -> str:
-        """Empty when the source can give this case's inputs, else one plain sentence; cheap, made for planning."""
+        """Return "" if the source can provide this case's inputs, else one plain sentence; cheap, for planning."""
         del case
         return ""
 
     def identity(self) -> str:
-        """A hash of what decides these inputs beside a case and the code of this package; empty if nothing does."""
+        """Return a hash of everything that decides these inputs besides the case and this package's code, or ""."""
         return ""
 
 
 class Draws:
-    """Random numbers of one variant of a case, in float32, that obey the rule of the shared first half.
+    """Random float32 numbers of one variant of a case; variants 0 and 1 share their first half.
 
-    Every block has generators of its own, keyed by (seed, source, name, indices): no block depends on
-    another one, on the number of heads or on the batch.
+    Every block has its own generators, keyed by (seed, source, name, indices), so no block depends on another one, on
+    the number of heads or on the batch.
     """
 
     def __init__(self, source: str, seed: int, variant: int, sizes: Sizes) -> None:
@@ -115,11 +116,11 @@ class Draws:
         self.sizes = sizes
 
     def normal(self, width: int, *block: object) -> Float[Tensor, "M width"]:
-        """Standard normal numbers, one row a position."""
+        """Standard normal numbers, one row per position."""
         return self._draw((width,), block, lambda part, source: part.normal_(generator=source))
 
     def uniform(self, *block: object) -> Float[Tensor, " M"]:
-        """Uniform numbers in [0, 1), one a position."""
+        """Uniform numbers in [0, 1), one per position."""
         return self._draw((), block, lambda part, source: part.uniform_(generator=source))
 
     def _draw(
@@ -133,13 +134,13 @@ class Draws:
 
 
 def generator(*key: object) -> torch.Generator:
-    """A generator seeded by the key's text, the same on every machine and in every process."""
+    """Return a generator seeded by the key's text, the same on every machine and in every process."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def empty_inputs(sizes: Sizes) -> tuple[Tensor, Tensor, Tensor]:
-    """Uninitialised q, k and v; kinds fill them head by head, so that float32 draws need room for one head only."""
+    """Return uninitialised q, k and v; kinds fill them head by head, so float32 draws need memory for one head only."""
     q = torch.empty(sizes.batch, sizes.heads, sizes.queries, sizes.head_dim, dtype=sizes.dtype)
     k = torch.empty(sizes.batch, sizes.kv_heads, sizes.positions, sizes.head_dim, dtype=sizes.dtype)
     v = torch.empty(sizes.batch, sizes.kv_heads, sizes.positions, sizes.value_dim, dtype=sizes.dtype)

@@ -1,28 +1,30 @@
-"""Inputs from a function of the user's own, named `package.module:function`.
+"""Inputs from a user's function, named `package.module:function`.
 
-`function(case, variant)` returns (q, k, v) on the CPU, or x where `case.level` is "layer", for variants 0, 1 and 2.
-For variant 2, the calibration sample, it gets the case with n cut to 16,384 and mode "forward". The shared first
-half of variant 1 is copied from variant 0 here, so the function need not know of it.
+`function(case, variant)` returns (q, k, v) on the CPU, or x if `case.level` is "layer", for variants 0, 1 and 2. For
+variant 2, the calibration sample, it gets the case with n cut to 16,384 and mode "forward". This module copies the
+shared first half of variant 1 from variant 0, so the function need not handle it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from jaxtyping import Float
 from torch import Tensor
 
+from harness.common.import_path import import_path
+from harness.common.source_hash import source_hash
 from harness.inputs.base import CALIBRATION, InputKind, Inputs, Sizes, sizes_of
-from harness.names import import_path
-from harness.rows import Case
-from harness.source import source_hash
+
+if TYPE_CHECKING:
+    from harness.common.rows import Case
 
 
 @dataclass(frozen=True)
 class Custom(InputKind):
-    """Inputs from the function at `path`. Raises ValueError where it cannot be found or returns other shapes."""
+    """Inputs from the function at `path`. Raises ValueError if it cannot be found or returns other shapes."""
 
     path: str
 
@@ -44,7 +46,7 @@ class Custom(InputKind):
         try:
             return source_hash(module)
         except ValueError:
-            return module  # of the standard library, whose version belongs to the environment
+            return module  # a standard library module, whose version is part of the environment
 
     def _function(self) -> Callable[[Case, int], object]:
         found = import_path(self.path)
@@ -78,7 +80,7 @@ class Custom(InputKind):
 
 
 def wanted_shapes(sizes: Sizes, *, layer: bool) -> list[tuple[int, ...]]:
-    """Shapes of x alone, or of q, k and v."""
+    """Return the shape of x, or the shapes of q, k and v."""
     if layer:
         return [(sizes.batch, sizes.positions, sizes.width)]
     return [

@@ -1,4 +1,4 @@
-"""How uneven attention is on given inputs, from the exact weights of sampled query rows."""
+"""Measure how uneven attention is on given inputs, from the exact weights of sampled query rows."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ TOP = 0.01
 
 @dataclass(frozen=True)
 class Unevenness:
-    """Means over the batch and the sampled rows, one number a query head.
+    """Means over the batch and the sampled rows, one number per query head.
 
-    `entropy_nats` of the softmax weights; `top_mass` the weight on the heaviest 1 % of the keys attended to, rounded
-    up; `uniform_nats` the entropy that equal weights would have on the same rows.
+    `entropy_nats` is the entropy of the softmax weights; `top_mass` the weight on the heaviest 1 % of the attended
+    keys, rounded up; `uniform_nats` the entropy of equal weights on the same rows.
     """
 
     entropy_nats: tuple[float, ...]
@@ -28,7 +28,7 @@ class Unevenness:
 
 
 def diagnose(inputs: Inputs, *, causal: bool, rows: int = 64, seed: int = 0) -> Unevenness:
-    """Measure `rows` query rows, drawn from the later half of the queries, where contexts are long, in float64."""
+    """Measure `rows` query rows in float64, drawn from the later half of the queries, where contexts are long."""
     at = sample_rows(inputs.q.shape[2], rows, seed)
     group = inputs.q.shape[1] // inputs.k.shape[1]
     allowed = visible_keys(inputs, at, causal)
@@ -41,14 +41,14 @@ def diagnose(inputs: Inputs, *, causal: bool, rows: int = 64, seed: int = 0) -> 
 
 
 def sample_rows(queries: int, rows: int, seed: int) -> Tensor:
-    """Indices of query rows in the later half, sorted; all of them where there are no more than `rows`."""
+    """Return sorted indices of query rows in the later half; all of them if there are at most `rows`."""
     first = queries // 2
     drawn = torch.randperm(queries - first, generator=generator("rows", seed))[:rows]
     return drawn.sort().values + first
 
 
 def visible_keys(inputs: Inputs, at: Tensor, causal: bool) -> Tensor:
-    """How many keys each of these query rows attends to."""
+    """Return how many keys each of these query rows attends to."""
     keys, queries = inputs.k.shape[2], inputs.q.shape[2]
     return at + keys - queries + 1 if causal else torch.full_like(at, keys)
 
@@ -65,7 +65,7 @@ def entropy(weights: Float[Tensor, "B R M"]) -> float:
 
 
 def top_mass(weights: Float[Tensor, "B R M"], allowed: Tensor) -> float:
-    """Mean weight on the heaviest 1 % of the allowed keys, at least one of them."""
+    """Mean weight on the heaviest 1 % of the allowed keys, at least one key."""
     counts = (allowed * TOP).ceil().long()
     heaviest = weights.topk(int(counts.max()), dim=-1).values.cumsum(-1)
     return heaviest.gather(-1, (counts - 1)[None, :, None].expand(len(weights), -1, 1)).mean().item()

@@ -1,12 +1,12 @@
-"""The user's own q, k and v, from a `.safetensors` file with those three names (and x for layers).
+"""The user's own q, k and v, from a `.safetensors` file with tensors of these names (and x for layers).
 
-q is (B, H, M, D), k (B, G, M, D), v (B, G, M, E) and x (B, M, H·D), with at least as many sequences and positions
-as a case asks for: the first ones are taken. In decode mode the query is q's at the new position. Numbers are floating
+q is (B, H, M, D), k (B, G, M, D), v (B, G, M, E) and x (B, M, H·D), with at least as many sequences and positions as
+the case needs; the first ones are used. In decode mode the query is q at the new position. Numbers must be floating
 point, finite and within the range of the case's dtype.
 
-A file holds one set of data, so variant 1 has the later half of the positions in reverse order and with v (or x)
-negated. The calibration sample is what comes after the positions that are attended to, or else the same positions
-of further sequences; a file that has neither cannot calibrate, and says so.
+A file holds one set of data, so variant 1 reverses the order of the later half of the positions and negates v (or x)
+there. The calibration sample is taken from positions after the attended ones, or else from the same positions of
+further sequences; a file that has neither cannot be used for calibration, and an error says so.
 """
 
 from __future__ import annotations
@@ -17,24 +17,27 @@ import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from harness.common.source_hash import content_hash
 from harness.inputs.base import CALIBRATION, InputKind, Inputs, Sizes, sizes_of
-from harness.rows import Case
-from harness.source import content_hash
 
-KINDS = ("F64", "F32", "F16", "BF16")  # dtypes as such files name them
+if TYPE_CHECKING:
+    from harness.common.rows import Case
+
+KINDS = ("F64", "F32", "F16", "BF16")  # dtype names used in safetensors files
 READ_AT_ONCE = 4096  # positions
-SETTLED_NS = 2 * 10**9  # a file that was changed later than that may be changed again at what counts as the same time
+SETTLED_NS = 2 * 10**9  # a file modified more recently than this may be modified again within the same timestamp
 
 
 @dataclass(frozen=True)
 class Region:
-    """The sequences and positions of the file that a variant takes."""
+    """The sequences and positions of the file that a variant uses."""
 
     rows: slice
     positions: slice
@@ -42,7 +45,7 @@ class Region:
 
 @dataclass(frozen=True)
 class File(InputKind):
-    """Inputs from the file at `path`. Raises ValueError where it is unreadable or its shapes do not fit."""
+    """Inputs from the file at `path`. Raises ValueError if it is unreadable or its shapes do not fit."""
 
     path: str
 
@@ -57,7 +60,7 @@ class File(InputKind):
         return self._read("x", case, variant)
 
     def why_not(self, case: Case) -> str:
-        """Reads what the case would attend to, too: a number that cannot be used is told before any work."""
+        """Return why the case cannot use the file; also reads the numbers, so that unusable ones are reported early."""
         sizes = sizes_of(case, 0)
         wanted = {"x": layer_shape(sizes)} if case.level == "layer" else kernel_shapes(sizes)
         try:
@@ -78,12 +81,12 @@ class File(InputKind):
 
     def _shapes(self) -> dict[str, list[int]]:
         if Path(self.path).exists() and not Path(self.path).is_file():
-            raise OSError("it is no regular file")  # opening a pipe would wait for ever
+            raise OSError("it is no regular file")  # opening a pipe would wait forever
         with safe_open(self.path, framework="pt") as file:
             return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118, not a mapping
 
     def _unusable(self, name: str, case: Case) -> str:
-        """What is wrong with the numbers of a tensor that a case would attend to; empty if nothing is."""
+        """Return what is wrong with the numbers of a tensor that a case attends to; "" if nothing."""
         with safe_open(self.path, framework="pt") as file:
             if (kind := file.get_slice(name).get_dtype()) not in KINDS:
                 return f"{name} has the dtype {kind}, needed is one of {', '.join(KINDS)}"
@@ -128,9 +131,9 @@ class File(InputKind):
 
 @cache
 def largest(path: str, name: str, batch: int, positions: int, stamp: tuple[int, ...]) -> float:
-    """The largest magnitude in a tensor of a file, over its first sequences and positions; NaN or inf if it has such.
+    """Return the largest magnitude in the first sequences and positions of a file's tensor; NaN or inf if it has any.
 
-    Known again for the same `stamp`, which a file that was replaced must not have.
+    The result is cached per `stamp`, which must change when the file is replaced.
     """
     found = 0.0
     with safe_open(path, framework="pt") as file:
@@ -146,7 +149,7 @@ def largest(path: str, name: str, batch: int, positions: int, stamp: tuple[int, 
 
 
 def kernel_shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
-    """Shapes that q, k and v of a file must have, as many or more in the first axis and the third."""
+    """Shapes that a file's q, k and v must have; the first and third axes may be larger."""
     return {
         "q": (sizes.batch, sizes.heads, sizes.positions, sizes.head_dim),
         "k": (sizes.batch, sizes.kv_heads, sizes.positions, sizes.head_dim),
@@ -155,16 +158,16 @@ def kernel_shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
 
 
 def layer_shape(sizes: Sizes) -> tuple[int, ...]:
-    """Shape that x of a file must have, as many or more in the first two axes."""
+    """Shape that a file's x must have; the first two axes may be larger."""
     return (sizes.batch, sizes.positions, sizes.width)
 
 
 def misfit(name: str, shapes: dict[str, list[int]], wanted: tuple[int, ...]) -> str:
-    """Why a tensor of a file cannot be used, or nothing."""
+    """Return why a tensor of a file cannot be used; "" if it can."""
     if name not in shapes:
         return f"the file has no tensor {name!r}, only {', '.join(sorted(shapes)) or 'none'}"
     shape = shapes[name]
-    growing = (0, len(wanted) - 2)  # sequences and positions, of which a part may be taken
+    growing = (0, len(wanted) - 2)  # sequences and positions, of which a part may be used
     fits = len(shape) == len(wanted) and all(
         have >= want if axis in growing else have == want
         for axis, (have, want) in enumerate(zip(shape, wanted, strict=True))
@@ -176,6 +179,6 @@ def misfit(name: str, shapes: dict[str, list[int]], wanted: tuple[int, ...]) -> 
 
 
 def other_half(data: Tensor, shared: int, *, negate: bool) -> Tensor:
-    """The same first `shared` positions (second axis from the end), and the rest in reverse order."""
+    """Keep the first `shared` positions (second axis from the end) and reverse the order of the rest."""
     tail = data[..., shared:, :].flip(-2)
     return torch.cat((data[..., :shared, :], -tail if negate else tail), dim=-2)

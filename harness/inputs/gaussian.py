@@ -1,17 +1,21 @@
 """Independent standard normal q, k and v: no key is heavy, so attention is close to a mean over all values.
 
-This is the usual input of attention benchmarks, and says nothing of quality by itself: exact attention is nearly
+This is the usual input of attention benchmarks, and says nothing about quality by itself: exact attention is nearly
 zero here, and every method that averages enough values looks right.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from harness.inputs.base import Draws, InputKind, Inputs, empty_inputs, sizes_of
-from harness.rows import Case
+
+if TYPE_CHECKING:
+    from harness.common.rows import Case
 
 
 class Gaussian(InputKind):

@@ -1,30 +1,33 @@
-"""From the name in a case to its inputs."""
+"""Make the inputs that a case names."""
 
 from __future__ import annotations
 
 from functools import cache
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 from torch import Tensor
 
-from harness.inputs.base import InputKind, Inputs
+from harness.common.import_path import is_path, nearest
 from harness.inputs.custom import Custom
 from harness.inputs.file import File
 from harness.inputs.gaussian import Gaussian
 from harness.inputs.planted import Planted
 from harness.inputs.text import Text
-from harness.names import is_path, nearest
-from harness.rows import Case
+
+if TYPE_CHECKING:
+    from harness.common.rows import Case
+    from harness.inputs.base import InputKind, Inputs
 
 KINDS: dict[str, type[InputKind]] = {"gaussian": Gaussian, "planted": Planted, "text": Text}
 
 
 @cache
 def kind_of(name: str) -> InputKind:
-    """The source that `Case.inputs` names.
+    """Return the source that `Case.inputs` names.
 
-    `gaussian`, `planted`, `text`, `text:<file>`, `<file>.safetensors` or `package.module:function`; the same
-    object for the same name, so that a text is read once a process. Raises ValueError for any other name.
+    The name is `gaussian`, `planted`, `text`, `text:<file>`, `<file>.safetensors` or `package.module:function`. The
+    same name returns the same object, so that a text is read once per process. Raises ValueError for any other name.
     """
     if name in KINDS:
         return KINDS[name]()
@@ -40,35 +43,35 @@ def kind_of(name: str) -> InputKind:
 
 
 def make_inputs(case: Case, variant: int) -> Inputs:
-    """q (B, H, N, D), k (B, G, M, D) and v (B, G, M, E) of a case on the CPU, in the case's dtype.
+    """Return q (B, H, N, D), k (B, G, M, D) and v (B, G, M, E) of a case on the CPU, in the case's dtype.
 
     Variants 0 and 1 are the two sets that alternate while timing: equal at the first M // 2 positions and different
-    after (a text's keys one position later, since they encode earlier bytes), so that running both also shows what
-    leaks from the future. Variant 2 is for calibration: at most 16,384 positions that neither of them attends to,
-    with N = M. N = M = n, but in decode mode N = 1 and M = n + 1.
-    The same case and variant give the same inputs in every process. Raises ValueError where the source cannot.
+    after that (keys of `text` one position later, because they encode earlier bytes), so that running both also shows
+    causality violations. Variant 2 is for calibration: at most 16,384 positions that neither of the others attends to,
+    with N = M. N = M = n, except in decode mode, where N = 1 and M = n + 1. The same case and variant give the same
+    inputs in every process. Raises ValueError if the source cannot provide them.
     """
     return kind_of(case.inputs).make(case, variant)
 
 
 def make_hidden(case: Case, variant: int) -> Float[Tensor, "B M X"]:
-    """x (B, M, heads·head_dim) of a case at layer level, under the same rules as `make_inputs`."""
+    """Return x (B, M, heads·head_dim) of a case at layer level, under the same rules as `make_inputs`."""
     return kind_of(case.inputs).hidden(case, variant)
 
 
 def identity(inputs: str) -> str:
-    """A hash of what the inputs of this name are made from, a file's content or a function's source, or nothing.
+    """Return a hash of what these inputs are made from, such as a file's content or a function's source, or "".
 
-    It changes when they are replaced. Raises ValueError for a name that means nothing.
+    The hash changes when they are replaced. Raises ValueError for an unknown name.
     """
     try:
         return kind_of(inputs).identity()
-    except OSError as error:  # gone since it was planned; making the inputs says so
+    except OSError as error:  # removed since planning; making the inputs reports it
         return str(error.strerror)
 
 
 def why_not(case: Case) -> str:
-    """Empty when the inputs of a case can be made, else one plain sentence; without making them."""
+    """Return "" if the inputs of a case can be made, else one plain sentence, without making them."""
     try:
         return kind_of(case.inputs).why_not(case)
     except ValueError as error:

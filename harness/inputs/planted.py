@@ -1,20 +1,21 @@
-"""One heavy key for each query, at a random distance before it, holding about half of the softmax weight.
+"""One heavy key per query, at a random distance before it, with about half of the softmax weight.
 
-Keys are standard normal. Query i has the heavy key j, uniform over the positions before i (query 0 has its own),
-and is q = r + t·√D·k_j/|k_j|², where r is standard normal without its component along k_j. So with the usual scale
-1/√D the heavy score is exactly t, and the other keys' scores are normal with variance s² = (t² /|k_j|²) + |r|²/D,
-which makes the sum of their exponentials c·exp(s²/2) on average, c being how many there are. t solves
+Keys are standard normal. Query i has the heavy key j, uniform over the positions before i (query 0 has its own), and is
+q = r + t·√D·k_j/|k_j|², where r is standard normal without its component along k_j. So with the usual scale 1/√D the
+heavy score is exactly t, and the other keys' scores are normal with variance s² = (t² /|k_j|²) + |r|²/D. The sum of
+their exponentials is c·exp(s²/2) on average, where c is their number. t solves
 
     t = ln c + s²/2,    that is    t = (1 - √(1 - 2a(ln c + |r|²/2D))) / a    with    a = 1/|k_j|²,
 
-so the heavy key weighs as much as all others together are expected to. Below D of about 2·ln c + 1 no t does that;
-the nearest one, 1/a, is taken. The cosine between a query and its heavy key is t/√(t² + D), about 0.7 to 0.9 for
-D = 64: a hash has to find it, and neither recency nor a lucky sample does.
+so the heavy key weighs as much as all others together in expectation. If D is below about 2·ln c + 1, no t does that,
+and the nearest one, 1/a, is used. The cosine between a query and its heavy key is t/√(t² + D), about 0.7 to 0.9 for D =
+64: a hash must find the key, because neither recency nor random sampling will.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -22,11 +23,13 @@ from torch import Tensor
 
 from harness.inputs.base import Draws, InputKind, Inputs, Sizes, empty_inputs, sizes_of
 from harness.inputs.gaussian import Gaussian
-from harness.rows import Case
+
+if TYPE_CHECKING:
+    from harness.common.rows import Case
 
 
 class Planted(InputKind):
-    """Heavy keys as above; values are standard normal. A layer gets Gaussian x: its projections plant nothing."""
+    """Heavy keys as above, with standard normal values. A layer gets Gaussian x: its projections plant nothing."""
 
     def make(self, case: Case, variant: int) -> Inputs:
         sizes = sizes_of(case, variant)
@@ -48,7 +51,7 @@ class Planted(InputKind):
 
 
 def heavy_keys(case: Case, variant: int) -> Int[Tensor, "B H N"]:
-    """Position of the heavy key of each query."""
+    """Return the position of each query's heavy key."""
     sizes = sizes_of(case, variant)
     draws = Draws("planted", case.seed, variant, sizes)
     rows = [[_heavy(draws, sizes, b, h) for h in range(sizes.heads)] for b in range(sizes.batch)]
@@ -58,7 +61,7 @@ def heavy_keys(case: Case, variant: int) -> Int[Tensor, "B H N"]:
 def plant(
     noise: Float[Tensor, "N D"], keys: Float[Tensor, "N D"], competitors: Float[Tensor, " N"]
 ) -> Float[Tensor, "N D"]:
-    """Queries whose scores with `keys`, row by row, balance that many normal keys; changes `noise`."""
+    """Return queries whose scores with `keys`, row by row, balance `competitors` normal keys; modifies `noise`."""
     D = keys.shape[-1]
     a = keys.square().sum(-1).reciprocal()
     noise.addcmul_(keys, ((noise * keys).sum(-1) * a)[:, None], value=-1)
@@ -68,7 +71,7 @@ def plant(
 
 
 def competing_keys(sizes: Sizes, causal: bool) -> Float[Tensor, " N"]:
-    """How many keys a query attends to besides its heavy one; at least one, so that the logarithm exists."""
+    """Return how many keys a query attends to besides its heavy one; at least one, so that the logarithm exists."""
     at = _positions(sizes)
     others = at if causal else torch.full_like(at, sizes.positions - 1)
     return others.clamp(min=1).float()

@@ -1,12 +1,12 @@
 """Induction attention over real bytes, as uneven as attention in a language model.
 
-Key j encodes the bytes before j, query i the bytes before i + 1, its own included, and value j is the byte at j: so
-a query attends to where its own recent bytes have stood before, and reads what followed them there. A context is
-c = Σ_o w_o·E_o[byte o places back] over the last CONTEXT bytes, with w_o² falling by DECAY an offset and Σ w_o² = 1,
-and E_o a table of 256 random unit vectors, its own for each offset and key/value head. Keys are √D·c (coordinates of
-about unit variance) and queries τ·c, so that with the usual scale 1/√D a score is τ·c·c': about τ where all of the
-context agrees, the matching part of τ where some of it does. Even query heads are sharp (τ = SHARP), odd ones
-diffuse (τ = DIFFUSE).
+Key j encodes the bytes before j; query i encodes the bytes before i + 1, its own included; value j is the byte at j. So
+a query attends to earlier places with the same recent bytes, and reads the byte that followed there. A context is c =
+Σ_o w_o·E_o[byte o places back] over the last CONTEXT bytes, where w_o² falls by a factor of DECAY per offset, Σ w_o² =
+1, and E_o is a table of 256 random unit vectors, one table per offset and key/value head. Keys are √D·c (coordinates of
+about unit variance) and queries τ·c, so with the usual scale 1/√D a score is τ·c·c': about τ if the whole context
+matches, and the matching part of τ if some of it does. Even query heads are sharp (τ = SHARP), odd ones diffuse (τ =
+DIFFUSE).
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from harness.common.source_hash import content_hash
 from harness.inputs.base import (
     CALIBRATION,
     CALIBRATION_LIMIT,
@@ -30,9 +32,10 @@ from harness.inputs.base import (
     generator,
     sizes_of,
 )
-from harness.rows import Case
-from harness.source import content_hash
 from tasks.text import TextBytes
+
+if TYPE_CHECKING:
+    from harness.common.rows import Case
 
 CONTEXT = 6
 DECAY = 0.7
@@ -59,7 +62,7 @@ class Text(InputKind):
         return Inputs(q, k, v, {"text": self.source.origin})
 
     def hidden(self, case: Case, variant: int) -> Float[Tensor, "B M X"]:
-        """Each position's context of recent bytes, its own included, with coordinates of about unit variance."""
+        """Encode each position's recent bytes, its own included, with coordinates of about unit variance."""
         sizes = sizes_of(case, variant)
         rows = [contexts(tokens, sizes.width, case.seed, "layer")[1:] for tokens in self._tokens(case, variant)]
         return torch.stack([(row * sizes.width**0.5).to(sizes.dtype) for row in rows])
@@ -82,11 +85,11 @@ class Text(InputKind):
 
     @cached_property
     def source(self) -> TextBytes:
-        """The text; read when first needed."""
+        """The text, read on first use."""
         return TextBytes(self.path)
 
     def _tokens(self, case: Case, variant: int) -> list[Int[Tensor, " CM"]]:
-        """For each sequence the CONTEXT bytes before it and its own M bytes."""
+        """Return, for each sequence, the CONTEXT bytes before it and its own M bytes."""
         plan = stretches(case)
         if variant == CALIBRATION:
             size = plan.calibration
@@ -104,7 +107,7 @@ class Text(InputKind):
 
 @dataclass(frozen=True)
 class Stretches:
-    """Bytes that one sequence takes: its calibration sample, and both variants with the half that they share."""
+    """Bytes used by one sequence: its calibration sample, and both variants with their shared half."""
 
     sizes: Sizes
     calibration: int
@@ -117,7 +120,7 @@ class Stretches:
 
 
 def stretches(case: Case) -> Stretches:
-    """How a case divides the text: first all calibration samples, then sequence by sequence."""
+    """Divide the text for a case: first all calibration samples, then sequence by sequence."""
     sizes = sizes_of(case, 0)
     return Stretches(
         sizes=sizes,
@@ -127,7 +130,7 @@ def stretches(case: Case) -> Stretches:
 
 
 def contexts(tokens: Int[Tensor, " CM"], width: int, seed: int, head: object) -> Float[Tensor, "M1 width"]:
-    """Encodings of the bytes before each of the M + 1 places that CONTEXT + M bytes have after the first CONTEXT."""
+    """Encode the preceding bytes at each of the M + 1 places that follow the first CONTEXT of CONTEXT + M bytes."""
     places = len(tokens) - CONTEXT + 1
     out = torch.zeros(places, width)
     for offset, weight in enumerate(context_weights(), start=1):
@@ -137,17 +140,17 @@ def contexts(tokens: Int[Tensor, " CM"], width: int, seed: int, head: object) ->
 
 
 def context_weights() -> list[float]:
-    """w_1 … w_CONTEXT, nearest byte first."""
+    """Return w_1 … w_CONTEXT, nearest byte first."""
     squares = [DECAY**offset for offset in range(CONTEXT)]
     return [(square / sum(squares)) ** 0.5 for square in squares]
 
 
 def byte_table(width: int, seed: int, head: object, role: object) -> Float[Tensor, "256 width"]:
-    """A random vector for each byte: of unit length in a context, of unit variance as a value."""
+    """Return a random vector per byte: unit length for contexts, unit variance for values."""
     table = torch.randn(256, width, generator=generator("text", seed, head, role))
     return table if role == "value" else F.normalize(table, dim=-1)
 
 
 def temperature(head: int) -> float:
-    """Sharp for even query heads, diffuse for odd ones."""
+    """Return the temperature of a query head: sharp if even, diffuse if odd."""
     return DIFFUSE if head % 2 else SHARP

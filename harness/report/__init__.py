@@ -1,4 +1,4 @@
-"""Reports on a finished or unfinished run: HTML for people, Markdown with the same tables, both from its rows alone."""
+"""Write the report of a finished or unfinished run, as HTML and as Markdown with the same tables, from its rows."""
 
 from __future__ import annotations
 

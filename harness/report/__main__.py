@@ -1,32 +1,35 @@
-"""Write the report of a run again from its rows:
+"""Write the report of a run again from its rows.
 
-python -m harness.report reports/runs/2026-01-31T12-00-00
+    python -m harness.report reports/runs/2026-01-31T12-00-00
 
-prints the paths of `report.html` and `report.md`. Exit code 2 where the folder holds no readable run, or no row.
+Prints the paths of `report.html` and `report.md`. Exit status 2 if the folder has no readable run or no rows.
 """
 
 from __future__ import annotations
 
-from attentions.stopping import exit_on_signal, run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 if __name__ == "__main__":
-    exit_on_signal()  # before the imports that take long
+    exit_on_signal()  # before the slow imports
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.command_line import one_line
-from harness.config_source import LONGEST_PATH, shortened
-from harness.journal import ROWS, latest, read_rows
-from harness.report.facts import read_facts
+from attentions.common.commands import program_name
+from harness.common.command_line import one_line
+from harness.common.text import LONGEST_PATH, shortened
 from harness.report.render import write_rows
+from harness.results.rows_file import ROWS, latest, read_rows
+from harness.results.run_file import read_facts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the folder, write the report, print where it lies."""
-    parser = argparse.ArgumentParser(prog="python -m harness.report", description="Write report.html and report.md.")
+    """Parse the arguments, write the report and print its paths."""
+    parser = argparse.ArgumentParser(
+        prog=program_name("harness.report"), description="Write report.html and report.md."
+    )
     parser.add_argument("folder", type=Path, help="a run's folder, with rows.jsonl and run.json")
     folder = parser.parse_args(arguments).folder
     try:

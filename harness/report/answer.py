@@ -1,7 +1,7 @@
-"""The question the report exists for: at each length, what is fastest within an allowed error?
+"""The main question of the report: at each length, which method is fastest within an allowed error?
 
-A method qualifies for a tolerance when it is exact by its class, or when its `error` against exact attention,
-in its worst round, is at most the tolerance. Controls never qualify; they are looked up apart.
+A method qualifies for a tolerance if its class is exact, or if its `error` against exact attention, in its worst round,
+is at most the tolerance. Controls never qualify; they are looked up separately.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from harness.report.palette import Style
 from harness.report.pieces import Cell, Column, Span, Strip, Table
-from harness.report.sections import Curve, Section
 from harness.report.units import duration, length, listed, percent, times
+
+if TYPE_CHECKING:
+    from harness.report.palette import Style
+    from harness.report.sections import Curve, ReportSection
 
 EXACT = 0.0
 LOOSEST = 0.20
@@ -28,7 +31,7 @@ DEFINITIONS = (
 
 @dataclass(frozen=True)
 class Pick:
-    """The fastest curve at length `n`; `speedup` over the fastest exact method there, None without one."""
+    """The fastest curve at length `n`. `speedup` is relative to the fastest exact method there, None without one."""
 
     n: int
     curve: Curve
@@ -39,17 +42,17 @@ class Pick:
 
 
 def qualifies(curve: Curve, n: int, tolerance: float) -> bool:
-    """Whether the curve has a time at n and an error of at most `tolerance`; one not measured is infinite."""
+    """Return whether the curve has a time at n and an error of at most `tolerance`; an unmeasured error is infinite."""
     if n not in curve.timings:
         return False
     return curve.facts.exact or (tolerance > EXACT and curve.values("error").get(n, math.inf) <= tolerance)
 
 
-def fastest(section: Section, n: int, tolerance: float, *, control: bool = False) -> Pick | None:
-    """The fastest method (or control) within `tolerance` at n; None where nothing qualifies.
+def fastest(section: ReportSection, n: int, tolerance: float, *, control: bool = False) -> Pick | None:
+    """Return the fastest method (or control) within `tolerance` at n; None if nothing qualifies.
 
-    `tied` names the others that cannot be told apart from it: their fastest round is no slower than its
-    slowest. Where the fastest is tied with an exact method, the exact one is the pick.
+    `tied` names the methods that cannot be told apart from it: their fastest round is no slower than its slowest. If
+    the fastest is tied with an exact method, the exact one is picked.
     """
     able = [curve for curve in section.curves if curve.control is control and qualifies(curve, n, tolerance)]
     if not able:
@@ -70,21 +73,21 @@ def fastest(section: Section, n: int, tolerance: float, *, control: bool = False
     )
 
 
-def exact_time_s(section: Section, n: int) -> float | None:
-    """The time of the fastest exact method at n; None where none finished."""
+def exact_time_s(section: ReportSection, n: int) -> float | None:
+    """Return the time of the fastest exact method at n; None if none finished."""
     able = [curve for curve in section.curves if not curve.control and qualifies(curve, n, EXACT)]
     return min((curve.timings[n].time_s for curve in able), default=None)
 
 
 def tolerance_name(tolerance: float) -> str:
-    """ "exact", "within 5 %" or "any error"."""
+    """Return "exact", "within 5 %" or "any error"."""
     if tolerance == ANY:
         return "any error"
     return f"within {tolerance:.0%}".replace("%", " %") if tolerance else "exact"
 
 
-def answer_table(section: Section, styles: Mapping[str, Style]) -> Table:
-    """A row a length: the fastest within each tolerance, and the fastest control within the loosest."""
+def answer_table(section: ReportSection, styles: Mapping[str, Style]) -> Table:
+    """Table with one row per length: the fastest within each tolerance, and the fastest control within the loosest."""
     rows = []
     for n in section.lengths:
         picks = [fastest(section, n, tolerance) for tolerance in TOLERANCES]
@@ -112,13 +115,13 @@ def _pick_cell(pick: Pick | None, styles: Mapping[str, Style]) -> Cell:
     return Cell(pick.curve.label, sort=pick.curve.label, note=" · ".join(parts), style=styles[pick.curve.label])
 
 
-def answer_strip(section: Section, styles: Mapping[str, Style]) -> Strip:
+def answer_strip(section: ReportSection, styles: Mapping[str, Style]) -> Strip:
     """The same answer as bars over the lengths."""
     bars = {tolerance_name(tolerance): _spans(section, tolerance, styles) for tolerance in TOLERANCES}
     return Strip(ticks=[length(n) for n in section.lengths], bars=bars)
 
 
-def _spans(section: Section, tolerance: float, styles: Mapping[str, Style]) -> list[Span]:
+def _spans(section: ReportSection, tolerance: float, styles: Mapping[str, Style]) -> list[Span]:
     spans = []
     for label, lengths in runs_of(section, tolerance):
         first, last = length(lengths[0]), length(lengths[-1])
@@ -127,8 +130,8 @@ def _spans(section: Section, tolerance: float, styles: Mapping[str, Style]) -> l
     return spans
 
 
-def runs_of(section: Section, tolerance: float) -> list[tuple[str, list[int]]]:
-    """Consecutive lengths with the same fastest label ("" for none), in order of length."""
+def runs_of(section: ReportSection, tolerance: float) -> list[tuple[str, list[int]]]:
+    """Return consecutive lengths with the same fastest label ("" for none), in order of length."""
     runs: list[tuple[str, list[int]]] = []
     for n in section.lengths:
         pick = fastest(section, n, tolerance)

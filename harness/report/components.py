@@ -1,17 +1,20 @@
-"""The stages of an attention: each one's share of the time of all, and how it grows, beside what its authors claim."""
+"""Tables of an attention's stages: each stage's share of the total time, its growth, and what the authors claim."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from harness.components import SETTING, SUBJECT
 from harness.report import units
 from harness.report.measures import name_cell
-from harness.report.palette import Style
 from harness.report.pieces import NOTHING, Cell, Column, Group, Table
-from harness.report.sections import Curve, Section
-from harness.scaling import Fit
+from harness.subjects.component import SETTING, SUBJECT
+
+if TYPE_CHECKING:
+    from harness.report.palette import Style
+    from harness.report.sections import Curve, ReportSection
+    from harness.stats.fit import Fit
 
 _NOTE = (
     "Share of the sum of all stages, each timed alone, at the longest length that all of them have. Exponent α of "
@@ -20,8 +23,8 @@ _NOTE = (
 )
 
 
-def component_groups(sections: Sequence[Section], styles: Mapping[str, Style]) -> list[Group]:
-    """A table for each attention whose stages were timed."""
+def component_groups(sections: Sequence[ReportSection], styles: Mapping[str, Style]) -> list[Group]:
+    """Return one table per attention whose stages were timed."""
     found = []
     for section in sections:
         if section.case.subject != SUBJECT:
@@ -35,8 +38,8 @@ def component_groups(sections: Sequence[Section], styles: Mapping[str, Style]) -
     return found
 
 
-def _whole(sections: Sequence[Section], beside: Section, label: str) -> Curve | None:
-    """The curve of the attention itself under the same circumstances."""
+def _whole(sections: Sequence[ReportSection], beside: ReportSection, label: str) -> Curve | None:
+    """Return the curve of the whole attention under the same circumstances, or None."""
     wanted = beside.case.model_dump(exclude={"subject", "backend", "label", "settings", "control", "n"})
     for section in sections:
         alike = section.case.model_dump(include=set(wanted)) == wanted
@@ -86,7 +89,7 @@ def _stage(curve: Curve) -> str:
 
 
 def plain_slope(times: Mapping[int, float]) -> float:
-    """Slope of the least-squares line through log time over log n; NaN below two lengths."""
+    """Slope of the least-squares line through log time over log n; NaN with fewer than two lengths."""
     if len(times) < 2:
         return math.nan
     x, y = [math.log(n) for n in times], [math.log(time_s) for time_s in times.values()]

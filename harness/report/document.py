@@ -1,14 +1,13 @@
-"""The report as pieces, in the order in which they are read: the answer, then the evidence, then the doubts."""
+"""Assemble the report from pieces, in reading order: the answer, then the evidence, then the doubts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from harness.disturbance import disturbance
 from harness.report import units
 from harness.report.answer import DEFINITIONS, answer_strip, answer_table
 from harness.report.components import component_groups
-from harness.report.facts import RunFacts
 from harness.report.figures import Quantity, length_figure
 from harness.report.growth import crossover_table, growth_tables, slope_table
 from harness.report.headline import headlines
@@ -25,15 +24,19 @@ from harness.report.palette import Style, assign
 from harness.report.pareto import pareto_figure
 from harness.report.pieces import Chapter, Document, Group, Item, Note
 from harness.report.quality import ACCURACY, CHECKS, HANDLED, glance_table, leak_table, metric_table
-from harness.report.sections import Section, circumstances, sections_of
-from harness.rows import Row
+from harness.report.sections import ReportSection, circumstances, sections_of
+from harness.results.disturbance import disturbance
+
+if TYPE_CHECKING:
+    from harness.common.rows import Row
+    from harness.results.run_file import RunFacts
 
 Styles = Mapping[str, Style]
 UNFINISHED = "This run has not finished: the report covers what it had measured so far."
 
 
 def build_document(rows: Sequence[Row], facts: RunFacts) -> Document:
-    """Everything the report says, from the rows that count and the run's facts."""
+    """Build the whole report from the latest rows and the run's facts."""
     sections = sections_of(rows, facts)
     styles = _styles(sections)
     judged = [section for section in sections if section.judged and section.timed]
@@ -72,7 +75,7 @@ def build_document(rows: Sequence[Row], facts: RunFacts) -> Document:
     )
 
 
-def _styles(sections: Sequence[Section]) -> dict[str, Style]:
+def _styles(sections: Sequence[ReportSection]) -> dict[str, Style]:
     curves = [curve for section in sections for curve in section.curves]
     return assign(
         list(dict.fromkeys(curve.label for curve in curves)),
@@ -81,8 +84,10 @@ def _styles(sections: Sequence[Section]) -> dict[str, Style]:
     )
 
 
-def _per_section(sections: Sequence[Section], items_of: Callable[[int, Section], Sequence[Item | None]]) -> list[Group]:
-    """A group for each section that has items: the first in full, the others folded under their names."""
+def _per_section(
+    sections: Sequence[ReportSection], items_of: Callable[[int, ReportSection], Sequence[Item | None]]
+) -> list[Group]:
+    """Return one group per section that has items: the first unfolded, the others folded under their titles."""
     groups = []
     for place, section in enumerate(sections):
         items = [item for item in items_of(place, section) if item is not None]
@@ -96,7 +101,7 @@ def _plain(items: Sequence[Item | None]) -> list[Group]:
     return [Group("", present)] if present else []
 
 
-def _answer(sections: Sequence[Section], styles: Styles) -> list[Group]:
+def _answer(sections: Sequence[ReportSection], styles: Styles) -> list[Group]:
     return _per_section(
         sections,
         lambda place, section: [
@@ -107,7 +112,7 @@ def _answer(sections: Sequence[Section], styles: Styles) -> list[Group]:
     )
 
 
-def _cost(sections: Sequence[Section], styles: Styles) -> list[Group]:
+def _cost(sections: Sequence[ReportSection], styles: Styles) -> list[Group]:
     timed = [section for section in sections if section.timed]
     main = _per_section(
         timed,
@@ -123,7 +128,7 @@ def _cost(sections: Sequence[Section], styles: Styles) -> list[Group]:
     return [*main, *(Group(title, group.items, folded=True) for title, group in zip(titles, side, strict=True))]
 
 
-def _curves(place: int, section: Section, styles: Styles) -> list[Item | None]:
+def _curves(place: int, section: ReportSection, styles: Styles) -> list[Item | None]:
     memory = next((name for name in ("peak_bytes", "allocator_bytes") if _has(section, name)), "peak_bytes")
     title = "Peak memory, resident," if memory == "peak_bytes" else "Peak memory, allocator,"
     quantities = (
@@ -133,11 +138,11 @@ def _curves(place: int, section: Section, styles: Styles) -> list[Item | None]:
     return [length_figure(section, quantity, styles, f"f{place}-{quantity.field}") for quantity in quantities]
 
 
-def _has(section: Section, name: str) -> bool:
+def _has(section: ReportSection, name: str) -> bool:
     return any(curve.values(name) for curve in section.curves)
 
 
-def _accuracy(sections: Sequence[Section], styles: Styles) -> list[Group]:
+def _accuracy(sections: Sequence[ReportSection], styles: Styles) -> list[Group]:
     error = Quantity("error", "Error", units.percent, cost=False)
     figures = _per_section(
         sections,
@@ -156,7 +161,7 @@ def _accuracy(sections: Sequence[Section], styles: Styles) -> list[Group]:
     ]
 
 
-def _roofline(section: Section, styles: Styles) -> list[Item | None]:
+def _roofline(section: ReportSection, styles: Styles) -> list[Item | None]:
     note = "Achieved share of what the machine’s measured ceilings allow at the kernel’s arithmetic intensity."
     return [
         value_table("Share of the roofline", section, "roofline_share", units.percent, styles, note=note),
@@ -168,7 +173,7 @@ def _further(rows: Sequence[Row]) -> list[str]:
     return sorted({name for row in rows for name in row.metrics} - HANDLED)
 
 
-def _provenance(sections: Sequence[Section], rows: Sequence[Row], facts: RunFacts, styles: Styles) -> list[Group]:
+def _provenance(sections: Sequence[ReportSection], rows: Sequence[Row], facts: RunFacts, styles: Styles) -> list[Group]:
     places = [f"{section.title or 'All'}: {circumstances(section)}." for section in sections]
     return [
         Group("", [reproduction(facts), methods_table(sections, styles), machine_table(facts, rows)]),
@@ -178,7 +183,7 @@ def _provenance(sections: Sequence[Section], rows: Sequence[Row], facts: RunFact
     ]
 
 
-def _subtitle(sections: Sequence[Section], facts: RunFacts) -> str:
+def _subtitle(sections: Sequence[ReportSection], facts: RunFacts) -> str:
     machine = facts.machine
     place = machine.gpu or (f"{machine.cpu}, {machine.cores} cores" if machine.cores else machine.cpu) or machine.name
     what = circumstances(sections[0]) if sections else "no rows"

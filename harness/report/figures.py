@@ -1,9 +1,10 @@
-"""A quantity against length on log-log axes: medians, fitted curves with intervals, bounds of what did not run."""
+"""Plot a quantity against length on log-log axes: medians, fitted curves with intervals, and bounds of failed cells."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import seaborn as sns
@@ -14,16 +15,18 @@ from harness.report import units
 from harness.report.labels import End, label_ends
 from harness.report.palette import Style, stand_in
 from harness.report.pieces import Figure
-from harness.report.sections import Curve, Section
 from harness.report.svg import SIZES, Size, canvas, to_svg
-from harness.scaling import PERCENTILES, Fit
+from harness.stats.fit import PERCENTILES, Fit
+
+if TYPE_CHECKING:
+    from harness.report.sections import Curve, ReportSection
 
 MOST_DRAWN = 24
 _BOUND_PT = 15
 _GRID_POINTS = 40
 _LARGEST_MISFIT = 0.2
 _LEAST_ERROR = 1e-3
-_LEAST_SPAN = 1.05  # of the axis of values
+_LEAST_SPAN = 1.05  # of the value axis
 _POINTS = "Points: medians; bars: fastest to slowest round. Lines: fits with 95 % bands, else the points joined."
 _WORST = "Points: the worst round; errors below 0.1 % are drawn there, and exact methods left out."
 _ARROWS = " Arrows: did not finish; the true value lies above the arrow’s foot."
@@ -31,10 +34,10 @@ _ARROWS = " Arrows: did not finish; the true value lies above the arrow’s foot
 
 @dataclass(frozen=True)
 class Quantity:
-    """What a figure shows: a row field or metric, its heading, how to print it and the base of its axis.
+    """What a figure shows: a row field or metric, its heading, its formatter and the base of its axis.
 
-    `cost` tells costs, which are fitted and drawn for all methods, from errors, which are joined by lines and left
-    out for exact methods, where they are rounding.
+    `cost` distinguishes costs, which are fitted and drawn for all methods, from errors, which are joined by lines and
+    omitted for exact methods, where they are only rounding.
     """
 
     field: str
@@ -44,8 +47,8 @@ class Quantity:
     cost: bool = True
 
 
-def length_figure(section: Section, quantity: Quantity, styles: Mapping[str, Style], name: str) -> Figure | None:
-    """One quantity against length, in both widths; None where nothing was measured."""
+def length_figure(section: ReportSection, quantity: Quantity, styles: Mapping[str, Style], name: str) -> Figure | None:
+    """Plot one quantity against length, in both widths; None if nothing was measured."""
     able = [curve for curve in section.curves if points_of(curve, quantity)]
     if not able:
         return None
@@ -65,7 +68,7 @@ def length_figure(section: Section, quantity: Quantity, styles: Mapping[str, Sty
 
 
 def drawn_of(curves: Sequence[Curve], quantity: Quantity) -> list[Curve]:
-    """As many of the curves as a reader can tell apart: those that reach furthest, of these the lowest there."""
+    """Return as many curves as a reader can tell apart: those that reach furthest, and of these the lowest there."""
 
     def place(curve: Curve) -> tuple[int, float]:
         points = points_of(curve, quantity)
@@ -76,7 +79,7 @@ def drawn_of(curves: Sequence[Curve], quantity: Quantity) -> list[Curve]:
 
 
 def points_of(curve: Curve, quantity: Quantity) -> dict[int, float]:
-    """n -> positive value to draw."""
+    """Map n to the positive value to draw."""
     if quantity.field == "time_s":
         return {n: timing.time_s for n, timing in curve.timings.items()}
     if curve.facts.exact and not quantity.cost:
@@ -86,15 +89,15 @@ def points_of(curve: Curve, quantity: Quantity) -> dict[int, float]:
 
 
 def fit_to_draw(curve: Curve, quantity: Quantity) -> Fit | None:
-    """The fit of a cost, unless it misses its points by so much that its line would only mislead."""
+    """Return the fit of a cost, unless it misses its points by so much that the line would mislead."""
     fit = curve.fit(quantity.field) if quantity.cost else None
     return fit if fit is not None and fit.residual <= _LARGEST_MISFIT else None
 
 
 def bounds_of(curve: Curve, quantity: Quantity) -> dict[int, float]:
-    """n -> what a cell without a value is known to exceed: the largest value at a shorter length.
+    """Map n to a lower bound for each cell without a value: the largest value at a shorter length.
 
-    The limit that it ran into says less: a case's limits hold for its set-up and checks, too.
+    The limit that the cell ran into is not used, because limits also cover a case's set-up and checks.
     """
     points = points_of(curve, quantity) if quantity.cost else {}
     bounds = {}
@@ -184,7 +187,7 @@ def _frame(axes: Axes, lengths: Sequence[int], quantity: Quantity, size: Size) -
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: units.length(round(n))))
     low, high = axes.get_ylim()
-    if not high > _LEAST_SPAN * low:  # all values alike: matplotlib's margins around one point may round to nothing
+    if not high > _LEAST_SPAN * low:  # all values are alike: matplotlib's margins around one point may round to nothing
         low, high = low / 2, high * 2
         axes.set_ylim(low, high)
     few = quantity.base == 10 and high / low < 200

@@ -1,18 +1,21 @@
-"""How cost grows with length: fitted exponents with intervals, and the lengths at which methods cross."""
+"""Tables of how cost grows with length: fitted exponents with intervals, and the lengths at which methods cross."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from harness.crossover import Crossover, crossover
 from harness.report import units
 from harness.report.answer import EXACT, qualifies
 from harness.report.measures import name_cell
-from harness.report.palette import Style
 from harness.report.pieces import NOTHING, Cell, Column, Table
-from harness.report.sections import DRAWS, Curve, Section
-from harness.scaling import Fit
+from harness.report.sections import DRAWS, Curve, ReportSection
+from harness.stats.crossover import Crossover, crossover
+
+if TYPE_CHECKING:
+    from harness.report.palette import Style
+    from harness.stats.fit import Fit
 
 QUANTITIES = {
     "time_s": "time",
@@ -42,14 +45,14 @@ _READING = (
 )
 
 
-def growth_tables(section: Section, styles: Mapping[str, Style]) -> list[Table | None]:
-    """A table of exponents for each quantity, None for those that were not measured."""
+def growth_tables(section: ReportSection, styles: Mapping[str, Style]) -> list[Table | None]:
+    """Return one table of exponents per quantity, None for those that were not measured."""
     return [_growth_table(section, name, title, styles) for name, title in QUANTITIES.items()]
 
 
-def _growth_table(section: Section, name: str, title: str, styles: Mapping[str, Style]) -> Table | None:
+def _growth_table(section: ReportSection, name: str, title: str, styles: Mapping[str, Style]) -> Table | None:
     fits = [(curve, curve.fit(name)) for curve in section.curves]
-    claims = name not in _MEMORY and section.case.mode != "decode"  # papers speak of whole sequences
+    claims = name not in _MEMORY and section.case.mode != "decode"  # papers' claims are about whole sequences
     rows = [[name_cell(curve, styles), *_fit_cells(curve, fit, claims)] for curve, fit in fits if fit is not None]
     headings = [heading for heading in _HEADINGS if claims or heading != _CLAIM]
     columns = [Column("method", numeric=False), *(Column(each, numeric=each not in _TEXT) for each in headings)]
@@ -87,8 +90,8 @@ def _share(value: float) -> Cell:
     return Cell(units.small(value), sort=value) if math.isfinite(value) else NOTHING
 
 
-def slope_table(section: Section, styles: Mapping[str, Style]) -> Table | None:
-    """The plain log-log slope of time from each length to the next: no model, no floor taken off."""
+def slope_table(section: ReportSection, styles: Mapping[str, Style]) -> Table | None:
+    """Plain log-log slope of time from each length to the next, without a model and with the floor included."""
     pairs = list(zip(section.lengths, section.lengths[1:], strict=False))
     rows = []
     for curve in section.curves:
@@ -110,8 +113,8 @@ def _slope(curve: Curve, low: int, high: int) -> float | None:
     return math.log(curve.timings[high].time_s / curve.timings[low].time_s) / math.log(high / low)
 
 
-def strongest_exact(section: Section) -> Curve | None:
-    """The exact method to beat: the fastest at the longest length that any exact method finished."""
+def strongest_exact(section: ReportSection) -> Curve | None:
+    """Return the exact method to beat: the fastest at the longest length that any exact method finished."""
     for n in reversed(section.lengths):
         able = [curve for curve in section.curves if not curve.control and qualifies(curve, n, EXACT)]
         if able:
@@ -119,8 +122,8 @@ def strongest_exact(section: Section) -> Curve | None:
     return None
 
 
-def crossover_table(section: Section, styles: Mapping[str, Style]) -> Table | None:
-    """From which length each other method is faster than the strongest exact one; None where no fits exist."""
+def crossover_table(section: ReportSection, styles: Mapping[str, Style]) -> Table | None:
+    """Table of the length from which each method is faster than the strongest exact one; None without fits."""
     exact = strongest_exact(section)
     slow = exact.fit("time_s") if exact else None
     if exact is None or slow is None:
@@ -152,14 +155,14 @@ def _crossover_cells(found: Crossover) -> list[Cell]:
 
 
 def _tokens(n: float) -> str:
-    """A fitted length, which is no whole number of anything: 834 or 5.30K tokens; "never" where infinite."""
+    """Format a fitted length, which need not be an integer: 834 or 5.30K tokens; "never" if infinite."""
     if math.isinf(n):
         return "never"
     return f"{units.digits(n / 1024)}K" if n >= 1024 else units.digits(n)
 
 
 def _error_beyond(curve: Curve, found: Crossover) -> Cell:
-    """The error at the first judged length beyond the crossover."""
+    """Return the error at the first judged length beyond the crossover."""
     beyond = {n: error for n, error in curve.values("error").items() if n >= found.n}
     if curve.facts.exact or not beyond:
         return Cell("exact", tone="none") if curve.facts.exact else NOTHING

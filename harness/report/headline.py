@@ -1,23 +1,26 @@
-"""The answer in plain sentences: what to use up to which length, what the controls say, what went wrong."""
+"""The answer in plain sentences: what to use up to which length, what the controls show, and what went wrong."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from harness.report.answer import EXACT, LOOSEST, Pick, exact_time_s, fastest, tolerance_name
 from harness.report.faults import warnings
 from harness.report.pieces import Headline
-from harness.report.sections import Curve, Section
 from harness.report.units import length, lengths, listed, rough, times
+
+if TYPE_CHECKING:
+    from harness.report.sections import Curve, ReportSection
 
 _MOST_STRETCHES = 4
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Consecutive lengths with one answer: exact attention of any make, or one approximate method, or none."""
+    """Consecutive lengths with one answer: any exact attention, one approximate method, or nothing."""
 
     label: str
     exact: bool
@@ -25,8 +28,8 @@ class Stretch:
     ns: list[int]
 
 
-def headlines(sections: Sequence[Section]) -> list[Headline]:
-    """Sentences for the top of the report, the most important first."""
+def headlines(sections: Sequence[ReportSection]) -> list[Headline]:
+    """Return the sentences at the top of the report, most important first."""
     if not any(section.timed for section in sections):
         nothing = Headline("Nothing could be timed. What was not measured, and why, is listed below.", "bad")
         return [nothing, *_closest(sections), *warnings(sections)]
@@ -40,8 +43,8 @@ def headlines(sections: Sequence[Section]) -> list[Headline]:
     return [*found, *_closest(sections), *warnings(sections)]
 
 
-def _closest(sections: Sequence[Section]) -> list[Headline]:
-    """Of sections where accuracy alone was measured: how close the best method comes, and the best control."""
+def _closest(sections: Sequence[ReportSection]) -> list[Headline]:
+    """For sections that measured only accuracy: how close the best method and the best control come."""
     found = []
     for section in sections:
         curves = [curve for curve in section.curves if not curve.facts.exact and curve.values("error")]
@@ -64,7 +67,7 @@ def _best_at(curves: Sequence[Curve], n: int, kind: str, *, control: bool) -> st
     return f"the closest {kind} is {best.label}, off by {rough(best.values('error')[n])}{beside}"
 
 
-def _advice(section: Section) -> str:
+def _advice(section: ReportSection) -> str:
     answered = [stretch for stretch in _stretches(section) if stretch.picks]
     if not answered:
         return f"no method is exact or {tolerance_name(LOOSEST)} of exact attention at any length"
@@ -78,14 +81,14 @@ def _advice(section: Section) -> str:
     return "; ".join(f"{span} {_clause(stretch, section)}" for span, stretch in zip(ranges, answered, strict=True))
 
 
-def _only_exact(section: Section, stretches: Sequence[Stretch]) -> str:
+def _only_exact(section: ReportSection, stretches: Sequence[Stretch]) -> str:
     picks = [pick for stretch in stretches for pick in stretch.picks]
     ns = [pick.n for pick in picks]
     span = f"at every length from {length(ns[0])} to {length(ns[-1])}" if len(ns) > 1 else f"at {length(ns[0])}"
     return f"use {_winners(picks)} {span}{_why_only_exact(section)}"
 
 
-def _why_only_exact(section: Section) -> str:
+def _why_only_exact(section: ReportSection) -> str:
     others = [curve for curve in section.curves if not curve.control and not curve.facts.exact and curve.timings]
     if not others:
         return ""
@@ -94,8 +97,8 @@ def _why_only_exact(section: Section) -> str:
     return f": nothing faster comes {tolerance_name(LOOSEST)} of exact attention"
 
 
-def _nearest(section: Section) -> list[Headline]:
-    """Where only exact methods are advised: the most exact of those that would be faster at the longest length."""
+def _nearest(section: ReportSection) -> list[Headline]:
+    """If only exact methods are advised: the most accurate method that would be faster at the longest length."""
     picks = [pick for stretch in _stretches(section) for pick in stretch.picks]
     if not picks or not all(pick.curve.facts.exact for pick in picks):
         return []
@@ -113,18 +116,18 @@ def _nearest(section: Section) -> list[Headline]:
 
 
 def _winners(picks: Sequence[Pick]) -> str:
-    """The picks' names, the most frequent first."""
+    """Return the picks' names, most frequent first."""
     return listed([label for label, _ in Counter(pick.curve.label for pick in picks).most_common()], "or")
 
 
-def _limit(section: Section) -> list[Headline]:
+def _limit(section: ReportSection) -> list[Headline]:
     exact = [n for n in section.lengths if exact_time_s(section, n) is not None]
     if not exact or exact[-1] == section.lengths[-1]:
         return []
     return [Headline(f"No exact method finished beyond {length(exact[-1])}.", "other")]
 
 
-def _stretches(section: Section) -> list[Stretch]:
+def _stretches(section: ReportSection) -> list[Stretch]:
     stretches: list[Stretch] = []
     for n in section.lengths:
         pick = fastest(section, n, LOOSEST)
@@ -137,7 +140,7 @@ def _stretches(section: Section) -> list[Stretch]:
     return stretches
 
 
-def _range(stretch: Stretch, section: Section, *, first: bool) -> str:
+def _range(stretch: Stretch, section: ReportSection, *, first: bool) -> str:
     low, high = stretch.ns[0], stretch.ns[-1]
     if low == high:
         return f"at {length(low)}"
@@ -148,7 +151,7 @@ def _range(stretch: Stretch, section: Section, *, first: bool) -> str:
     return f"from {length(low)} to {length(high)}"
 
 
-def _clause(stretch: Stretch, section: Section) -> str:
+def _clause(stretch: Stretch, section: ReportSection) -> str:
     if stretch.exact:
         return f"use {_winners(stretch.picks)}"
     ratios = [pick.speedup for pick in stretch.picks if pick.speedup is not None]
@@ -161,8 +164,8 @@ def _clause(stretch: Stretch, section: Section) -> str:
     return f"{stretch.label} is fastest {error}" + (" and no exact method finishes" if alone else "")
 
 
-def _control_verdict(section: Section) -> list[Headline]:
-    """Whether a control does as well as the approximate picks: if so, how keys are chosen buys nothing."""
+def _control_verdict(section: ReportSection) -> list[Headline]:
+    """Say whether a control does as well as the approximate picks; if so, how keys are chosen makes no difference."""
     picks = [pick for stretch in _stretches(section) if not stretch.exact for pick in stretch.picks]
     controls = [curve for curve in section.curves if curve.control and curve.timings]
     if not picks or not controls:

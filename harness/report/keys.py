@@ -1,32 +1,34 @@
-"""The small line-and-marker keys that stand beside a series' name in legends and tables."""
+"""Draw the small line-and-marker keys next to a series' name in legends and tables."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from markupsafe import Markup
 from matplotlib.markers import MarkerStyle
 
-from harness.report.palette import Style
+if TYPE_CHECKING:
+    from harness.report.palette import Style
 
 _DASHES = {"solid": "none", "dashed": "5 3", "dotted": "1.5 2.5", "dashdot": "7 2.5 1.5 2.5"}
 _WIDTH, _HEIGHT, _RADIUS = 26, 10, 4
 
 
 def key_name(style: Style) -> str:
-    """The id of a style's symbol; made of letters, digits and dashes alone."""
+    """Return the id of a style's symbol, made of letters, digits and dashes only."""
     return f"key-{style.colour}-{style.line}-{ord(style.marker)}"
 
 
 def symbols(styles: Iterable[Style]) -> Markup:
-    """One hidden `<symbol>` for each different style, to be referred to by `key`."""
+    """Return one hidden `<symbol>` per distinct style, for reference by `key`."""
     by_name = {key_name(style): style for style in styles}
     return Markup("").join(_symbol(name, style) for name, style in by_name.items())
 
 
 def key(style: Style) -> Markup:
-    """An inline picture of the style's line and marker."""
+    """Return an inline picture of the style's line and marker."""
     return Markup('<svg class="key" aria-hidden="true"><use href="#{}"/></svg>').format(key_name(style))
 
 
@@ -49,7 +51,7 @@ def _symbol(name: str, style: Style) -> Markup:
 
 
 def _outline(marker: str) -> str:
-    """matplotlib's marker as an SVG path in the middle of the key."""
+    """Return matplotlib's marker as an SVG path in the middle of the key."""
     shape = MarkerStyle(marker)
     path = shape.get_path().transformed(shape.get_transform())
     reach = np.abs(np.asarray(path.vertices)).max() / _RADIUS

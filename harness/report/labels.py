@@ -1,4 +1,4 @@
-"""Names written at the ends of lines, moved apart where they would overlap."""
+"""Write series names at the ends of lines, moved apart where they would overlap."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _POINTS_PER_INCH = 72
 
 @dataclass(frozen=True)
 class End:
-    """Where a line ends, in data coordinates, and what to write there."""
+    """The end of a line in data coordinates, and the text to write there."""
 
     x: float
     y: float
@@ -26,9 +26,9 @@ class End:
 
 
 def label_ends(axes: Axes, ends: Sequence[End], font_pt: float) -> None:
-    """Write every end's text beside it: right of the axes at the last length, above and before it elsewhere.
+    """Write each end's text beside it: right of the axes at the last length, above and to the left elsewhere.
 
-    Among ends at one x no two texts are closer than a line. Limits and margins must be final.
+    Texts at the same x are at least one line apart. Axis limits and margins must be final.
     """
     right = max((end.x for end in ends), default=0.0)
     dots_a_point = axes.get_figure(root=True).dpi / _POINTS_PER_INCH  # pyright: ignore[reportOptionalMemberAccess]
@@ -41,7 +41,7 @@ def label_ends(axes: Axes, ends: Sequence[End], font_pt: float) -> None:
 
 
 def spread_out(heights: Sequence[float], gap: float) -> list[float]:
-    """The heights moved as little as a pass of merging allows until neighbours are `gap` apart, order kept."""
+    """Move heights by merging clusters in one pass until neighbours are `gap` apart, keeping their order."""
     order = sorted(range(len(heights)), key=lambda place: heights[place])
     clusters: list[list[int]] = []
     centres: list[float] = []

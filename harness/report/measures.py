@@ -1,28 +1,32 @@
-"""Tables with a row a series and a column a length: time, throughput, memory, and any other number of a row."""
+"""Tables with one row per series and one column per length: time, throughput, memory, and any other number of a row."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
-from harness.crossover import feasible
 from harness.report import units
-from harness.report.palette import Style
 from harness.report.pieces import NOTHING, Cell, Column, Table
-from harness.report.sections import Curve, Section
+from harness.stats.crossover import feasible
+
+if TYPE_CHECKING:
+    from harness.report.palette import Style
+    from harness.report.sections import Curve, ReportSection
 
 
 def by_length(
     title: str,
-    section: Section,
+    section: ReportSection,
     cell_of: Callable[[Curve, int], Cell | None],
     styles: Mapping[str, Style],
     *,
     note: str = "",
     skip_empty: bool = False,
 ) -> Table | None:
-    """A table of `cell_of(curve, n)`, where None stands for no value and prints the cell's status instead.
+    """Build a table of `cell_of(curve, n)`; None means no value, and the cell shows its status instead.
 
-    Lengths without any value are left out, and with `skip_empty` series without any; None if nothing is left.
+    Lengths without any value are omitted, and with `skip_empty` so are series without any. Returns None if nothing is
+    left.
     """
     cells = {(curve.label, n): cell_of(curve, n) for curve in section.curves for n in section.lengths}
     ns = [n for n in section.lengths if any(cells[curve.label, n] for curve in section.curves)]
@@ -39,7 +43,7 @@ def by_length(
 
 
 def name_cell(curve: Curve, styles: Mapping[str, Style]) -> Cell:
-    """The first cell of a series' row."""
+    """Return the first cell of a series' row."""
     kind = "control" if curve.control else "exact" if curve.facts.exact else ""
     note = "" if kind in curve.label else kind
     return Cell(curve.label, sort=curve.label, note=note, style=styles[curve.label])
@@ -52,7 +56,7 @@ def _absent(curve: Curve, n: int) -> Cell:
 
 def value_table(
     title: str,
-    section: Section,
+    section: ReportSection,
     name: str,
     formatter: units.Formatter,
     styles: Mapping[str, Style],
@@ -60,7 +64,7 @@ def value_table(
     note: str = "",
     skip_empty: bool = True,
 ) -> Table | None:
-    """A table of one numeric row field or metric."""
+    """Table of one numeric row field or metric."""
     values = {curve.label: curve.values(name) for curve in section.curves}
 
     def cell_of(curve: Curve, n: int) -> Cell | None:
@@ -70,8 +74,8 @@ def value_table(
     return by_length(title, section, cell_of, styles, note=note, skip_empty=skip_empty)
 
 
-def time_table(section: Section, styles: Mapping[str, Style]) -> Table | None:
-    """Median time, its spread over rounds and the number of rounds."""
+def time_table(section: ReportSection, styles: Mapping[str, Style]) -> Table | None:
+    """Table of median time, its spread over rounds and the number of rounds."""
     best = {n: min(curve.timings[n].time_s for curve in _timed(section, n)) for n in _timed_lengths(section)}
 
     def cell_of(curve: Curve, n: int) -> Cell | None:
@@ -89,16 +93,16 @@ def time_table(section: Section, styles: Mapping[str, Style]) -> Table | None:
     return by_length("Time", section, cell_of, styles, note=note)
 
 
-def _timed(section: Section, n: int) -> list[Curve]:
+def _timed(section: ReportSection, n: int) -> list[Curve]:
     return [curve for curve in section.curves if n in curve.timings and not curve.control]
 
 
-def _timed_lengths(section: Section) -> list[int]:
+def _timed_lengths(section: ReportSection) -> list[int]:
     return [n for n in section.lengths if _timed(section, n)]
 
 
-def cost_tables(section: Section, styles: Mapping[str, Style]) -> list[Table | None]:
-    """Time, throughput and memory of one section."""
+def cost_tables(section: ReportSection, styles: Mapping[str, Style]) -> list[Table | None]:
+    """Return the tables of time, throughput and memory of one section."""
     beyond = "Bytes of one call beyond its inputs, output included"
     resident = f"{beyond}: the process's resident high-water mark."
     traced = f"{beyond}: from torch's allocator trace, the same on every run."
@@ -110,8 +114,8 @@ def cost_tables(section: Section, styles: Mapping[str, Style]) -> list[Table | N
     ]
 
 
-def side_tables(section: Section, styles: Mapping[str, Style]) -> list[Table | None]:
-    """Costs that are asked for less often: output, state, preparation, comparisons."""
+def side_tables(section: ReportSection, styles: Mapping[str, Style]) -> list[Table | None]:
+    """Return the tables of secondary costs: output, state, preparation, comparisons."""
     bound = "Scores that enter the output, over all heads and the batch."
     return [
         value_table("Output alone", section, "output_bytes", units.size, styles, note="Part of the peaks above."),
@@ -121,8 +125,8 @@ def side_tables(section: Section, styles: Mapping[str, Style]) -> list[Table | N
     ]
 
 
-def reach_table(section: Section, styles: Mapping[str, Style]) -> Table:
-    """The longest length that each series finished, and what stopped it at the next."""
+def reach_table(section: ReportSection, styles: Mapping[str, Style]) -> Table:
+    """Table of the longest length that each series finished, and what stopped it at the next."""
     rows = [[name_cell(curve, styles), *_reach_cells(curve)] for curve in section.curves]
     titles = [Column("method", numeric=False), Column("longest finished"), Column("stopped at")]
     why = [Column("status", numeric=False), Column("why", numeric=False)]

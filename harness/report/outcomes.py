@@ -1,27 +1,30 @@
-"""What was not measured and why, what ran, and where: everything a reader needs to doubt or repeat a number."""
+"""Tables of what was not measured and why, what ran, and where: all that is needed to doubt or repeat a number."""
 
 from __future__ import annotations
 
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from harness.config_source import dump
-from harness.disturbance import others_share
+from harness.config.yaml_source import dump
 from harness.report import units
-from harness.report.facts import RunFacts
 from harness.report.measures import name_cell
-from harness.report.palette import Style
 from harness.report.pieces import NOTHING, Cell, Column, Note, Table
-from harness.report.sections import Curve, Section
-from harness.rows import Row
-from harness.samples import impossible_time
+from harness.results.disturbance import others_share
+from harness.results.series import impossible_time
+
+if TYPE_CHECKING:
+    from harness.common.rows import Row
+    from harness.report.palette import Style
+    from harness.report.sections import Curve, ReportSection
+    from harness.results.run_file import RunFacts
 
 _BAD = {"wrong", "crash"}
 
 
-def missing_table(sections: Sequence[Section], styles: Mapping[str, Style]) -> Table | None:
-    """Every case that did not end well, by series, status and reason."""
+def missing_table(sections: Sequence[ReportSection], styles: Mapping[str, Style]) -> Table | None:
+    """Table of every case that failed, by series, status and reason."""
     several = len(sections) > 1
     rows = []
     for section in sections:
@@ -39,7 +42,7 @@ def missing_table(sections: Sequence[Section], styles: Mapping[str, Style]) -> T
 
 
 def _failures(curve: Curve) -> dict[tuple[str, str], str]:
-    """(status, reason) -> the lengths concerned, with the share of rounds where not all of them failed."""
+    """Map (status, reason) to the lengths concerned, with the number of rounds if not all of them failed."""
     rounds = Counter(row.n for row in curve.rows)
     failed: dict[tuple[str, str], Counter[int]] = {}
     for row in curve.rows:
@@ -56,8 +59,8 @@ def _failures(curve: Curve) -> dict[tuple[str, str], str]:
     }
 
 
-def effort_table(sections: Sequence[Section]) -> Table | None:
-    """What it took to measure, by length: seconds in all, and seconds beside the passes of time and memory."""
+def effort_table(sections: Sequence[ReportSection]) -> Table | None:
+    """Table of the time that measuring took, per length: seconds in total, and outside the time and memory passes."""
     rows_of: dict[int, list[tuple[float, float]]] = {}
     for row in (row for section in sections for curve in section.curves for row in curve.rows):
         if row.wall_s is not None and row.measured_s is not None:
@@ -78,8 +81,8 @@ def _effort_cells(n: int, taken: Sequence[tuple[float, float]]) -> list[Cell]:
     ]
 
 
-def methods_table(sections: Sequence[Section], styles: Mapping[str, Style]) -> Table:
-    """Every series: what it is, its settings, and which kernels ran."""
+def methods_table(sections: Sequence[ReportSection], styles: Mapping[str, Style]) -> Table:
+    """Table of every series: what it is, its settings, and which kernels ran."""
     curves: dict[str, list[Curve]] = {}
     for curve in (curve for section in sections for curve in section.curves):
         curves.setdefault(curve.label, []).append(curve)
@@ -101,7 +104,7 @@ def _method_cells(group: Sequence[Curve], styles: Mapping[str, Style]) -> list[C
 
 
 def machine_table(facts: RunFacts, rows: Sequence[Row]) -> Table:
-    """Machine, dates and versions, and how busy others kept it."""
+    """Table of the machine, dates and versions, and how much CPU time other programs took."""
     machine, shares = facts.machine, others_share(rows)
     ceilings = [f"{units.count(rate)}FLOP/s {dtype}" for dtype, rate in facts.ceilings.flops_per_s.items()]
     if facts.ceilings.copy_bytes_per_s:
@@ -127,11 +130,11 @@ def machine_table(facts: RunFacts, rows: Sequence[Row]) -> Table:
 
 
 def configuration(facts: RunFacts) -> Note:
-    """The configuration as it was resolved, as YAML."""
+    """The resolved configuration as YAML."""
     return Note("The configuration as resolved.", code=dump(facts.config))
 
 
 def reproduction(facts: RunFacts) -> Note:
-    """The command that measures all this again."""
+    """The command that repeats the whole measurement."""
     commit = f" at commit {facts.commit}" if facts.commit else ""
     return Note(f"The command that measures this again{commit}:", code=facts.command or "(not recorded)")

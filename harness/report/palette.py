@@ -1,8 +1,8 @@
-"""How a series looks, everywhere: exact methods in ink, approximations in colour, controls grey and dashed.
+"""Choose the look of each series: exact methods in ink, approximations in colour, controls grey and dashed.
 
-The hues are those of Okabe and Ito, told apart by colour-blind readers, with lighter twins for dark pages.
-Figures are drawn in stand-in colours that `harness.report.svg` replaces by the names of CSS variables,
-so that one SVG serves light and dark pages.
+The hues are those of Okabe and Ito, which colour-blind readers can distinguish, with lighter variants for dark pages.
+Figures are drawn in stand-in colours that `harness.report.svg` replaces with CSS variables, so that one SVG serves
+light and dark pages.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class Style:
 
 
 def stand_in(name: str) -> str:
-    """The colour a figure is drawn in: unlike any real one, and unique to `name`."""
+    """Return the colour a figure is drawn in: different from every real one, and unique to `name`."""
     return f"#01{list(COLOURS).index(name):02x}fe"
 
 
 def assign(labels: Sequence[str], exact: Sequence[str], controls: Sequence[str]) -> dict[str, Style]:
-    """A style for each label, by kind and order of appearance; no two share colour, line and marker."""
+    """Return a style for each label, by kind and order of appearance; no two share colour, line and marker."""
     styles: dict[str, Style] = {}
     places = {"exact": 0, "control": 0, "approximate": 0}
     for label in labels:

@@ -1,9 +1,10 @@
-"""Error against time at a few lengths: what a little error buys, and where a control buys as much."""
+"""Plot error against time at a few lengths, to show what a small error buys and where a control buys as much."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -14,8 +15,10 @@ from harness.report.answer import ANY, EXACT, TOLERANCES, exact_time_s
 from harness.report.figures import MOST_DRAWN
 from harness.report.palette import Style, stand_in
 from harness.report.pieces import Figure
-from harness.report.sections import Curve, Section
 from harness.report.svg import canvas, to_svg
+
+if TYPE_CHECKING:
+    from harness.report.sections import Curve, ReportSection
 
 _PANELS = 3
 _PANEL_IN = {"wide": (3.35, 3.5, 9.5), "narrow": (3.7, 2.9, 8.5)}
@@ -26,15 +29,15 @@ _FEW_DECADES = 30
 
 @dataclass(frozen=True)
 class Point:
-    """One curve at one length; errors below `_EXACT_AT` are drawn there."""
+    """One curve at one length; smaller errors are drawn at `_EXACT_AT`."""
 
     curve: Curve
     time_s: float
     error: float
 
 
-def pareto_figure(section: Section, styles: Mapping[str, Style], name: str) -> Figure | None:
-    """Error against time at up to three lengths; None without an approximate method to compare at any."""
+def pareto_figure(section: ReportSection, styles: Mapping[str, Style], name: str) -> Figure | None:
+    """Plot error against time at up to three lengths; None if there is no approximate method to compare."""
     points = {n: found for n in _lengths(section) if len(found := _points(section, n)) > 1}
     if not any(not point.curve.facts.exact for found in points.values() for point in found):
         return None
@@ -52,12 +55,12 @@ def pareto_figure(section: Section, styles: Mapping[str, Style], name: str) -> F
     return Figure("Error against time", drawings["wide"], drawings["narrow"], legend, note)
 
 
-def _lengths(section: Section) -> list[int]:
-    """The lengths at which an exact method says what is to be beaten; all of them where none ever does."""
+def _lengths(section: ReportSection) -> list[int]:
+    """Return the lengths at which an exact method finished; all lengths if none ever did."""
     return [n for n in section.lengths if exact_time_s(section, n) is not None] or section.lengths
 
 
-def _points(section: Section, n: int) -> list[Point]:
+def _points(section: ReportSection, n: int) -> list[Point]:
     found = []
     for curve in section.curves:
         error = 0.0 if curve.facts.exact else curve.values("error").get(n)
@@ -67,7 +70,7 @@ def _points(section: Section, n: int) -> list[Point]:
 
 
 def _drawn(points: Sequence[Point]) -> Sequence[Point]:
-    """As many as a reader can tell apart, those that none beats first, then the fastest."""
+    """Return as many points as a reader can tell apart: the Pareto front first, then the fastest."""
     if len(points) <= MOST_DRAWN:
         return points
     front = {point.curve.label for point in _front(points)}
@@ -76,7 +79,7 @@ def _drawn(points: Sequence[Point]) -> Sequence[Point]:
 
 
 def _chosen(ns: Sequence[int]) -> list[int]:
-    """The longest length and two evenly before it."""
+    """Return the longest length and two evenly spaced before it."""
     steps = {round((len(ns) - 1) * part / _PANELS) for part in range(1, _PANELS + 1)}
     return [ns[step] for step in sorted(steps)]
 

@@ -1,11 +1,13 @@
-"""The pieces a report is made of, free of any format: HTML and Markdown print the very same ones."""
+"""The format-independent pieces of a report, which both HTML and Markdown print."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from harness.report.palette import Style
+if TYPE_CHECKING:
+    from harness.report.palette import Style
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ NOTHING = Cell("–", tone="none")
 
 @dataclass(frozen=True)
 class Column:
-    """A column's heading; numeric ones are set right and sort by value."""
+    """A column's heading; numeric columns are right-aligned and sort by value."""
 
     title: str
     numeric: bool = True
@@ -69,7 +71,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Strip:
-    """The answer as coloured bars over the lengths, one bar a tolerance; a table repeats it in numbers."""
+    """The answer as coloured bars over the lengths, one bar per tolerance; a table repeats it in numbers."""
 
     ticks: Sequence[str]
     bars: Mapping[str, Sequence[Span]]
@@ -78,7 +80,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Note:
-    """A paragraph; `code` is set verbatim below it."""
+    """A paragraph; `code` is printed verbatim below it."""
 
     text: str = ""
     code: str = ""
@@ -90,7 +92,7 @@ Item = Table | Figure | Strip | Note
 
 @dataclass(frozen=True)
 class Group:
-    """Items under one heading (empty for a chapter's only group), folded away where they are secondary."""
+    """Items under one heading (empty for a chapter's only group), folded if they are secondary."""
 
     title: str
     items: Sequence[Item]

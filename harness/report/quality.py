@@ -1,16 +1,19 @@
-"""Accuracy against exact attention, by inputs and length, next to the controls; and what leaks from the future."""
+"""Tables of accuracy against exact attention, by inputs and length, next to controls, and of causality violations."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from harness.metrics import METRICS
+from harness.common.metrics import METRICS
 from harness.report import units
 from harness.report.faults import leaks
 from harness.report.measures import name_cell
-from harness.report.palette import Style
 from harness.report.pieces import NOTHING, Cell, Column, Table
-from harness.report.sections import Curve, Section
+
+if TYPE_CHECKING:
+    from harness.report.palette import Style
+    from harness.report.sections import Curve, ReportSection
 
 ACCURACY = ("error", "error_v", "kept_mass")
 CHECKS = ("naive_error", "gradient_error")
@@ -18,8 +21,8 @@ HANDLED = {*ACCURACY, *CHECKS, "leak"}
 _SHORT = {"error": "error", "error_v": "error_v", "kept_mass": "kept mass"}
 
 
-def glance_table(sections: Sequence[Section], styles: Mapping[str, Style]) -> Table | None:
-    """A row a method, a column for each kind of inputs and metric, each at the longest length judged there."""
+def glance_table(sections: Sequence[ReportSection], styles: Mapping[str, Style]) -> Table | None:
+    """Table with a row per method and a column per inputs and metric, each at the longest length judged there."""
     judged = [(section, n) for section in sections if (n := _longest_judged(section)) is not None]
     picks = [(section, n, name) for name in ACCURACY for section, n in judged if _any(section, name, n)]
     if not picks:
@@ -33,8 +36,8 @@ def glance_table(sections: Sequence[Section], styles: Mapping[str, Style]) -> Ta
     return Table("Accuracy at a glance", [Column("method", numeric=False), *columns], rows, note=_meanings(ACCURACY))
 
 
-def metric_table(sections: Sequence[Section], name: str, styles: Mapping[str, Style]) -> Table | None:
-    """One metric by method, circumstances and length, every section in the same table."""
+def metric_table(sections: Sequence[ReportSection], name: str, styles: Mapping[str, Style]) -> Table | None:
+    """Table of one metric by method, circumstances and length, with all sections in one table."""
     entries = [
         (section, curve, values) for section in sections for curve in section.curves if (values := curve.values(name))
     ]
@@ -53,12 +56,12 @@ def metric_table(sections: Sequence[Section], name: str, styles: Mapping[str, St
 
 
 def metric_title(name: str) -> str:
-    """A metric's name as a heading."""
+    """Return a metric's name as a heading."""
     return _SHORT.get(name, name.replace("_", " ")).capitalize() if name != "error_v" else "Error_v"
 
 
 def metric_cell(name: str, value: float) -> Cell:
-    """A metric's value in its unit; plain ratios are percentages, except where they exceed any share."""
+    """Format a metric's value in its unit; ratios that are shares are shown as percentages."""
     metric = METRICS.get(name)
     if name in HANDLED or name == "accuracy":
         return Cell(units.percent(value), sort=value)
@@ -66,8 +69,8 @@ def metric_cell(name: str, value: float) -> Cell:
     return Cell(f"{units.digits(value)}{unit}", sort=value)
 
 
-def leak_table(sections: Sequence[Section], styles: Mapping[str, Style]) -> Table | None:
-    """The worst leak of every causal series, with what its class promises."""
+def leak_table(sections: Sequence[ReportSection], styles: Mapping[str, Style]) -> Table | None:
+    """Table of the worst `leak` of every causal series, next to the causality that its class promises."""
     rows = []
     several = len(sections) > 1
     for section in sections:
@@ -94,21 +97,21 @@ def _leak_cells(curve: Curve, worst: Mapping[int, float]) -> list[Cell]:
     ]
 
 
-def _longest_judged(section: Section) -> int | None:
+def _longest_judged(section: ReportSection) -> int | None:
     judged = [n for curve in section.curves if not curve.facts.exact for n in curve.values("error")]
     return max(judged, default=None)
 
 
-def _any(section: Section, name: str, n: int) -> bool:
+def _any(section: ReportSection, name: str, n: int) -> bool:
     return any(n in curve.values(name) for curve in section.curves)
 
 
-def _one_curve_a_label(sections: Sequence[Section]) -> dict[str, Curve]:
+def _one_curve_a_label(sections: Sequence[ReportSection]) -> dict[str, Curve]:
     curves = sorted((curve for section in sections for curve in section.curves), key=lambda curve: curve.control)
     return {curve.label: curve for curve in curves}
 
 
-def _find(section: Section, label: str) -> Curve | None:
+def _find(section: ReportSection, label: str) -> Curve | None:
     return next((curve for curve in section.curves if curve.label == label), None)
 
 
@@ -117,7 +120,7 @@ def _metric_cell(curve: Curve | None, name: str, n: int) -> Cell:
     return NOTHING if value is None else metric_cell(name, value)
 
 
-def _prefix(section: Section) -> str:
+def _prefix(section: ReportSection) -> str:
     return f"{section.short}: " if section.short else ""
 
 

@@ -1,4 +1,4 @@
-"""Writes a run's report: one self-contained HTML page and the same tables as Markdown."""
+"""Write a run's report: one self-contained HTML page, and the same tables as Markdown."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from harness.journal import latest, read_rows
+from harness.common.atomic_write import write_whole
 from harness.report.document import build_document
-from harness.report.facts import RunFacts, read_facts
 from harness.report.keys import key, symbols
 from harness.report.palette import COLOURS
-from harness.report.pieces import Document
 from harness.report.svg import drawable
-from harness.rows import Row
+from harness.results.rows_file import latest, read_rows
+from harness.results.run_file import RunFacts, read_facts
+
+if TYPE_CHECKING:
+    from harness.common.rows import Row
+    from harness.report.pieces import Document
 
 _MARKDOWN_SPECIAL = re.compile(r"[\\`*\[\]<>|#~&\r\n]|(?<![^\W_])_|_(?![^\W_])")
 _MARKDOWN_ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "\r": " ", "\n": " "}
@@ -28,22 +32,22 @@ _MARKDOWN_ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "\r": " ", "\n": "
 def write_report(folder: Path) -> tuple[Path, Path]:
     """Write `report.html` and `report.md` into `folder` from its `rows.jsonl` and `run.json`, and nothing else.
 
-    Returns their paths. Raises ValueError where one of the inputs is missing or unreadable.
+    Returns their paths. Raises ValueError if one of the inputs is missing or unreadable.
     """
     return write_rows(folder, read_facts(folder), latest(read_rows(folder)))
 
 
 def write_rows(folder: Path, facts: RunFacts, rows: Sequence[Row]) -> tuple[Path, Path]:
-    """`write_report` for what has been read."""
+    """Like `write_report`, for facts and rows already read."""
     document = build_document(rows, facts)
     html, markdown = folder / "report.html", folder / "report.md"
-    _replace(html, render_html(document))
-    _replace(markdown, render_markdown(document))
+    write_whole(html, render_html(document))
+    write_whole(markdown, render_markdown(document))
     return html, markdown
 
 
 def render_html(document: Document) -> str:
-    """The document as one page without any outside reference; only its own script may run."""
+    """Render the document as one page without external references; only its own script may run."""
     templates = _environment(escape=True)
     script = _source(templates, "report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -53,7 +57,7 @@ def render_html(document: Document) -> str:
         style=Markup(_source(templates, "report.css")),
         script=Markup(script),
         script_hash=digest,
-        svg=Markup,  # made here from numbers and escaped labels
+        svg=Markup,  # generated here from numbers and escaped labels
         key=key,
         symbols=symbols,
     )
@@ -61,7 +65,7 @@ def render_html(document: Document) -> str:
 
 
 def render_markdown(document: Document) -> str:
-    """The document's sentences and tables as GitHub-flavoured Markdown; figures are in the HTML only."""
+    """Render the document's sentences and tables as GitHub-flavoured Markdown; figures appear only in the HTML."""
     templates = _environment(escape=False)
     templates.filters["plain"] = _escape_markdown
     templates.filters["indented"] = lambda text: textwrap.indent(text.rstrip(), "    ")
@@ -86,17 +90,10 @@ def _source(templates: Environment, name: str) -> str:
 
 
 def _escape_markdown(text: str) -> str:
-    """Text that Markdown shows as it is, on one line; underscores inside words need no escape."""
+    """Escape text for Markdown, on one line; underscores inside words need no escape."""
     return _MARKDOWN_SPECIAL.sub(_escaped, text)
 
 
 def _escaped(found: re.Match[str]) -> str:
     letter = found[0]
     return _MARKDOWN_ENTITIES.get(letter) or f"\\{letter}"
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write whole or not at all, so that a report that is being read is never half a page."""
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)

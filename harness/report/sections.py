@@ -1,4 +1,4 @@
-"""Rows by section: everything measured under the same circumstances, so that its series may be compared."""
+"""Group rows into sections: everything measured under the same circumstances, so that its series can be compared."""
 
 from __future__ import annotations
 
@@ -6,29 +6,33 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
 
-from harness.metrics import METRICS
-from harness.report.facts import ClassFacts, RunFacts
+from harness.common.metrics import METRICS
+from harness.common.rows import Case, Row
 from harness.report.units import length
-from harness.rows import Case, Row
-from harness.samples import Series, group_series
-from harness.scaling import Fit, fit_scaling
+from harness.results.run_file import ClassFacts, RunFacts
+from harness.results.series import Series, group_series
+from harness.stats.scaling import fit_scaling
 
-# The harness's own subjects: attention with its cost, and its accuracy alone. Others are reported, not judged.
+if TYPE_CHECKING:
+    from harness.stats.fit import Fit
+
+# The harness's own attention subjects. Other subjects are reported but not judged.
 JUDGED = ("attention", "accuracy")
-# What tells series of one section apart; all else of a case names the section.
+# Fields that distinguish series within a section; all other fields of a case identify the section.
 _OF_SERIES = {"backend", "label", "settings", "control", "n"}
 _SAY_THEMSELVES = {"subject", "level", "mode", "inputs", "dtype", "device"}
 _INPUTS = {"text": 0, "planted": 1, "gaussian": 2}
 _LEAST_SIZES = 3
-DRAWS, MOST_DRAWS_IN_ALL, FEWEST_DRAWS = 1000, 100_000, 200  # of a fit's bootstrap; over all series of a run; at least
+DRAWS, MOST_DRAWS_IN_ALL, FEWEST_DRAWS = 1000, 100_000, 200  # bootstrap draws: per fit, per run, minimum
 
 
 @dataclass(frozen=True)
-class Timing:
+class CellTime:
     """One cell's time: the median over rounds of each round's median.
 
-    `low_s` and `high_s` are the fastest and slowest round; of a single round, the quartiles of its samples.
+    `low_s` and `high_s` are the fastest and slowest round, or the quartiles of the samples if there is only one round.
     """
 
     time_s: float
@@ -43,7 +47,7 @@ class Timing:
 
 
 class Curve:
-    """One series over n, with what its class says of itself; medians and fits are computed once."""
+    """One series over n, with the facts its class declares; medians and fits are computed once."""
 
     def __init__(self, series: Series, facts: ClassFacts, draws: int = DRAWS) -> None:
         self.series = series
@@ -55,13 +59,13 @@ class Curve:
         self._values: dict[str, dict[int, float]] = {}
 
     @cached_property
-    def timings(self) -> dict[int, Timing]:
-        """n -> time, for the cells with a right answer in every round."""
+    def timings(self) -> dict[int, CellTime]:
+        """Map n to the time of the cells with a right answer in every round."""
         return {n: _timing(rounds) for n, rounds in sorted(self.series.times().items())}
 
     @cached_property
     def censored(self) -> dict[int, tuple[str, str]]:
-        """n -> (status, reason) of the cells without data."""
+        """Map n to (status, reason) of the cells without data."""
         return self.series.censored()
 
     @property
@@ -70,7 +74,7 @@ class Curve:
         return self.series.rows
 
     def values(self, name: str) -> dict[int, float]:
-        """n -> median over rounds of a numeric row field, or the worst round of a metric."""
+        """Map n to the median over rounds of a numeric row field, or to the worst round of a metric."""
         if name not in self._values:
             samples = sorted(self.series.quantity(name).items())
             summary = _worst(name)
@@ -78,7 +82,7 @@ class Curve:
         return self._values[name]
 
     def worst(self, name: str) -> dict[int, float]:
-        """n -> worst value of a metric over all rows that carry it, those with a wrong answer included."""
+        """Map n to the worst value of a metric over all rows that have it, including rows with a wrong answer."""
         found: dict[int, list[float]] = {}
         for row in self.rows:
             if name in row.metrics:
@@ -86,7 +90,7 @@ class Curve:
         return {n: _worst(name)(values) for n, values in sorted(found.items())}
 
     def fit(self, name: str) -> Fit | None:
-        """Growth of "time_s" or of another numeric field with n; None below three positive sizes."""
+        """Fit the growth of "time_s" or another numeric field with n; None with fewer than three positive sizes."""
         if name not in self._fits:
             samples = self.series.times() if name == "time_s" else self.series.quantity(name)
             positive = {n: rounds for n, rounds in samples.items() if min(map(min, rounds)) > 0}
@@ -98,15 +102,15 @@ class Curve:
 
 @lru_cache(maxsize=1024)
 def _fit(samples: tuple[tuple[int, tuple[tuple[float, ...], ...]], ...], draws: int) -> Fit:
-    """Fits of equal samples once: many series count the same comparisons and bytes."""
+    """Fit equal samples only once: many series have the same counts of comparisons and bytes."""
     return fit_scaling(dict(samples), draws=draws)
 
 
 @dataclass(frozen=True)
-class Section:
+class ReportSection:
     """The curves measured under the same circumstances.
 
-    `title` tells it from the run's other sections ("text inputs, float32"), `short` does so in a table.
+    `title` distinguishes it from the run's other sections ("text inputs, float32"); `short` does so in a table.
     """
 
     title: str
@@ -116,7 +120,7 @@ class Section:
 
     @cached_property
     def lengths(self) -> list[int]:
-        """Every length that any curve was to be measured at."""
+        """Every length at which any curve was to be measured."""
         return sorted({row.n for curve in self.curves for row in curve.rows})
 
     @property
@@ -126,14 +130,14 @@ class Section:
 
     @property
     def judged(self) -> bool:
-        """Whether its methods are to be compared as attentions."""
+        """Whether its methods are compared as attentions."""
         return self.case.subject in JUDGED
 
 
-def sections_of(rows: Sequence[Row], facts: RunFacts) -> list[Section]:
-    """Sections in the order in which a reader wants them: attention first, text first, then the fullest.
+def sections_of(rows: Sequence[Row], facts: RunFacts) -> list[ReportSection]:
+    """Return the sections in reading order: attention first, text first, then those with the most times.
 
-    Series stand in the order of `class_facts`, controls last; the order of rows, which is shuffled, does not matter.
+    Series are in the order of `class_facts`, controls last; the shuffled order of rows does not matter.
     """
     groups: dict[str, list[Series]] = {}
     every = group_series(rows)
@@ -148,7 +152,7 @@ def sections_of(rows: Sequence[Row], facts: RunFacts) -> list[Section]:
         curves.sort(key=lambda curve: (curve.control, _place(planned, curve.label)))
         varying = _varying(case, cases)
         title = ", ".join(f"{words} inputs" if name == "inputs" else words for name, words in varying.items())
-        sections.append(Section(title, " · ".join(varying.values()), case, curves))
+        sections.append(ReportSection(title, " · ".join(varying.values()), case, curves))
     return sorted(sections, key=_rank)
 
 
@@ -157,11 +161,11 @@ def _circumstances(case: Case) -> str:
 
 
 def _place(places: Mapping[str, int], name: str) -> tuple[int, str]:
-    """Sorts by `places`, and what is not among them by name after them."""
+    """Return a sort key by `places`; names that are not in it come last, by name."""
     return (places.get(name, len(places)), name)
 
 
-def _rank(section: Section) -> tuple[object, ...]:
+def _rank(section: ReportSection) -> tuple[object, ...]:
     case = section.case
     kind = (not section.judged, not section.timed, case.level != "kernel", case.mode != "forward")
     cells = sum(len(curve.timings) for curve in section.curves)
@@ -169,9 +173,9 @@ def _rank(section: Section) -> tuple[object, ...]:
 
 
 def _varying(case: Case, cases: Sequence[Case]) -> dict[str, str]:
-    """Field -> words, of the circumstances that are not the same in all sections.
+    """Map field to words for the circumstances that differ between sections.
 
-    Of the judged subjects the name is left out where the rest already tells them apart.
+    A judged subject's name is omitted if the rest is enough to tell the sections apart.
     """
     names = [name for name in Case.model_fields if name not in _OF_SERIES]
     varying = [name for name in names if len({getattr(other, name) for other in cases}) > 1]
@@ -188,8 +192,8 @@ def _words(name: str, case: Case) -> str:
     return str(value) if name in _SAY_THEMSELVES else f"{name.replace('_', ' ')} {value}"
 
 
-def circumstances(section: Section) -> str:
-    """All the circumstances of a section in one line."""
+def circumstances(section: ReportSection) -> str:
+    """Describe all circumstances of a section in one line."""
     case = section.case
     heads = f"{case.heads} heads" + (f" on {case.kv_heads}" if case.kv_heads != case.heads else "")
     dims = f"dimension {case.head_dim}" + (f" and {case.value_dim}" if case.value_dim != case.head_dim else "")
@@ -203,10 +207,10 @@ def circumstances(section: Section) -> str:
     return "; ".join([*parts, span])
 
 
-def _timing(rounds: Sequence[Sequence[float]]) -> Timing:
+def _timing(rounds: Sequence[Sequence[float]]) -> CellTime:
     medians = [statistics.median(samples) for samples in rounds]
     ends = medians if len(rounds) > 1 or len(rounds[0]) == 1 else statistics.quantiles(rounds[0], method="inclusive")
-    return Timing(statistics.median(medians), min(ends), max(ends), len(medians))
+    return CellTime(statistics.median(medians), min(ends), max(ends), len(medians))
 
 
 def _worst(name: str) -> Callable[[Sequence[float]], float]:

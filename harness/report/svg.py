@@ -1,4 +1,4 @@
-"""matplotlib figures as SVG that can stand side by side in one HTML page, light or dark, the same on every run."""
+"""Turn matplotlib figures into reproducible SVG that can share one HTML page, light or dark."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _REFERENCE = re.compile(r"[\"(]#([^\")]+)")
 _FONT = re.compile(r"font-family: [^;]*; ?")
-# A tenth of a point is finer than a screen.
+# A tenth of a point is finer than a screen can show.
 _COORDINATES = {"d", "x", "y"}
 _DECIMALS = re.compile(r"-?\d+\.\d+")
 
 
 @dataclass(frozen=True)
 class Size:
-    """A drawing's size in inches and points; `labelled` writes names at the ends of lines, beside the legend's."""
+    """A drawing's size in inches and points; `labelled` also writes names at the ends of lines, besides the legend."""
 
     width_in: float
     height_in: float
@@ -39,11 +39,11 @@ class Size:
     labelled: bool
 
     def width_of(self, letters: int) -> float:
-        """Room in inches for a text of so many letters, in whichever font the reader has."""
+        """Return the width in inches for a text of `letters` characters, in whatever font the reader has."""
         return 0.3 + 0.66 * letters * self.font_pt / 72
 
     def frame(self, *, right_in: float) -> tuple[float, float, float, float]:
-        """The axes' left, bottom, right and top as shares of the drawing, with room for ticks and their labels."""
+        """Return the axes' left, bottom, right and top as shares of the drawing, with space for ticks and labels."""
         em_in = self.font_pt / 72
         right = 1 - right_in / self.width_in
         return 5.6 * em_in / self.width_in, 3.8 * em_in / self.height_in, right, 1 - 1.6 * em_in / self.height_in
@@ -56,13 +56,13 @@ SIZES = {
 
 
 def drawable(text: str) -> str:
-    """Text without what XML cannot hold."""
+    """Replace characters that XML cannot hold."""
     return _NOT_XML.sub("\ufffd", text)
 
 
 @contextmanager
 def canvas(width_in: float, height_in: float, font_pt: float) -> Iterator[Figure]:
-    """A figure to draw into, in the report's look, without any state of pyplot."""
+    """Yield a figure in the report's style, without any pyplot state."""
     ink, muted, rule = stand_in("ink"), stand_in("muted"), stand_in("rule")
     look: dict[Any, Any] = {
         **sns.axes_style("ticks"),
@@ -92,10 +92,10 @@ def canvas(width_in: float, height_in: float, font_pt: float) -> Iterator[Figure
 
 
 def to_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an `<svg>` element whose ids begin with `name` and whose colours are CSS variables.
+    """Return the figure as an `<svg>` element with ids prefixed by `name` and colours as CSS variables.
 
-    It has no size of its own, so that CSS decides. Call it inside `canvas`, whose settings decide how text and
-    ids are written.
+    It has no size of its own, so CSS decides. Call it inside `canvas`, whose settings control how text and ids are
+    written.
     """
     buffer = io.StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
@@ -115,7 +115,7 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
 
 
 def _adapt(element: ElementTree.Element, name: str, used: set[str]) -> None:
-    """Make ids unique to `name`, colours variable, and leave to the page's CSS what is the same everywhere."""
+    """Make ids unique to `name` and colours variable, and leave what is the same everywhere to the page's CSS."""
     element.text = (element.text or "").strip() if element.tag != f"{{{_SVG}}}style" else ""
     element.tail = ""
     for attribute, value in list(element.attrib.items()):

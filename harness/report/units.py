@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them: three significant digits with a unit, rounded here and nowhere else."""
+"""Format numbers for readers: three significant digits with a unit. Rounding happens only here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LONGEST_NAME = 40
 
 
 def digits(value: float) -> str:
-    """Three significant digits: 0.0123, 1.23, 12.3, 123, 1230; with an exponent where zeros would fill the line."""
+    """Format three significant digits: 0.0123, 1.23, 12.3, 123, 1230; very small or large values get an exponent."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     if not _LEAST_PLAIN <= abs(value) < _MOST_PLAIN:
@@ -29,7 +29,7 @@ def digits(value: float) -> str:
 
 
 def _scaled(value: float, scales: Sequence[tuple[float, str]]) -> str:
-    """`value` in the largest unit that leaves at least one; rounding up to the next unit is followed."""
+    """Format `value` in the largest unit that leaves at least one, taking rounding up to the next unit into account."""
     for size, unit in scales:
         if float(f"{abs(value):.3g}") >= size:
             return f"{digits(value / size)} {unit}".rstrip()
@@ -38,28 +38,28 @@ def _scaled(value: float, scales: Sequence[tuple[float, str]]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 1.30 ms, 4.20 s or, from ten minutes on, 12.5 min."""
+    """Format seconds as 1.30 ms, 4.20 s or, from ten minutes, 12.5 min."""
     return f"{digits(seconds / 60)} min" if seconds >= _MINUTES_FROM_S else _scaled(seconds, _TIMES)
 
 
 def size(count: float) -> str:
-    """Bytes as 812 MiB."""
+    """Format bytes as 812 MiB."""
     return _scaled(count, _BYTES)
 
 
 def count(value: float) -> str:
-    """A count as 33.6 M."""
+    """Format a count as 33.6 M."""
     return _scaled(value, _COUNTS)
 
 
 def rate(per_s: float) -> str:
-    """Tokens per second as 845 k/s."""
+    """Format tokens per second as 845 k/s."""
     text = count(per_s)
     return f"{text}/s" if text[-1].isalpha() else f"{text} /s"
 
 
 def length(n: int) -> str:
-    """Tokens as 128, 1K, 1.5K or 1M (binary), and in full where that would lose digits."""
+    """Format tokens as 128, 1K, 1.5K or 1M (binary), or in full if that would lose digits."""
     if n >= 2**20 and n % 2**20 == 0:
         return f"{n // 2**20}M"
     if n >= 2**10 and n % 2**9 == 0:
@@ -68,49 +68,49 @@ def length(n: int) -> str:
 
 
 def short(label: str) -> str:
-    """A label where there is little room: on one line, and with its middle left out if it is very long."""
+    """Shorten a label where space is tight: one line, with the middle left out if it is very long."""
     plain = " ".join(label.split())
     half = _LONGEST_NAME // 2
     return plain if len(plain) <= _LONGEST_NAME else f"{plain[:half]}…{plain[1 - half :]}"
 
 
 def lengths(ns: Sequence[int]) -> str:
-    """Several lengths in words: "1K", "1K and 2K", "1K, 2K and 4K"."""
+    """Format several lengths in words: "1K", "1K and 2K", "1K, 2K and 4K"."""
     return listed([length(n) for n in ns])
 
 
 def listed(words: Sequence[str], last: str = "and") -> str:
-    """Words joined as in a sentence: "a, b and c"."""
+    """Join words as in a sentence: "a, b and c"."""
     return f" {last} ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def percent(share: float) -> str:
-    """A share as 12.3 %, or as 3.1e-07 where a percentage would be all zeros."""
+    """Format a share as 12.3 %, or as 3.1e-07 if a percentage would be all zeros."""
     if share == 0 or not math.isfinite(share):
         return f"{share:g}"
     return f"{digits(100 * share)} %" if abs(share) >= _PERCENT_FROM else f"{share:.1e}"
 
 
 def rough(share: float) -> str:
-    """A share for a sentence, with two digits: 13 %."""
+    """Format a share for a sentence, with two digits: 13 %."""
     return f"{float(f'{100 * share:.2g}'):g} %"
 
 
 def small(share: float) -> str:
-    """A share of which nobody asks how much less than a hundredth of a percent it is."""
+    """Format a share, with "<0.01 %" for very small ones."""
     return "<0.01 %" if abs(share) < _PERCENT_FROM else percent(share)
 
 
 def times(ratio: float) -> str:
-    """A ratio as 6.1×: two digits, since a third never survives a second run."""
+    """Format a ratio as 6.1×: two digits, because a third is not reproducible."""
     return f"{ratio:.0f}×" if ratio >= 10 else f"{ratio:.1f}×" if ratio >= 1 else f"{ratio:.2g}×"
 
 
 def interval(low: float, high: float, places: int = 2) -> str:
-    """An interval of exponents as 1.98 to 2.01."""
+    """Format an interval of exponents as 1.98 to 2.01."""
     return f"{low:.{places}f} to {high:.{places}f}"
 
 
 def tick(value: float, formatter: Formatter) -> str:
-    """A round number on an axis: 10 ms where a table would say 10.0 ms."""
+    """Format a round number for an axis: 10 ms where a table would say 10.0 ms."""
     return re.sub(r"\.?0+(?= |$)", "", text) if "." in (text := formatter(value)) else text

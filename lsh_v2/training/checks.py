@@ -1,32 +1,35 @@
-"""What can be known of a training before its first step, so that nothing is found out hours later."""
+"""Checks a training configuration before the first step, so that mistakes do not surface hours later."""
 
 from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from harness.config_source import ConfigError
-from harness.run_folder import require_folder
-from lsh_v2.training.configuration import TrainingConfig
+from harness.config.yaml_source import ConfigError
+from harness.results.run_dir import require_folder
 from lsh_v2.training.data import made_task
 from lsh_v2.training.trackers import require_installed
 from tasks.encoding import encode, encode_prompt
-from tasks.example import Task
-from tasks.tokenizer import Tokenizer
 
-TRIED = 100  # examples whose length is looked at
+if TYPE_CHECKING:
+    from lsh_v2.training.configuration import TrainingConfig
+    from tasks.example import Task
+    from tasks.tokenizer import Tokenizer
+
+TRIED = 100  # examples whose length is checked
 
 
 def require_possible(config: TrainingConfig) -> None:
-    """Raise ConfigError with a line for each of these that cannot be: precision, task, files, trackers and folder."""
+    """Raise ConfigError with one line per mistake in precision, task, files, trackers, and folder."""
     if mistakes := mistakes_of_training(config):
         raise ConfigError(mistakes, "the training configuration")
 
 
 def mistakes_of_training(config: TrainingConfig) -> list[str]:
-    """The lines of `require_possible`, none where all is well. Nothing is written."""
+    """Return the lines of `require_possible`, none if there are no mistakes. Writes nothing."""
     mistakes = []
     if config.mixed_precision == "fp16" and not _has_gpu(config):
         mistakes.append('mixed_precision: fp16 is not allowed on a CPU; it must be "no" or bf16 there')
@@ -48,7 +51,7 @@ def mistakes_of_training(config: TrainingConfig) -> list[str]:
 
 
 def require_room(config: TrainingConfig, tokenizer: Tokenizer, training: Task, held_out: Task) -> None:
-    """Raise ValueError for the first examples that are longer than `seq_length`, with the answer if it is graded."""
+    """Raise ValueError if one of the first examples exceeds `seq_length` or leaves no room for a graded answer."""
     limit = config.seq_length
     for name, task, count in (
         ("training", training, config.num_train_sequences),

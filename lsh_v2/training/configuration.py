@@ -1,6 +1,6 @@
-"""The training configuration: the keys of the original guide with its values, and what else a run needs.
+"""The training configuration: the original guide's keys with its values, and further keys of a run.
 
-`train.yml` beside this package lists every key with its meaning; `--set a.b=value` changes one.
+`lsh_v2/train.yml` documents every key; `--set a.b=value` changes one.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from harness.config_errors import mistakes_of
-from harness.config_grid import Checked, Line
-from harness.config_source import ConfigError, apply_overrides, read_mapping
-from lsh_v2.configuration import A_SEED, A_SIZE, A_SWITCH, ModelConfig, Seed, Size, model_config
-from lsh_v2.presets import sized_config
+from harness.config.errors import mistakes_of
+from harness.config.grid import Checked, Line, Size
+from harness.config.yaml_source import ConfigError, apply_overrides, read_mapping
+from lsh_v2.common.configuration import A_SEED, A_SIZE, A_SWITCH, ModelConfig, Seed, model_config
+from lsh_v2.model.sizes import sized_config
 
 A_NUMBER = "a number above 0"
 A_FILE = "null or the path of a .jsonl file"
@@ -30,7 +30,7 @@ def _tuple(value: object) -> object:
 
 
 class TrainingConfig(Checked):
-    """Frozen and checked; unknown keys are refused. `train.yml` says what each key means."""
+    """Configuration of a training run. Frozen; unknown keys are rejected. `train.yml` documents each key."""
 
     model_size: str | None = Field(default="100M", description="null (as `model` says) or a size such as 25M")
     model: dict[str, Any] = Field(default_factory=dict, description="a mapping of the model's keys")
@@ -73,13 +73,13 @@ class TrainingConfig(Checked):
     out: Line = Field(default="data/results", description="the path of a folder")
 
     def model_of(self, vocab_size: int) -> ModelConfig:
-        """The model's configuration. Raises ConfigError, ValueError for a size that cannot be reached."""
+        """Return the model's configuration. Raises ConfigError, and ValueError for a size that cannot be reached."""
         derived = {"vocab_size": vocab_size, "max_seq_len": self.seq_length, "seed": self.seed}
         keys = derived | {"gradient_checkpoint": self.gradient_checkpoint} | self.model
         return model_config(**keys) if self.model_size is None else sized_config(self.model_size, **keys)
 
 
-# What may change between the two halves of one run without changing its result.
+# Keys that may change when a run resumes without changing its result.
 INCIDENTAL = frozenset(
     {
         "out",
@@ -88,7 +88,7 @@ INCIDENTAL = frozenset(
         "project",
         "checkpoint_every",
         "keep_checkpoints",
-        "train_file",  # known by their content
+        "train_file",  # identified by content
         "eval_file",
         "resume_other_code",
     }
@@ -96,7 +96,7 @@ INCIDENTAL = frozenset(
 
 
 def training_config(raw: dict[str, Any], source: str = "the training configuration") -> TrainingConfig:
-    """A checked configuration. Raises ConfigError with a line for each mistake, those in `model` included."""
+    """Return a validated configuration. Raises ConfigError with one line per mistake, including those in `model`."""
     try:
         config = TrainingConfig.model_validate(raw)
     except ValidationError as error:
@@ -109,15 +109,15 @@ def training_config(raw: dict[str, Any], source: str = "the training configurati
 
 
 def load_training_config(path: Path, overrides: Sequence[str] = ()) -> TrainingConfig:
-    """Read a YAML file and put the overrides (`a.b=value`) in place. Raises ConfigError."""
+    """Read a YAML file and apply the overrides (`a.b=value`). Raises ConfigError."""
     return training_config(apply_overrides(read_mapping(path), overrides, ()), str(path))
 
 
 def plain(config: TrainingConfig) -> dict[str, Any]:
-    """A configuration as JSON would give it back."""
+    """Return a configuration as it reads back from JSON."""
     return json.loads(config.model_dump_json())
 
 
 def differences(one: dict[str, Any], two: dict[str, Any]) -> list[str]:
-    """The keys, apart from incidental ones, in which two configurations as plain data differ."""
+    """Return the keys, except incidental ones, in which two configurations as plain data differ."""
     return sorted(key for key in one.keys() | two.keys() if key not in INCIDENTAL and one.get(key) != two.get(key))

@@ -1,4 +1,4 @@
-"""Examples as rows of tokens: generated or from a file, one a row or packed, in an order that resumes anywhere."""
+"""Token rows for training: generated or from a file, one example per row or packed, in a resumable order."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from harness.names import import_path
-from lsh_v2.training.configuration import TrainingConfig
+from harness.common.import_path import import_path
 from tasks.encoding import Encoded, collate, encode
 from tasks.example import Example, Mixed, Task
 from tasks.jsonl import numbered_examples
-from tasks.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from lsh_v2.training.configuration import TrainingConfig
+    from tasks.tokenizer import Tokenizer
 
 
 class FileTask(Task):
-    """The examples of a `.jsonl` file, around and around; those of the kinds that `like` makes are scored as by it.
+    """Cycles through the examples of a `.jsonl` file; kinds of examples that `like` generates are scored by it.
 
-    Raises ValueError naming a broken line, an empty file, and the line of an example whose metadata are not what its
-    score asks for.
+    Raises ValueError for a broken line, an empty file, or an example whose metadata do not allow scoring, naming the
+    line.
     """
 
     def __init__(self, path: Path, like: Task) -> None:
@@ -47,7 +50,7 @@ class FileTask(Task):
         return super().chance(example) if kind is None else kind.chance(example)
 
     def _require_gradable(self, example: Example, where: str) -> None:
-        """Raise ValueError unless the score of the right answer and the chance are numbers from 0 to 1."""
+        """Raise ValueError unless the correct answer's score and the chance are numbers from 0 to 1."""
         try:
             figures = (self.score(example, example.answer), self.chance(example))
             wrong = [figure for figure in figures if not 0 <= figure <= 1]
@@ -64,11 +67,12 @@ class FileTask(Task):
         return self._kinds.get(example.metadata.get("task", ""))
 
 
-class Rows(Dataset):
+class TokenRows(Dataset):
     """`count` rows of at most `length` tokens.
 
-    Packed, row r holds examples r, r + count, r + 2·count and so on, as many as fit whole; they see one another, as
-    documents do in the training of language models. Raises ValueError for an example that alone is too long.
+    When packed, row r holds examples r, r + count, r + 2·count, and so on, as many as fit completely; packed examples
+    attend to one another, as documents do in language model training. Raises ValueError if a single example is too
+    long.
     """
 
     def __init__(self, task: Task, tokenizer: Tokenizer, *, count: int, length: int, pack: bool, learn: str) -> None:
@@ -98,10 +102,10 @@ class Rows(Dataset):
 
 
 class Batches(Sampler):
-    """Row numbers in batches, shuffled by seed and epoch alone; `start` batches of the epoch are passed over.
+    """Batches of row numbers, shuffled by seed and epoch only; the first `start` batches of the epoch are skipped.
 
-    Several processes take batches in turn and as many each, all of them full: the epoch then begins again with its
-    first rows until that is so. Accelerate would do the same, but with the first rows after `start`.
+    Several processes take batches in turn. All of them get the same number of full batches; to make that possible, the
+    epoch is padded with its first rows. Accelerate would pad too, but with the first rows after `start`.
     """
 
     def __init__(self, rows: int, batch_size: int, seed: int, processes: int = 1) -> None:
@@ -121,9 +125,9 @@ class Batches(Sampler):
 
 
 def task_of(config: TrainingConfig, *, evaluation: bool) -> Task:
-    """The task of a configuration; evaluation takes another seed, and hence other examples, or its own file.
+    """Build a configuration's task; evaluation uses another seed, and therefore other examples, or its own file.
 
-    Raises ValueError for a path that names no task, for settings it does not take, and for broken files.
+    Raises ValueError for a path that is not a task, for invalid settings, and for broken files.
     """
     made = made_task(config, evaluation=evaluation)
     path = config.eval_file if evaluation else config.train_file
@@ -131,7 +135,7 @@ def task_of(config: TrainingConfig, *, evaluation: bool) -> Task:
 
 
 def made_task(config: TrainingConfig, *, evaluation: bool) -> Task:
-    """The task that makes examples and grades answers, tried on one example; ValueError where it makes none."""
+    """Build the task that generates examples and grades answers, and try one example. Raises ValueError if it fails."""
     maker = import_path(config.task)
     if not callable(maker):
         raise ValueError(f"task={config.task!r} is not allowed: it must make a tasks.example.Task")
@@ -139,7 +143,7 @@ def made_task(config: TrainingConfig, *, evaluation: bool) -> Task:
         made = maker(seed=2 * config.seed + evaluation, **config.task_settings)
         if isinstance(made, Task):
             made.example(0)
-    except Exception as error:  # the user's code runs here
+    except Exception as error:  # runs user code
         why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise ValueError(f"task={config.task} with task_settings={config.task_settings} fails: {why}") from error
     if not isinstance(made, Task):
@@ -148,8 +152,8 @@ def made_task(config: TrainingConfig, *, evaluation: bool) -> Task:
 
 
 def loader_of(config: TrainingConfig, tokenizer: Tokenizer, processes: int = 1) -> tuple[DataLoader, Batches]:
-    """Training batches of all processes and the sampler that orders them."""
-    rows = Rows(
+    """Return the training batches of all processes and the sampler that orders them."""
+    rows = TokenRows(
         task_of(config, evaluation=False),
         tokenizer,
         count=config.num_train_sequences,
@@ -163,11 +167,11 @@ def loader_of(config: TrainingConfig, tokenizer: Tokenizer, processes: int = 1) 
         batch_sampler=batches,
         collate_fn=collator(tokenizer.pad_id),
         num_workers=config.num_workers,
-        generator=torch.Generator(),  # a loader draws when it begins, which a resumed epoch does twice
+        generator=torch.Generator(),  # a loader draws once per start, and a resumed epoch starts twice
     )
     return loader, batches
 
 
 def collator(pad_id: int) -> Callable[[list[Encoded]], Encoded]:
-    """What makes a batch of rows, in a form that worker processes can be handed."""
+    """Return a function that collates rows into a batch and can be pickled for worker processes."""
     return partial(collate, pad_id=pad_id)

@@ -1,30 +1,33 @@
-"""How good a model is on held-out examples: its loss there, and its own answers graded by the task."""
+"""Evaluates a model on held-out examples: its loss, and its own answers graded by the task."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lsh_v2.generation import generate
-from lsh_v2.model import LSHv2Model
-from lsh_v2.training.configuration import TrainingConfig
-from lsh_v2.training.data import Rows, collator, task_of
+from lsh_v2.model.generation import generate
+from lsh_v2.training.data import TokenRows, collator, task_of
 from tasks.encoding import IGNORED, encode_prompt
-from tasks.example import Example, Task
-from tasks.tokenizer import Tokenizer
 
-AT_ONCE = 64  # prompts of one length that are answered together
+if TYPE_CHECKING:
+    from lsh_v2.model.language_model import LSHv2Model
+    from lsh_v2.training.configuration import TrainingConfig
+    from tasks.example import Example, Task
+    from tasks.tokenizer import Tokenizer
+
+AT_ONCE = 64  # prompts of equal length answered in one batch
 
 
 @torch.no_grad()
 def held_out_loss(model: LSHv2Model, config: TrainingConfig, tokenizer: Tokenizer) -> float:
-    """Mean cross-entropy in nats a label over `num_eval_sequences` rows, as inference halts."""
-    rows = Rows(
+    """Return the mean cross-entropy in nats per label over `num_eval_sequences` rows, with inference-time halting."""
+    rows = TokenRows(
         task_of(config, evaluation=True),
         tokenizer,
         count=config.num_eval_sequences,
@@ -44,23 +47,23 @@ def held_out_loss(model: LSHv2Model, config: TrainingConfig, tokenizer: Tokenize
 def graded(
     model: LSHv2Model, task: Task, tokenizer: Tokenizer, *, count: int, max_answer_tokens: int, start: int = 0
 ) -> dict[str, dict[str, float]]:
-    """For each kind of example among `count`: mean `score` of the model's own greedy answers, its standard error,
-    `exact` (share that equal the answer), `chance` and `examples`.
+    """Grade `count` examples by kind: the mean `score` of the model's greedy answers, its standard error, the share
+    `exact` of answers equal to the reference, `chance`, and the number of `examples`.
 
-    Kinds are `metadata["task"]`. Nothing of an answer but the limit on its length is told to the model.
+    The kind is `metadata["task"]`. The model is told nothing about an answer except the limit on its length.
     """
     examples = [task.example(start + index) for index in range(count)]
     kinds: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     for example, output in answers(model, examples, tokenizer, max_answer_tokens):
         entry = (task.score(example, output), float(output.split() == example.answer.split()), task.chance(example))
-        kinds[str(example.metadata.get("task", task.name))].append(entry)  # a file may have numbers
+        kinds[str(example.metadata.get("task", task.name))].append(entry)  # may be a number in a file
     return {kind: _summary(torch.tensor(entries, dtype=torch.float64)) for kind, entries in sorted(kinds.items())}
 
 
 def answers(
     model: LSHv2Model, examples: Iterable[Example], tokenizer: Tokenizer, limit: int
 ) -> Iterator[tuple[Example, str]]:
-    """Each example with the model's greedy answer to it; prompts of one length go together, which changes nothing."""
+    """Yield each example with the model's greedy answer; prompts of equal length are batched."""
     prompts = sorted(((encode_prompt(e, tokenizer), e) for e in examples), key=lambda pair: len(pair[0]))
     for _, same in groupby(prompts, key=lambda pair: len(pair[0])):
         together = list(same)

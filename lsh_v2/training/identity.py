@@ -1,4 +1,4 @@
-"""What decides a run's result beside its configuration: the files that it reads, its tokens, and the source."""
+"""Identity of a run beyond its configuration: the files it reads, its tokens, and the source code."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ import hashlib
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attentions import resolve
-from harness.source import source_hash
-from lsh_v2.files import digest
-from lsh_v2.schemas import RunIdentity
+from harness.common.source_hash import source_hash
+from lsh_v2.common.files import digest
 from lsh_v2.training.configuration import TrainingConfig, differences, plain
 from lsh_v2.training.data import task_of
 from tasks.encoding import encode
-from tasks.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from lsh_v2.common.schemas import RunIdentity
+    from tasks.tokenizer import Tokenizer
 
 SAMPLE = 32  # examples of each kind whose tokens are hashed
 
-TOKENIZER_FILES = "[!.]*.j*"  # .json and .jinja, which transformers reads; not what a file manager leaves beside them
+TOKENIZER_FILES = "[!.]*.j*"  # .json and .jinja, as read by transformers; no hidden files
 
-# What each part is called in a message.
+# How messages name each part.
 NAMES = {
     "train_file": "the content of train_file",
     "eval_file": "the content of eval_file",
@@ -31,12 +34,12 @@ NAMES = {
 
 
 def identity_of(config: TrainingConfig, tokenizer: Tokenizer) -> dict[str, str]:
-    """A hash for each name in `NAMES`. Raises ValueError for tasks and files that cannot be read."""
+    """Return a hash for each name in `NAMES`. Raises ValueError for tasks and files that cannot be read."""
     return {**files_of(config), "tokens": _tokens(config, tokenizer), "code": code_of(config)}
 
 
 def files_of(config: TrainingConfig) -> dict[str, str]:
-    """A hash of the content of each file that a configuration names, empty for none."""
+    """Hash the content of each file that a configuration names; empty if it names none."""
     files = {
         "train_file": config.train_file,
         "eval_file": config.eval_file,
@@ -47,30 +50,30 @@ def files_of(config: TrainingConfig) -> dict[str, str]:
 
 
 def trained_tokenizer(out: Path) -> str:
-    """Hash of the files of the tokenizer that a run has trained; what else lies beside them does not count."""
+    """Hash the files of the tokenizer that a run has trained; other files in its folder do not count."""
     return digest(out / "tokenizer", TOKENIZER_FILES)
 
 
 def code_of(config: TrainingConfig) -> str:
-    """Hash of the source that a training runs, attention and task included; comments and layout do not count."""
+    """Hash the source that a training run uses, including attention and task; comments and layout do not count."""
     return source_hash("lsh_v2.training.run", *modules_of(config))
 
 
 def modules_of(config: TrainingConfig) -> tuple[str, str]:
-    """The modules of the attention and of the task that a configuration names, which no import does."""
+    """Return the modules of the configured attention and task, which are not imported statically."""
     return resolve(config.model_of(vocab_size=259).attention).__module__, config.task.partition(":")[0]
 
 
 def require_same(
     out: Path, before: RunIdentity, config: TrainingConfig, identity: dict[str, str] | None = None
 ) -> None:
-    """Raise ValueError unless the run that `out` holds is this one; without an identity, if it is configured alike."""
+    """Raise ValueError unless the run in `out` is this one; without an identity, compares only the configuration."""
     other = [name for name, found in (identity or {}).items() if before.identity.get(name) != found]
     refuse_other(out, differences(before.config, plain(config)), other, config)
 
 
 def refuse_other(out: Path, keys: Sequence[str], other: Sequence[str], config: TrainingConfig) -> None:
-    """Raise ValueError if the run that `out` holds differs in `keys` of the configuration or in `other` of `NAMES`."""
+    """Raise ValueError if the run in `out` differs in `keys` of the configuration or in parts `other` of `NAMES`."""
     if config.resume_other_code:
         other = [name for name in other if name != "code"]
     if not (keys or other):
@@ -83,7 +86,7 @@ def refuse_other(out: Path, keys: Sequence[str], other: Sequence[str], config: T
 
 
 def _tokens(config: TrainingConfig, tokenizer: Tokenizer) -> str:
-    """Hash of the tokens of the first examples: what a tokenizer or a task without files of its own comes to."""
+    """Hash the tokens of the first examples, which covers tokenizers and tasks that have no files of their own."""
     whole = hashlib.sha256(str(tokenizer.vocab_size).encode())
     for evaluation in (False, True):
         for example in islice(task_of(config, evaluation=evaluation).stream(), SAMPLE):

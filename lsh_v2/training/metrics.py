@@ -1,4 +1,4 @@
-"""What a run leaves to be read: a line for each step, one JSON file, one figure. All of it follows from the lines."""
+"""Writes a run's metrics: one line per step, one JSON file, and one figure, all derived from the steps."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Any
 
 from scipy import stats
 
+from harness.common.atomic_write import write_whole
+
 STEPS = "steps.jsonl"
 METRICS = "training_metrics.json"
 
 
 def write_steps(out: Path, steps: list[dict[str, Any]]) -> None:
     """Replace the record by these steps, all at once."""
-    draft = out / (STEPS + ".new")
-    draft.write_text("".join(json.dumps(step) + "\n" for step in steps), encoding="utf-8")
-    draft.replace(out / STEPS)
+    write_whole(out / STEPS, "".join(json.dumps(step) + "\n" for step in steps))
 
 
 def epoch_losses(steps: list[dict[str, Any]]) -> list[float]:
-    """Mean training loss of each epoch."""
+    """Return the mean training loss of each epoch."""
     by_epoch = _by_epoch(steps)
     return [sum(losses) / len(losses) for losses in by_epoch]
 
 
 def loss_drop(steps: list[dict[str, Any]]) -> tuple[float, list[float]] | None:
-    """First epoch's mean loss less the last's, with its 95 % interval (Welch); None below two steps in each."""
+    """Return the first epoch's mean loss minus the last's, and a 95 % interval (Welch); None below two steps each."""
     by_epoch = _by_epoch(steps)
     if len(by_epoch) < 2 or min(len(by_epoch[0]), len(by_epoch[-1])) < 2:
         return None
@@ -37,15 +37,13 @@ def loss_drop(steps: list[dict[str, Any]]) -> tuple[float, list[float]] | None:
 
 def write_metrics(out: Path, metrics: dict[str, Any]) -> None:
     """training_metrics.json, complete or as it was, and the figure beside it."""
-    draft = out / (METRICS + ".new")
-    draft.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
-    draft.replace(out / METRICS)
+    write_whole(out / METRICS, json.dumps(metrics, indent=1))
     plot(metrics, out / "training_metrics.png")
 
 
 def plot(metrics: dict[str, Any], path: Path) -> None:
-    """Loss against step, training and held out."""
-    from matplotlib.figure import Figure  # a second to load
+    """Plot training and held-out loss against step."""
+    from matplotlib.figure import Figure  # takes a second to import
 
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()

@@ -1,19 +1,22 @@
-"""AdamW with three kinds of weights, and a learning rate that is a function of the step alone."""
+"""AdamW with three parameter groups, and a learning rate that depends on the step only."""
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from lsh_v2.memory import gate_parameters
-from lsh_v2.model import LSHv2Model
-from lsh_v2.training.configuration import TrainingConfig
+from lsh_v2.model.memory import gate_parameters
+
+if TYPE_CHECKING:
+    from lsh_v2.model.language_model import LSHv2Model
+    from lsh_v2.training.configuration import TrainingConfig
 
 
 def optimizer_of(model: LSHv2Model, config: TrainingConfig) -> torch.optim.AdamW:
-    """Matrices decay; norms, biases and the embedding do not; memory gates have a rate of their own and do not."""
+    """Build AdamW. Only matrices decay, not norms, biases, the embedding, or gates; gates have their own rate."""
     gates = {id(p) for p in gate_parameters(model)}
     kinds: dict[str, list[nn.Parameter]] = {"matrices": [], "vectors": [], "gates": []}
     for name, parameter in model.named_parameters():
@@ -29,7 +32,7 @@ def optimizer_of(model: LSHv2Model, config: TrainingConfig) -> torch.optim.AdamW
 
 
 def set_rates(optimizer: torch.optim.Optimizer, step: int, steps: int, warmup: int) -> float:
-    """Give each group its rate for `step`, counted from 0: linear warm-up, then a cosine to a tenth; the share."""
+    """Set each group's rate for `step` (from 0): linear warm-up, then cosine decay to a tenth. Returns the factor."""
     if step < warmup:
         share = (step + 1) / warmup
     else:

@@ -1,7 +1,7 @@
-"""The loop: everything that decides the next step is here, in the checkpoint, or follows from the configuration.
+"""The training loop. Everything that determines the next step is in the checkpoint or follows from the configuration.
 
-Weights, optimizer, random state and step are in the checkpoint; the order of the rows depends on seed and epoch alone.
-A run that was killed and started again therefore has the loss curve of one that was not.
+Weights, optimizer, random state, and step are in the checkpoint; the order of the rows depends on seed and epoch only.
+A run that is killed and restarted therefore has the same loss curve as one that is not.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from lsh_v2 import checkpoint
-from lsh_v2.component_profile import profile_model
-from lsh_v2.model import LSHv2Model
-from lsh_v2.schemas import TrainingState
+from lsh_v2.common.schemas import TrainingState
+from lsh_v2.model.component_profile import profile_model
+from lsh_v2.model.language_model import LSHv2Model
+from lsh_v2.training import checkpoint
 from lsh_v2.training.checks import require_room
 from lsh_v2.training.configuration import TrainingConfig, plain
 from lsh_v2.training.data import loader_of, task_of
@@ -30,7 +30,7 @@ from lsh_v2.training.optimizer import optimizer_of, set_rates
 from lsh_v2.training.tokenizer import tokenizer_of
 
 
-class Run:
+class TrainingLoop:
     """The state of a run between two steps."""
 
     def __init__(self, config: TrainingConfig, out: Path, accelerator: Accelerator) -> None:
@@ -40,7 +40,7 @@ class Run:
         torch.manual_seed(config.seed)
         self.model = LSHv2Model(config.model_of(self.tokenizer.vocab_size))
         self.optimizer = optimizer_of(self.model, config)
-        self.held_out = task_of(config, evaluation=True)  # whose file had better be found broken now than hours later
+        self.held_out = task_of(config, evaluation=True)  # reports a broken file now, not hours later
         require_room(config, self.tokenizer, task_of(config, evaluation=False), self.held_out)
         self.identity = identity_of(config, self.tokenizer)
         loader, self.batches = loader_of(config, self.tokenizer, accelerator.num_processes)
@@ -52,7 +52,7 @@ class Run:
         self.total = self.each * config.num_epochs
 
     def train(self) -> None:
-        """All steps that are left; a held-out loss and a checkpoint after each epoch."""
+        """Run all remaining steps, with a held-out loss and a checkpoint after each epoch."""
         with (self.out / STEPS).open("a", encoding="utf-8") as record:
             for epoch in range(self.step // self.each, self.config.num_epochs):
                 self.batches.epoch = epoch
@@ -104,14 +104,14 @@ class Run:
             record.flush()
 
     def _require_finite(self, figures: dict[str, float]) -> None:
-        """Stop before a step that would spoil the weights; a scaler passes over infinite gradients by itself."""
+        """Stop before a step would corrupt the weights; a gradient scaler skips infinite gradients by itself."""
         loss, norm = figures["loss"], figures["gradient_norm"]
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss of step {self.step + 1} is {loss}; {self._advice()}")
         if not math.isfinite(norm):
             if self.accelerator.scaler is None:
                 raise FloatingPointError(f"the gradient of step {self.step + 1} has norm {norm}; {self._advice()}")
-            del figures["gradient_norm"]  # which no line of JSON can hold
+            del figures["gradient_norm"]  # JSON cannot represent it
 
     def _advice(self) -> str:
         left = checkpoint.checkpoints(self.out / "checkpoints")
@@ -119,7 +119,7 @@ class Run:
         return f"lower learning_rate; {kept}"
 
     def _gathered(self, out: dict[str, Tensor]) -> dict[str, float]:
-        """Scalars of a step, as means over the processes."""
+        """Return the scalars of a step, averaged over the processes."""
         names = [name for name, x in out.items() if x.ndim == 0]
         values = torch.stack([out[name].detach().float() for name in names])
         reduced = self.accelerator.reduce(values, "mean")
@@ -155,7 +155,7 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def resume(self, state: TrainingState | None) -> None:
-        """Take over the newest checkpoint, whose state this is. Raises CheckpointError where its weights do not fit."""
+        """Restore the newest checkpoint, which has this state. Raises CheckpointError if its weights do not fit."""
         if state is not None:
             path = checkpoint.checkpoints(self.out / "checkpoints")[-1]
             checkpoint.load_weights(self.model, path)
@@ -190,6 +190,6 @@ class Run:
 
 
 def newest_state(out: Path) -> TrainingState | None:
-    """The state of the newest checkpoint below a run's folder, None where there is none. Raises CheckpointError."""
+    """Return the state of the newest checkpoint in a run's folder, None if there is none. Raises CheckpointError."""
     found = checkpoint.checkpoints(out / "checkpoints")
     return checkpoint.read_state(found[-1], TrainingState) if found else None

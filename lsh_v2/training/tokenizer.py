@@ -1,7 +1,7 @@
-"""The tokenizer of a run: bytes, one that exists, or one trained on the run's own examples.
+"""The tokenizer of a run: bytes, an existing tokenizer, or one trained on the run's own examples.
 
-In bytes a number is several tokens, which a model must gather before it can compute with them; minutes of training are
-better spent otherwise. A trained tokenizer has one token for each frequent word or number with the space before it.
+In bytes, a number is several tokens, which a model must learn to combine before it can compute with them; a run of
+minutes has no time for that. A trained tokenizer has one token for each frequent word or number with its leading space.
 """
 
 from __future__ import annotations
@@ -10,29 +10,32 @@ import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from attentions.extras import missing_extra
-from harness.source import source_hash
-from lsh_v2.checkpoint import checkpoints, read_state
-from lsh_v2.files import digest, read_object
-from lsh_v2.schemas import RunIdentity, TokenizerOrigin, TrainingState
-from lsh_v2.training.configuration import TrainingConfig
+from attentions.common.extras import missing_extra
+from harness.common.source_hash import source_hash
+from lsh_v2.common.files import digest, read_object
+from lsh_v2.common.schemas import RunIdentity, TokenizerOrigin, TrainingState
+from lsh_v2.training.checkpoint import checkpoints, read_state
 from lsh_v2.training.data import task_of
 from lsh_v2.training.identity import NAMES, TOKENIZER_FILES, refuse_other, trained_tokenizer
 from lsh_v2.training.metrics import METRICS
 from tasks.tokenizer import Tokenizer, load_tokenizer
 
+if TYPE_CHECKING:
+    from lsh_v2.training.configuration import TrainingConfig
+
 ORIGIN = "made_of.json"
-EXAMPLES = 2000  # read to train one
+EXAMPLES = 2000  # used to train a tokenizer
 WORDS = r" ?\S+|\s"
 
 
 def tokenizer_of(config: TrainingConfig) -> Tokenizer:
-    """The tokenizer that a configuration names; "trained" makes one in the run's folder.
+    """Return the tokenizer that a configuration names; "trained" trains one in the run's folder.
 
-    One that is there already is made again if its texts, size or code were other ones, unless a run has begun with it.
-    Raises ValueError then, and for one that is not as it was made. A run of a version that did not note what its
-    tokenizer was made of keeps it if its files are those that the run began with.
+    An existing trained tokenizer is retrained if its texts, size, or code have changed. If a run has already started
+    with it, ValueError is raised instead, and also if its files were modified. Runs of an earlier version, which did
+    not record what the tokenizer was made from, keep it if its files are those that the run started with.
     """
     if config.tokenizer != "trained":
         return load_tokenizer(config.tokenizer)
@@ -52,18 +55,18 @@ def tokenizer_of(config: TrainingConfig) -> Tokenizer:
 
 
 def begun(out: Path) -> bool:
-    """Whether a folder holds weights or figures of a run."""
+    """Whether a folder holds checkpoints or metrics of a run."""
     return bool(checkpoints(out / "checkpoints")) or (out / METRICS).exists()
 
 
 def _begun_as(out: Path) -> RunIdentity | None:
-    """What the run in a folder has begun as, None where there is none."""
+    """Return the identity of the run in a folder, None if there is none."""
     found = checkpoints(out / "checkpoints")
     return read_object(out / METRICS, RunIdentity) or (read_state(found[-1], TrainingState) if found else None)
 
 
 def _origin(config: TrainingConfig) -> TokenizerOrigin:
-    """What a tokenizer of this configuration is made of; nothing is made yet."""
+    """Describe what a tokenizer of this configuration is made from, without training it."""
     whole = hashlib.sha256()
     for text in _texts(config):
         whole.update(f"{len(text)} {text}".encode())
@@ -77,12 +80,12 @@ def _texts(config: TrainingConfig) -> Iterator[str]:
 
 
 def _differing(folder: Path, wanted: TokenizerOrigin) -> list[str]:
-    """In what a tokenizer differs from the one wanted: keys of the configuration, or names of `NAMES`."""
+    """Return where a tokenizer differs from the one wanted: keys of the configuration, or names in `NAMES`."""
     try:
         held = read_object(folder / ORIGIN, TokenizerOrigin)
     except ValueError:
         held = None
-    run = _begun_as(folder.parent) if held is None else None  # of a version that wrote no such file
+    run = _begun_as(folder.parent) if held is None else None  # an earlier version did not write this file
     if run is not None and run.identity.get("tokenizer") == trained_tokenizer(folder.parent):
         return [] if run.config.get("tokenizer_size") == wanted.tokenizer_size else ["tokenizer_size"]
     if held is None or held.files != _files(folder):
@@ -96,7 +99,7 @@ def _differing(folder: Path, wanted: TokenizerOrigin) -> list[str]:
 
 
 def _files(folder: Path) -> str:
-    """Hash of what a tokenizer consists of."""
+    """Hash the files of a tokenizer."""
     whole = hashlib.sha256()
     for path in sorted(folder.glob(TOKENIZER_FILES)):
         if path.name != ORIGIN:
@@ -105,8 +108,8 @@ def _files(folder: Path) -> str:
 
 
 def train_tokenizer(config: TrainingConfig, folder: Path, origin: TokenizerOrigin) -> None:
-    """Byte-level BPE of `tokenizer_size` tokens on training examples, saved as a Hugging Face tokenizer, with what it
-    was made of. It takes the place of one that is there."""
+    """Train a byte-level BPE tokenizer of `tokenizer_size` tokens on training examples and save it as a Hugging Face
+    tokenizer, with a record of what it was made from. Replaces an existing one."""
     try:
         from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
         from tokenizers import Tokenizer as Trainable
@@ -134,7 +137,7 @@ def train_tokenizer(config: TrainingConfig, folder: Path, origin: TokenizerOrigi
         clean_up_tokenization_spaces=False,
     )
     draft = folder.with_name(".tokenizer")
-    shutil.rmtree(draft, ignore_errors=True)  # what was killed while it wrote
+    shutil.rmtree(draft, ignore_errors=True)  # left by a killed run
     made.save_pretrained(draft)
     whole = origin.model_copy(update={"files": _files(draft)})
     (draft / ORIGIN).write_text(whole.model_dump_json() + "\n", encoding="utf-8")

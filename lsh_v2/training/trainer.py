@@ -1,4 +1,4 @@
-"""One training run, on whatever accelerate finds: a CPU, a GPU, or several under torchrun or `accelerate launch`."""
+"""Runs one training on whatever accelerate finds: a CPU, a GPU, or several under torchrun or `accelerate launch`."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration
 
-from harness.run_folder import RunFolder
-from lsh_v2.files import alone, read_object
-from lsh_v2.schemas import TrainingMetrics
+from harness.results.run_dir import RunFolder
+from lsh_v2.common.files import alone, read_object
+from lsh_v2.common.schemas import TrainingMetrics
 from lsh_v2.training.checks import require_possible
 from lsh_v2.training.configuration import TrainingConfig, plain
 from lsh_v2.training.identity import require_same
 from lsh_v2.training.metrics import METRICS
-from lsh_v2.training.run import Run, newest_state
+from lsh_v2.training.run import TrainingLoop, newest_state
 from lsh_v2.training.trackers import require_installed
 
-PATIENCE = timedelta(hours=12)  # the others wait while the first process evaluates; NCCL would for 10 minutes
+PATIENCE = timedelta(hours=12)  # other processes wait while the first evaluates; NCCL's default is 10 minutes
 
 
 class Trainer:
-    """`Trainer(config).run()` trains to the end, going on from the newest checkpoint in `config.out` if there is one.
+    """`Trainer(config).run()` trains to the end, resuming from the newest checkpoint in `config.out` if there is one.
 
-    Raises ValueError for what cannot be (see `require_possible`), for an `out` that another process trains in or that
-    holds a run of another configuration, other data or other code, CheckpointError for damaged and unwritable
-    checkpoints, FloatingPointError for a loss that is not finite.
+    Raises ValueError for an invalid configuration (see `require_possible`), and for an `out` that another process is
+    using or that holds a run of another configuration, data, or code; CheckpointError for damaged and unwritable
+    checkpoints; FloatingPointError for a loss that is not finite.
     """
 
     def __init__(self, config: TrainingConfig) -> None:
@@ -41,17 +41,17 @@ class Trainer:
             self._enable(name, {})
 
     def enable_wandb(self, project: str, **settings: Any) -> None:
-        """Log to Weights & Biases too; settings go to `wandb.init`. Raises ValueError where it is not installed."""
+        """Also log to Weights & Biases; settings go to `wandb.init`. Raises ValueError if it is not installed."""
         self._name(project)
         self._enable("wandb", settings)
 
     def enable_mlflow(self, project: str, **settings: Any) -> None:
-        """Log to MLflow too; settings go to accelerate's tracker. Raises ValueError where it is not installed."""
+        """Also log to MLflow; settings are passed to accelerate's tracker. Raises ValueError if it is not installed."""
         self._name(project)
         self._enable("mlflow", settings)
 
     def run(self) -> dict[str, Any]:
-        """Train, evaluate, and return what `training_metrics.json` then holds."""
+        """Train, evaluate, and return the contents of `training_metrics.json`."""
         RunFolder(self.out, {}).make()
         accelerator = self._accelerator()
         try:
@@ -59,17 +59,17 @@ class Trainer:
                 return self._run(accelerator)
         finally:
             accelerator.end_training()
-            if accelerator.num_processes == 1:  # another run of this process may take another device or precision
+            if accelerator.num_processes == 1:  # a later run in this process may use another device or precision
                 AcceleratorState._reset_state(reset_partial_state=True)
 
     def _run(self, accelerator: Accelerator) -> dict[str, Any]:
         metrics = read_object(self.out / METRICS, TrainingMetrics)
         finished = metrics is not None and metrics.finished
         state = None if finished else newest_state(self.out)
-        for before in (metrics, state):  # before anything is made for a run that cannot be
+        for before in (metrics, state):  # check before creating anything
             if before is not None:
                 require_same(self.out, before, self.config)
-        run = Run(self.config, self.out, accelerator)
+        run = TrainingLoop(self.config, self.out, accelerator)
         for before in (metrics, state):
             if before is not None:
                 require_same(self.out, before, self.config, run.identity)
@@ -96,13 +96,13 @@ class Trainer:
             log_with=list(self._trackers),  # type: ignore[arg-type]
             project_config=ProjectConfiguration(str(self.out), logging_dir=str(self.out / "tensorboard")),
             kwargs_handlers=[
-                # Memories that never filled and hashes without an auxiliary loss have no gradient.
+                # Memories that never filled, and hashes without an auxiliary loss, have no gradient.
                 DistributedDataParallelKwargs(find_unused_parameters=True),
                 InitProcessGroupKwargs(timeout=PATIENCE),
             ],
         )
 
-    def _start_trackers(self, run: Run) -> None:
+    def _start_trackers(self, run: TrainingLoop) -> None:
         flat = {
             key: value if isinstance(value, int | float) else str(value) for key, value in plain(self.config).items()
         }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,15 @@ from attentions.base import ROUNDING, Attention
 from attentions.controls import RandomSupport
 from attentions.layer import AttentionLayer
 from attentions.lsh_v2 import LSHv2
-from attentions.selective_scan import doubling, selective_scan
-from attentions.short_convolution import short_convolution
-from attentions.ssd import ssd
+from attentions.recurrent.selective_scan import doubling, selective_scan
+from attentions.recurrent.short_convolution import short_convolution
+from attentions.recurrent.ssd import ssd
 from hyper_attn.hyper_attn import HyperAttention
 from transformer_vq.nn.attn_vq import VQAttention, VQAttentionQK
-from transformer_vq.nn.base_attn import BaseAttention
 from transformer_vq.nn.config_spec import TransformerConfig
+
+if TYPE_CHECKING:
+    from transformer_vq.nn.base_attn import BaseAttention
 
 HALVES = (torch.bfloat16, torch.float16)
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attentions.base import Attention, Cost, Problem, Stream
-from attentions.cache import CachedStream
+from attentions.base import Attention
+from attentions.common.cache import CachedStream
+from attentions.common.problem import Cost, Problem
 from attentions.vanilla import Vanilla
+
+if TYPE_CHECKING:
+    from attentions.common.stream import Stream
 
 
 class Exact(Attention):

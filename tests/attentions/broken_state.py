@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from attentions.base import Attention
 from tests.attentions.broken import Exact
+
+if TYPE_CHECKING:
+    from attentions.base import Attention
 
 
 class Secretive(Exact):

@@ -15,15 +15,18 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from attentions import BACKENDS, native
-from attentions.base import Attention, problem_of
-from attentions.candidate import agree
+from attentions.common.problem import problem_of
+from attentions.contract.candidate import agree
 from attentions.controls import RandomSupport
+
+if TYPE_CHECKING:
+    from attentions.base import Attention
 
 CLASSES: dict[str, type[Attention]] = {**BACKENDS, "random_support": RandomSupport}
 ROWS = 24  # judged of a long call

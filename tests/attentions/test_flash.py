@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from attentions import build
-from attentions.base import Problem, problem_of
-from harness.memory import allocator_peak
+from attentions.common.problem import Problem, problem_of
+from harness.measure.memory import allocator_peak
 
 
 def problem(dtype: torch.dtype = torch.bfloat16, device: str = "cuda", head_dim: int = 64) -> Problem:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from attentions import build
-from attentions.base import problem_of
+from attentions.codebooks.quantised import QuantisedAttention
+from attentions.common.problem import problem_of
 from attentions.native import vq as native
-from attentions.quantised import Quantised
 from transformer_vq.codes import codewords
 from transformer_vq.kmeans import nearest
 
@@ -22,9 +22,9 @@ NAMES = ("vq", "vq_qk")
 needs_kernel = pytest.mark.skipif(not native.available(torch.device("cpu")), reason="no C++ compiler")
 
 
-def made(name: str, **settings: Any) -> Quantised:
+def made(name: str, **settings: Any) -> QuantisedAttention:
     attention = build(name, **{"heads": 6, "head_dim": 11, "kv_heads": 3, "value_dim": 7, "codes": 19, **settings})
-    assert isinstance(attention, Quantised)
+    assert isinstance(attention, QuantisedAttention)
     return attention.double().eval()
 
 

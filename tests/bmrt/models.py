@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,9 @@ from transformers import (
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from bmrt import BoundedCache
-from bmrt.layer import BoundedLayer
+if TYPE_CHECKING:
+    from bmrt import BoundedCache
+    from bmrt.cache.layer import BoundedLayer
 
 VOCABULARY = 61
 SHAPE: dict[str, Any] = {

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM
 
-from bmrt import ablation, babilong, engine, longbench, measure, ruler, run_single_sample
-from bmrt.babilong_data import PLACES, generate
-from bmrt.evaluation import Sample, interval
-from bmrt.generated import Generated
-from bmrt.options import LONGEST_NAME, file_name
-from bmrt.text import Prompts
+from bmrt import ablation, babilong, longbench, measure, ruler, run_single_sample
+from bmrt.cache import engine
+from bmrt.cache.prompts import Prompts
+from bmrt.evaluation.babilong_data import PLACES, generate
+from bmrt.evaluation.evaluate import Sample, interval
+from bmrt.evaluation.generated import Generated
+from bmrt.evaluation.options import LONGEST_NAME, file_name
 from tasks.byte_tokenizer import ByteTokenizer
 
 Command = Callable[[list[str]], None]
@@ -193,7 +194,7 @@ def test_data_that_cannot_be_judged_or_written_is_refused_when_it_is_read(
 def test_an_answer_of_half_a_character_does_not_lose_the_table(
     common: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bmrt.engine.Prompts.decode", lambda self, tokens: "off\ud800ice")
+    monkeypatch.setattr("bmrt.cache.engine.Prompts.decode", lambda self, tokens: "off\ud800ice")
     path = tmp_path / "data.jsonl"
     path.write_text(json.dumps(QA1) + "\n")
     babilong.main([*common, "--data", str(path), "--dataset_config", "0k", "--max_new_tokens", "2"])

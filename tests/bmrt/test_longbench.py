@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from bmrt import longbench
-from bmrt.records import alone
+from bmrt.evaluation.records import alone
 from tests.bmrt.test_commands import bench, common, item, lines
 
 __all__ = ["bench", "common"]  # fixtures
@@ -51,7 +51,7 @@ def test_the_official_script_reads_the_folder(
 ) -> None:
     """Answers with all separators among them; also after scoring."""
     said = iter(["The correct answer is (A)\u2028\x85.", "The correct answer is (B)\u2029\r\n"] + ["\x1e"] * 20)
-    monkeypatch.setattr("bmrt.engine.Prompts.decode", lambda self, tokens: next(said))
+    monkeypatch.setattr("bmrt.cache.engine.Prompts.decode", lambda self, tokens: next(said))
     run = [*common, "--data", str(bench), "--max_new_tokens", "2"]
     longbench.main([*run, "--compression_ratio", "0.25"])
     longbench.main([*run, "--budget", "64", "--compression_mode", "accumulate", "--method", "lsh"])
@@ -146,7 +146,7 @@ def test_results_of_something_else_are_not_continued(
         case "wording":
             monkeypatch.setattr(longbench, "AFTER", longbench.AFTER + " ")
         case "code":
-            monkeypatch.setattr("bmrt.engine.code_digest", lambda: {"code": "another"})
+            monkeypatch.setattr("bmrt.cache.engine.code_digest", lambda: {"code": "another"})
         case "notes":
             for notes in (tmp_path / "out.settings").glob("*.json"):
                 notes.unlink()

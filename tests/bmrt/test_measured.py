@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from attentions.reference import causal_pairs, softmax_attention
+from attentions.common.reference import causal_pairs, softmax_attention
 from bmrt import BoundedCache, measure
-from bmrt.attention import BoundedAttention
+from bmrt.cache.attention import BoundedAttention
 from bmrt.subjects import STEPS, DecodeSubject
 from harness import sweep
-from harness.memory import allocator_peak
-from harness.references import Store
-from harness.rows import Case
+from harness.common.rows import Case
+from harness.measure.memory import allocator_peak
+from harness.subjects.references import Store
 from tests.bmrt.models import tiny, tokens
 
 decoding: dict[str, Any] = {
@@ -122,7 +122,7 @@ def test_the_attention_is_softmax_over_what_was_kept(strategy: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "settings"), [("vanilla", {}), ("bmrt.attention:BoundedAttention", {"budget": 64})]
+    ("backend", "settings"), [("vanilla", {}), ("bmrt.cache.attention:BoundedAttention", {"budget": 64})]
 )
 def test_a_decoded_token_is_softmax_over_what_the_cache_holds(
     backend: str, settings: dict[str, Any], tmp_path: Path
@@ -151,7 +151,9 @@ def test_a_decoded_token_is_softmax_over_what_the_cache_holds(
 @pytest.mark.slow
 def test_decoding_is_a_row_of_the_harness(tmp_path: Path) -> None:
     replaced = ["lengths=[96, 160]", "rounds=1", "threads=1", "heads=2", "head_dim=8", "inputs=gaussian"]
-    backends = "[{name: vanilla, label: full}, {name: 'bmrt.attention:BoundedAttention', label: kept, budget: 64}]"
+    backends = (
+        "[{name: vanilla, label: full}, {name: 'bmrt.cache.attention:BoundedAttention', label: kept, budget: 64}]"
+    )
     options = [f"backends={backends}", *replaced, f"out={tmp_path / 'run'}"]
     sweep.main(["bmrt/decode.yml", *(x for option in options for x in ("--set", option))])
     rows = [json.loads(line) for line in (tmp_path / "run" / "rows.jsonl").read_text().splitlines()]

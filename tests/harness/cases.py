@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.rows import Case, Row
+from harness.common.rows import Case, Row
 
 
 def a_case(**changes: Any) -> Case:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.executor import Executor
+from harness.runner.executor import Executor
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.rows import Case
+from harness.common.rows import Case
 
 PRIMES = {"batch": 2, "heads": 6, "kv_heads": 3, "head_dim": 11, "value_dim": 5, "n": 23}
 

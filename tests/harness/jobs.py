@@ -110,7 +110,7 @@ def sleep(seconds: float) -> dict[str, Any]:
 
 def peaks_of_softmax(n: int) -> dict[str, Any]:
     """Both memory channels of attention with two score matrices of n * n floats, each in a call of its own."""
-    from harness import memory
+    from harness.measure import memory
     from tests.harness.backends import softmax
 
     torch.set_num_threads(1)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.rows import Row, Status
+from harness.common.rows import Row, Status
 
 OCTAVES = tuple(2**power for power in range(10, 19))  # 1K to 256K
 LAWS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.rows import Row
+from harness.common.rows import Row
 
 LENGTHS = tuple(2**power for power in range(7, 19))
 ROUNDS = 3

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config_source import DEEPEST, LARGEST_BYTES, MOST_VALUES
+from harness.config.yaml_source import DEEPEST, LARGEST_BYTES, MOST_VALUES
 from harness.sweep import main
 
 ROOT = Path(__file__).parents[2]
@@ -387,7 +387,7 @@ def test_the_command_itself_exits_with_2(place: Path, name: str) -> None:
     ],
 )
 def test_what_is_meant_is_taken_as_written(place: Path, text: str, key: str, value: object) -> None:
-    from harness.config import load_config
+    from harness.config.model import load_config
 
     (place / "conf.yml").write_text(text, encoding="utf-8")
     assert getattr(load_config(place / "conf.yml"), key) == value

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.baseline import load_baseline
 from harness.regress import main
+from harness.results.baseline import load_baseline
 from tests.harness.planted import OCTAVES, curve_s, row, timed_rows, write_run
 
 

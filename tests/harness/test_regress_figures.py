@@ -15,14 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.baseline import RunFacts, record_series
-from harness.comparison import compare
-from harness.samples import group_series
-from harness.scaling import fit_scaling
+from harness.results.baseline import record_series
+from harness.results.machine import Machine
+from harness.results.run_file import RunFacts
+from harness.results.series import group_series
+from harness.stats.comparison import compare
+from harness.stats.scaling import fit_scaling
 from tests.harness.planted import timed_rows
 
 RECORDED = Path(__file__).parent / "data" / "recorded_noise.json"
-FACTS = RunFacts(run="old", machine=RunFacts.Machine(name="box"))
+FACTS = RunFacts(run="old", machine=Machine(name="box"))
 ROUNDS = 5  # as conf.yml has it
 
 Times = dict[int, list[float]]

@@ -11,15 +11,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 import yaml
 
-from harness.journal import ROWS, Journal, read_rows
-from harness.rows import Row
+from harness.results.rows_file import ROWS, Journal, read_rows
 from tests.harness.cases import a_row
+
+if TYPE_CHECKING:
+    from harness.common.rows import Row
 
 ROOT = Path(__file__).parents[2]
 BASE: dict[str, Any] = {

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attentions import build
-from attentions.base import problem_of
+from attentions.common.problem import problem_of
 from lsh_bitnet.models import Loaded, random_model
 from tasks.byte_tokenizer import ByteTokenizer
 

@@ -216,7 +216,10 @@ SHARED: list[tuple[list[str], str]] = [
     (["--attention", "simhash", "--settings", "[1]"], "it must be a JSON object"),
     (["--attention", "simhash", "--settings", '{"bits": "010"}'], "bits='010' is not allowed"),
     (["--attention", "simhash", "--settings", '{"bits": [8]}'], "bits=[8] is not allowed"),
-    (["--attention", "bmrt.attention:BoundedAttention", "--settings", '{"budget": "9"}'], "budget='9' is not allowed"),
+    (
+        ["--attention", "bmrt.cache.attention:BoundedAttention", "--settings", '{"budget": "9"}'],
+        "budget='9' is not allowed",
+    ),
     (["--settings", '{"bits": 2}'], "--settings is not allowed without --attention"),
     (["--dense-layers", "0"], "--dense-layers is not allowed without --attention"),
     (["--attention", "simhash", "--dense-layers", "9"], "dense_layers=[9] is not allowed"),

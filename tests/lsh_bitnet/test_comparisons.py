@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attentions import build
-from attentions.support import SupportAttention
+from attentions.buckets.support import SupportAttention
 from lsh_bitnet import ComparisonLog, attend_with
 from lsh_bitnet.dispatch import Dispatch
 from tests.lsh_bitnet.models import ARCHITECTURES, SMALL, logits, padded, positions, shared, tokens

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsh_v2.configuration import ModelConfig, model_config
-from lsh_v2.model import LSHv2Model
+from lsh_v2.common.configuration import ModelConfig, model_config
+from lsh_v2.model.language_model import LSHv2Model
 
 VOCABULARY, BATCH = 37, 3
 

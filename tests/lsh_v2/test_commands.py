@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness.executor import Executor
-from lsh_v2 import long_arena, long_example, package, pipeline, pipeline_check, profile, train
-from lsh_v2.long_arena_config import ArenaConfig
+from harness.runner.executor import Executor
+from lsh_v2 import long_arena, long_example, package, profile, train
+from lsh_v2.arena.config import ArenaConfig
+from lsh_v2.pipeline import __main__ as pipeline
+from lsh_v2.pipeline import check as pipeline_check
 from lsh_v2.training.configuration import TrainingConfig
-from lsh_v2.training.run import Run
+from lsh_v2.training.run import TrainingLoop
 from tests.lsh_v2.tiny_training import TINY
 
 ARENA = {
@@ -34,7 +36,7 @@ Command = Callable[[Sequence[str]], int]
 @pytest.fixture(autouse=True)
 def nothing_begins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Run, "train", lambda _: pytest.fail("a training began"))
+    monkeypatch.setattr(TrainingLoop, "train", lambda _: pytest.fail("a training began"))
     monkeypatch.setattr(Executor, "run", lambda *_: pytest.fail("a case began"))
     monkeypatch.setattr(profile, "profile_model", lambda *_, **__: pytest.fail("a profile began"))
     monkeypatch.setattr(long_example, "measure", lambda *_: pytest.fail("a pass began"))

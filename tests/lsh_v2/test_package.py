@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lsh_v2.files import digest
+from lsh_v2.common.files import digest
 from lsh_v2.package import MANIFEST, NAME, PROJECT, check_package, main, write_package
 
 

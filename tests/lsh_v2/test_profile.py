@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from attentions.flash import Flash
-from harness.journal import read_rows
+from harness.results.rows_file import read_rows
 from lsh_v2 import LSHv2Model, create_lsh_v2_model
-from lsh_v2 import component_profile as module
 from lsh_v2 import profile as command
-from lsh_v2.checkpoint import save
-from lsh_v2.component_profile import PROFILES, profile_model
+from lsh_v2.model import component_profile as module
+from lsh_v2.model.component_profile import PROFILES, profile_model
 from lsh_v2.profile import REPORT, main, stretched
 from lsh_v2.profile_stages import report_stages
+from lsh_v2.training.checkpoint import save
 from tests.lsh_v2.small import no_room
 
 SMALL: dict[str, Any] = {

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lsh_v2.training import TrainingConfig
 from lsh_v2.training.configuration import training_config
 from tasks.example import Example, Task
+
+if TYPE_CHECKING:
+    from lsh_v2.training import TrainingConfig
 
 TINY: dict[str, Any] = {
     "model_size": None,

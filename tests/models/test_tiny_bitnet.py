@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from lsh_bitnet import load_model
 from models import tiny_bitnet, tiny_bitnet_exam, tiny_bitnet_figure
-from models.tiny_bitnet import FOLDER, Plan, Training, evaluate
+from models.tiny_bitnet import FOLDER, TrainingPlan, TrainingRun, evaluate
 from models.tiny_bitnet_data import KINDS, TOKENIZER, Mixture, split_text
 from models.tiny_bitnet_figure import draw
 from models.tiny_bitnet_layers import WarmingBitLinear
@@ -37,13 +37,15 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> TextBytes:
 
 
 @pytest.fixture
-def plan() -> Plan:
+def plan() -> TrainingPlan:
     """The real plan on a very small model, with easy rows."""
     content = yaml.safe_load((FOLDER / "train.yaml").read_text(encoding="utf8"))
     small = {"width": 32, "layers": 1, "heads": 2, "kv_heads": 1, "mlp": 48, "positions": 256}
     stages = [{"until": 48_000, "length": 48, "step_tokens": 480, "compiled": False, "mix": {"repeats": 1.0}}]
     shape = content["model"] | small
-    return Plan.model_validate(content | {"model": shape, "stages": stages, "rates": RATES, "quantise": (960, 1_920)})
+    return TrainingPlan.model_validate(
+        content | {"model": shape, "stages": stages, "rates": RATES, "quantise": (960, 1_920)}
+    )
 
 
 def mixture(kind: str, text: TextBytes, length: int = 384) -> Mixture:
@@ -116,31 +118,31 @@ def test_held_out_text_is_not_trained_on(tmp_path: Path) -> None:
     assert 0.0499 < len(held_out) / len(whole) < 0.0501
 
 
-def test_the_loss_falls(plan: Plan, tmp_path: Path) -> None:
-    training = Training(plan, tmp_path)
+def test_the_loss_falls(plan: TrainingPlan, tmp_path: Path) -> None:
+    training = TrainingRun(plan, tmp_path)
     losses = [training.advance() for _ in range(60)]
     assert sum(losses[-5:]) < sum(losses[:5]) - 3
 
 
-def test_a_stopped_run_goes_on_where_it_was(plan: Plan, tmp_path: Path) -> None:
-    whole = Training(plan, tmp_path / "whole")
+def test_a_stopped_run_goes_on_where_it_was(plan: TrainingPlan, tmp_path: Path) -> None:
+    whole = TrainingRun(plan, tmp_path / "whole")
     want = [whole.advance() for _ in range(6)]
-    part = Training(plan, tmp_path / "part")
+    part = TrainingRun(plan, tmp_path / "part")
     got = [part.advance() for _ in range(3)]
     part.save()
-    resumed = Training(plan, tmp_path / "part")
+    resumed = TrainingRun(plan, tmp_path / "part")
     resumed.load()
     assert (resumed.step, resumed.tokens) == (3, 3 * 480)
     got += [resumed.advance() for _ in range(3)]
     assert got == pytest.approx(want, rel=1e-4)
 
 
-def test_a_run_goes_on_from_a_state_of_its_own_plan_alone(plan: Plan, tmp_path: Path) -> None:
-    training = Training(plan, tmp_path)
+def test_a_run_goes_on_from_a_state_of_its_own_plan_alone(plan: TrainingPlan, tmp_path: Path) -> None:
+    training = TrainingRun(plan, tmp_path)
     with pytest.raises(ValueError, match="there is no state in"):
         training.load()
     training.save()
-    other = Training(plan.model_copy(update={"seed": plan.seed + 1}), tmp_path)
+    other = TrainingRun(plan.model_copy(update={"seed": plan.seed + 1}), tmp_path)
     with pytest.raises(ValueError, match=r"state\.pt is of another plan"):
         other.load()
     training.load()
@@ -152,15 +154,15 @@ def test_a_run_goes_on_from_a_state_of_its_own_plan_alone(plan: Plan, tmp_path: 
 
 
 def test_a_log_is_kept_until_a_new_run_has_a_line_for_it(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: TrainingPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan.model_dump(mode="json")))
     (tmp_path / "log.jsonl").write_text("what was there\n")
 
-    def stop(_: Training) -> float:
+    def stop(_: TrainingRun) -> float:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Training, "advance", stop)
+    monkeypatch.setattr(TrainingRun, "advance", stop)
     given = ["--plan", str(tmp_path / "plan.yaml"), "--out", str(tmp_path), "--work", str(tmp_path / "work")]
     with pytest.raises(SystemExit) as ended:
         tiny_bitnet.main(given)
@@ -194,8 +196,8 @@ def test_a_log_that_is_none_is_said_in_one_line(
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_the_exported_model_is_the_trained_one(plan: Plan, tmp_path: Path) -> None:
-    training = Training(plan, tmp_path)
+def test_the_exported_model_is_the_trained_one(plan: TrainingPlan, tmp_path: Path) -> None:
+    training = TrainingRun(plan, tmp_path)
     training.advance()
     training.export(tmp_path / "model")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
@@ -205,15 +207,15 @@ def test_the_exported_model_is_the_trained_one(plan: Plan, tmp_path: Path) -> No
         assert torch.equal(loaded(ids).logits, training.model.eval()(ids).logits)
 
 
-def test_rates_rise_stay_and_fall(plan: Plan) -> None:
+def test_rates_rise_stay_and_fall(plan: TrainingPlan) -> None:
     assert [plan.rate(0, step) for step in (0, 4, 99)] == pytest.approx([1 / plan.warmup, 5 / plan.warmup, 1])
     found = [plan.rate(tokens, 10_000) for tokens in (0, 38_400, 39_200, 40_000, 44_000, 48_000)]
     assert found == pytest.approx([1, 1, 0.75, 0.5, 0.25, 0])
 
 
-def test_linears_are_quantised_little_by_little(plan: Plan, tmp_path: Path) -> None:
+def test_linears_are_quantised_little_by_little(plan: TrainingPlan, tmp_path: Path) -> None:
     assert [plan.quantised(tokens) for tokens in (0, 960, 1_440, 1_920, 10_000)] == [0, 0, 0.5, 1, 1]
-    training = Training(plan, tmp_path)
+    training = TrainingRun(plan, tmp_path)
     shares = []
     for _ in range(6):
         training.advance()
@@ -224,7 +226,7 @@ def test_linears_are_quantised_little_by_little(plan: Plan, tmp_path: Path) -> N
 
 
 def test_the_plan_that_is_stored_can_be_read_and_its_lengths_fit_the_model() -> None:
-    stored = Plan.model_validate(yaml.safe_load((FOLDER / "train.yaml").read_text(encoding="utf8")))
+    stored = TrainingPlan.model_validate(yaml.safe_load((FOLDER / "train.yaml").read_text(encoding="utf8")))
     assert [stage.until for stage in stored.stages] == sorted(stage.until for stage in stored.stages)
     assert all(stage.length <= stored.model.positions for stage in stored.stages)
     assert all(stage.step_tokens % stage.length == 0 for stage in stored.stages)

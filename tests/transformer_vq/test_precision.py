@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attentions import build
-from attentions.hashing import BitSamplingHash, SimHash
+from attentions.buckets.hashing import BitSamplingHash, SimHash
 from attentions.lsh_v2.hashing import LearnedHash
 from hyper_attn.angular_lsh import AngularLSH
 from hyper_attn.hyper_attn import HyperAttention

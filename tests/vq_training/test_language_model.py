@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harness.conduct import Request
-from harness.journal import read_rows
+from harness.results.rows_file import read_rows
 from harness.sweep import main
 from transformer_vq.nn.config_spec import TransformerConfig
 from vq_training.language_model import LanguageModel, TrainingTrial, grid, sinusoids

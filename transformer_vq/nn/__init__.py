@@ -1,1 +1,1 @@
-"""Layers: attention with learnt codebooks, what trains them, and their configuration."""
+"""Layers: attention with learnt codebooks, codebook training, and configuration."""

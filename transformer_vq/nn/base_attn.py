@@ -1,8 +1,8 @@
-"""The layer around attention by vector quantisation: projections, normalised keys, gate, dropout, documents, state.
+"""The layer around VQ attention: projections, normalised keys, gate, dropout, documents and state.
 
-Lingle 2023, https://arxiv.org/abs/2309.16354, section 3.4, without its positions: a layer that needs them adds them to
-its input. Queries and keys are layer-normalised without gain and divided by the fourth root of their width, so that
-scores are products over its square root.
+Lingle 2023, https://arxiv.org/abs/2309.16354, section 3.4, without its positions: if a model needs them, it adds them
+to the layer's input. Queries and keys are layer-normalised without gain and divided by the fourth root of their width,
+so scores are products divided by its square root.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +19,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from transformer_vq.codes import State, attend_all, attend_past
-from transformer_vq.nn.config_spec import TransformerConfig
 from transformer_vq.nn.vq import Quantised, VectorQuantiser
 from transformer_vq.quadratic import dense
+
+if TYPE_CHECKING:
+    from transformer_vq.nn.config_spec import TransformerConfig
 
 
 @dataclass(frozen=True)
 class LayerState:
-    """What a causal layer carries from one call to the next: past keys by code, and the document they belong to."""
+    """State of a causal layer between calls: past keys by code, and the document they belong to."""
 
     keys: State
     document: Int[Tensor, " B"]
@@ -33,11 +36,11 @@ class LayerState:
 
 @dataclass(frozen=True)
 class Result:
-    """A call's output and what training needs to know of it.
+    """Output of a call, and what training needs in addition.
 
-    `loss` is c_beta times the commitment of keys, and of queries where they are quantised; add it to the task's.
-    `figures` are numbers by name: commitment, codebook loss and perplexity of keys and queries. `state` is None without
-    a causal mask.
+    `loss` is c_beta times the commitment loss of keys, and of queries if they are quantised; add it to the task's loss.
+    `figures` maps names to numbers: commitment, codebook loss and perplexity of keys and queries. `state` is None
+    without a causal mask.
     """
 
     out: Float[Tensor, "B N C"]
@@ -47,10 +50,10 @@ class Result:
 
 
 class BaseAttention(nn.Module):
-    """x (B, N, d_model) to the same shape, with keys quantised and, if asked for, queries too.
+    """Maps x (B, N, d_model) to the same shape, with quantised keys and optionally quantised queries.
 
-    Weights are torch's default draws. In training codebooks move after the output is computed; in eval nothing changes,
-    nor where gradient checkpointing runs the layer again.
+    Weights have torch's default initialisation. In training, codebooks are updated after the output is computed. They
+    do not change in eval mode, nor when gradient checkpointing reruns the layer.
     """
 
     def __init__(self, config: TransformerConfig, *, quantise_queries: bool) -> None:
@@ -65,7 +68,7 @@ class BaseAttention(nn.Module):
         self.query_quantiser = self._quantiser(c.query_codes, seed=1) if quantise_queries else None
 
     def forward(self, x: Float[Tensor, "B N C"], doc_ids: Int[Tensor, ...] | None = None) -> Float[Tensor, "B N C"]:
-        """The output alone; see `run`."""
+        """Return only the output; see `run`."""
         return self.run(x, doc_ids).out
 
     def run(
@@ -76,11 +79,11 @@ class BaseAttention(nn.Module):
         *,
         quadratic: bool = False,
     ) -> Result:
-        """One call. Attention stays within stretches of equal `doc_ids`; without them all is document 0.
+        """Run the layer. Attention stays within runs of equal `doc_ids`; without them everything is document 0.
 
-        `state` continues an earlier causal call's sequences, where their document goes on. `quadratic` computes the
-        same by dense softmax, without a state. An empty batch has an empty output. Raises ValueError for shapes that do
-        not fit and for a state where none can be used.
+        `state` continues the sequences of an earlier causal call if their document continues. `quadratic` computes the
+        same result by dense softmax, without a state. An empty batch gives an empty output. Raises ValueError for
+        shapes that do not fit and for a state that cannot be used.
         """
         self._check(x, doc_ids, state, quadratic)
         if not len(x):
@@ -100,7 +103,7 @@ class BaseAttention(nn.Module):
 
     def _quantiser(self, codes: int, *, seed: int) -> VectorQuantiser:
         c = self.config
-        spread = c.key_dim**-0.25  # that of the keys' entries
+        spread = c.key_dim**-0.25  # the spread of the keys' entries
         return VectorQuantiser(c.n_head, codes, c.key_dim, gamma=c.c_gamma, dead=c.c_dead, spread=spread, seed=seed)
 
     def _check(self, x: Tensor, doc_ids: Tensor | None, state: LayerState | None, quadratic: bool) -> None:
@@ -120,7 +123,7 @@ class BaseAttention(nn.Module):
             raise ValueError(f"a state of {len(state.document)} sequences is not allowed: x has {len(x)}")
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values in float32 at least: sums of float16 values leave its range."""
+        """Queries, keys and values in float32 or wider, because sums of float16 values overflow."""
         whole, width = torch.promote_types(x.dtype, torch.float32), self.config.key_dim
         q, k, v = (rearrange(f(x), "b n (h d) -> b h n d", h=self.config.n_head).to(whole) for f in self._projections())
         q, k = (F.layer_norm(y, (width,)) * width**-0.25 for y in (q, k))
@@ -132,7 +135,7 @@ class BaseAttention(nn.Module):
     def _documents(
         self, parts: _Parts, doc_ids: Tensor | None, state: LayerState | None, quadratic: bool
     ) -> tuple[Tensor, LayerState | None]:
-        """Attention of all documents, and the state after the last of each sequence."""
+        """Attend within all documents; return the output and the state after the last document of each sequence."""
         (B, H, N, E), causal = parts.v.shape, self.config.causal
         documents = parts.codes.new_zeros(B, N) if doc_ids is None else doc_ids
         empty = State.empty(B, H, self.key_quantiser.codes, E, parts.v.device)
@@ -154,7 +157,7 @@ class BaseAttention(nn.Module):
         return torch.cat(rows), LayerState(last, documents[:, -1]) if causal else None
 
     def _stretch(self, parts: _Parts, state: State, quadratic: bool) -> tuple[Tensor, State]:
-        """Attention within one document; the state goes on only in causal attention."""
+        """Attention within one document; the state is carried on only in causal attention."""
         p, causal, block = parts, self.config.causal, self.config.block_len
         book = p.book.to(p.v.dtype)
         if quadratic:
@@ -166,11 +169,11 @@ class BaseAttention(nn.Module):
         if p.q_codes is None or self.query_quantiser is None or learns:
             return attend_all(p.q, book, state, scale=1.0), state
         every = self.query_quantiser.codebook.to(p.v.dtype).expand(len(p.v), -1, -1, -1)
-        table = attend_all(every, book, state, scale=1.0)  # a query's code decides its output
+        table = attend_all(every, book, state, scale=1.0)  # a query's code determines its output
         return table.gather(2, p.q_codes.unsqueeze(-1).expand(-1, -1, -1, table.shape[3])), state
 
     def _finish(self, x: Tensor, out: Tensor) -> Tensor:
-        """Gate, output projection and dropout."""
+        """Apply gate, output projection and dropout."""
         out = rearrange(out, "b h n e -> b n (h e)").to(x.dtype)
         out = self.to_out(out if self.to_gate is None else out * F.silu(self.to_gate(x)))
         out = F.dropout(out, self.config.p_dropres, self.training)
@@ -178,7 +181,7 @@ class BaseAttention(nn.Module):
         return out * kept
 
     def _of_nothing(self, x: Tensor) -> Result:
-        """What an empty batch gives: no output, figures of zero, and codebooks stay as they are."""
+        """Result for an empty batch: empty output and zero figures; codebooks are not updated."""
         c, v = self.config, self._project(x)[2]
         out, names = self._finish(x, v), ("keys",) if self.query_quantiser is None else ("keys", "queries")
         figures = {f"{what}_{name}": 0.0 for what in names for name in ("commitment", "codebook", "perplexity")}
@@ -198,24 +201,24 @@ class BaseAttention(nn.Module):
 
 @dataclass(frozen=True)
 class _Parts:
-    """What attention is made of: queries with their codes, if they are quantised, keys with theirs, and values."""
+    """Inputs of attention: queries and, if quantised, their codes; keys and their codes; values."""
 
     q: Float[Tensor, "B H N D"]
     q_codes: Int[Tensor, "B H N"] | None
     k: Float[Tensor, "B H N D"]
     codes: Int[Tensor, "B H N"]
     v: Float[Tensor, "B H N E"]
-    book: Float[Tensor, "H S D"]  # of keys
+    book: Float[Tensor, "H S D"]  # codebook of the keys
 
     def part(self, b: int, begin: int, end: int) -> _Parts:
-        """Some positions of one sequence."""
+        """Positions `begin` to `end` of sequence b."""
         at = slice(b, b + 1), slice(None), slice(begin, end)
         q_codes = None if self.q_codes is None else self.q_codes[at]
         return _Parts(self.q[at], q_codes, self.k[at], self.codes[at], self.v[at], self.book)
 
 
 def _stretches(documents: Int[Tensor, " N"]) -> Iterable[tuple[int, int]]:
-    """Begin and end of each stretch of equal numbers."""
+    """Begin and end of each run of equal numbers."""
     changes = (documents[1:] != documents[:-1]).nonzero()[:, 0] + 1
     edges = [0, *changes.tolist(), len(documents)]
     return pairwise(edges)

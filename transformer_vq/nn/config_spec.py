@@ -1,4 +1,4 @@
-"""The configuration of a layer, checked: unknown names and impossible values are refused in words."""
+"""The configuration of a layer, validated: unknown names and invalid values raise clear errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-MOST = 2**40  # far beyond any machine, and products of a few still fit into 64 bits
+MOST = 2**40  # far beyond any machine, and products of a few still fit in 64 bits
 
 
 def _integer(value: object) -> bool:
@@ -45,20 +45,23 @@ def _flag(default: bool) -> Any:
 
 @dataclass(frozen=True, init=False)
 class TransformerConfig:
-    """Settings of a layer, by keyword; `d_model` must be given. What is None follows another setting.
+    """Settings of a layer, by keyword; `d_model` is required. A setting of None follows another one.
 
-    `n_code_q` and `n_code_k` are the codes a head for queries and for keys (None: `n_code`), `d_k` and `d_v` the widths
-    of a key and of a value of one head (None: d_model / n_head). `block_len`: tokens of a block of causal attention.
-    `gated`: outputs are multiplied by SiLU of a projection of the input. `p_dropres`: share of the output's entries
-    that training drops; `p_droplyr`: share of sequences whose output it drops. `c_beta`: weight of the commitment loss;
-    `c_gamma`: what codebooks keep of themselves in a step; `c_dead`: a code is seeded anew when its use falls below
-    this share of the mean use.
+        `n_code_q`, `n_code_k`: codes per head for queries and for keys (None: `n_code`).
+        `d_k`, `d_v`: widths of a key and of a value of one head (None: d_model / n_head).
+        `block_len`: tokens per block of causal attention.
+        `gated`: multiply outputs by SiLU of a projection of the input.
+        `p_dropres`: dropout rate of the output's entries in training.
+        `p_droplyr`: rate at which training drops the output of whole sequences.
+        `c_beta`: weight of the commitment loss.
+        `c_gamma`: decay of the codebooks' running means per step.
+        `c_dead`: a code is reseeded when its use falls below this share of the mean use.
 
-    For the loop around the layer, which itself does not read them: `sequence_len`, `global_batch_size`, `steps`, `lr`,
-    `device`.
+    The layer does not read these; they are for the training loop around it: `sequence_len`, `global_batch_size`,
+    `steps`, `lr`, `device`.
 
     Raises ValueError for an unknown name, a value that is not allowed, a d_model that n_head does not divide, and for a
-    whole conf.yml, of which the section `vq` is meant.
+    whole conf.yml instead of its section `vq`.
     """
 
     d_model: int = _count(None)
@@ -102,7 +105,7 @@ class TransformerConfig:
 
     @classmethod
     def refusals(cls, settings: Mapping[str, Any]) -> dict[str, str]:
-        """Why settings are not allowed, by name: unknown ones first, then those with impossible values."""
+        """Why settings are rejected, by name: unknown names first, then invalid values."""
         known = {one.name: one for one in fields(cls)}
         found = {name: "there is no such setting" for name in settings if name not in known}
         values = {name: settings.get(name, one.default) for name, one in known.items()}
@@ -126,10 +129,10 @@ class TransformerConfig:
 
     @property
     def query_codes(self) -> int:
-        """Codes of a head's queries."""
+        """Number of query codes per head."""
         return self.n_code_q or self.n_code
 
     @property
     def key_codes(self) -> int:
-        """Codes of a head's keys."""
+        """Number of key codes per head."""
         return self.n_code_k or self.n_code

@@ -1,8 +1,8 @@
-"""What a layer that learns as it runs needs to know of gradient checkpointing, which runs it again to differentiate it.
+"""Recognises recomputation by gradient checkpointing, for layers that learn during their forward pass.
 
-A pass draws a ticket from torch's global generator. Checkpointing puts that generator back to where it was before it
-runs a function again (`preserve_rng_state`, its default), so that the pass and its recomputation draw the same ticket,
-however many passes lie between the two.
+Each pass draws a ticket from torch's global generator. Before it runs a function again, checkpointing restores the
+state of that generator (`preserve_rng_state`, its default), so a pass and its recomputation draw the same ticket,
+however many passes are between the two.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from collections import OrderedDict
 import torch
 from torch import Tensor
 
-REMEMBERED = 32  # passes that may wait for their backward pass at a time
+REMEMBERED = 32  # passes that may be waiting for their backward at once
 
 
 def in_backward() -> bool:
-    """Whether a backward pass is under way in this thread, so that a forward pass now is a recomputation."""
+    """Whether a backward pass is running in this thread, so that a forward pass now is a recomputation."""
     return torch._C._current_graph_task_id() != -1
 
 
 def draw_ticket() -> int:
-    """A number of this pass and of its recomputation."""
+    """Draw a number that identifies a pass and its recomputation."""
     return int(torch.randint(2**62, ()))
 
 
 class Passes:
-    """What the latest passes used, by ticket."""
+    """Codebooks used by the latest passes, by ticket."""
 
     def __init__(self) -> None:
         self._used: OrderedDict[int, Tensor] = OrderedDict()
@@ -39,9 +39,9 @@ class Passes:
             self._used.popitem(last=False)
 
     def find(self, ticket: int) -> Tensor:
-        """What the pass used that is now run again.
+        """Return what the pass used that is now being recomputed.
 
-        Raises RuntimeError where that is not known.
+        Raises RuntimeError if it is unknown.
         """
         if ticket not in self._used:
             raise RuntimeError(

@@ -1,8 +1,8 @@
-"""A vector quantiser that learns: nearest codewords, which follow the mean of what is near them.
+"""A learning vector quantiser: codewords follow the running mean of the vectors nearest to them.
 
 Van den Oord et al. 2017, "Neural discrete representation learning", https://arxiv.org/abs/1711.00937, appendix A, with
-the constants of Lingle 2023, https://arxiv.org/abs/2309.16354. k-means++ on the first training batch starts the
-codebook; codes that fall out of use are seeded anew with vectors of the batch.
+the constants of Lingle 2023, https://arxiv.org/abs/2309.16354. The codebook is initialised by k-means++ on the first
+training batch; codes that fall out of use are reseeded with vectors of the batch.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from transformer_vq.kmeans import kmeans, nearest, tally
 from transformer_vq.nn.recomputation import Passes, draw_ticket, in_backward
 from transformer_vq.precision import Selector
 
-SMALLEST_COUNT = 0.01  # what a mean is divided by at least
+SMALLEST_COUNT = 0.01  # lower bound of the divisor of a mean
 
 
 class Quantised(NamedTuple):
-    """What became of some vectors.
+    """Result of quantising vectors.
 
-    `codewords` have the gradient of the vectors. `commitment`: squared distance to the codeword, summed over heads, the
-    mean over vectors, with its gradient; `codebook`: the same number, which the codebooks' own averaging lowers, as a
-    figure alone. `perplexity`: exp of the entropy of the codes' use, the mean over heads. `book`: the codebook used.
+    `codewords` pass their gradient to the vectors. `commitment`: squared distance to the codeword, summed over heads,
+    averaged over vectors, with its gradient. `codebook`: the same number without a gradient, for reporting; the
+    codebooks' own averaging reduces it. `perplexity`: exp of the entropy of the codes' use, averaged over heads.
+    `book`: the codebook used.
     """
 
     codes: Int[Tensor, "B H N"]
@@ -38,13 +39,13 @@ class Quantised(NamedTuple):
 
 
 class VectorQuantiser(Selector):
-    """`heads` codebooks of `codes` codewords of width `dim`, in float32 at least whatever the layer is converted to.
+    """`heads` codebooks of `codes` codewords of width `dim`, in float32 or wider whatever the layer is converted to.
 
-    `gamma` is what a codebook keeps of itself in a step, `dead` the share of the mean use below which a code is seeded
-    anew. Until the first training step codebooks are Gaussian draws of `seed` with standard deviation `spread`.
+    `gamma` is the decay of a codebook's running means per step, `dead` the share of the mean use below which a code is
+    reseeded. Until the first training step, codebooks are Gaussian with standard deviation `spread`, drawn from `seed`.
 
-    Under gradient checkpointing a recomputation uses the codebook of the pass that it repeats, and moves none. Random
-    draws in training are a function of the ticket that each pass draws from torch's global generator.
+    Under gradient checkpointing a recomputation uses the codebook of the pass that it repeats, and updates none. Random
+    draws in training depend only on the ticket that each pass draws from torch's global generator.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class VectorQuantiser(Selector):
         return self.sums / self.counts.clamp(min=SMALLEST_COUNT).unsqueeze(-1)
 
     def mount(self, codebook: Float[Tensor, ...]) -> None:
-        """Use a codebook that was learnt elsewhere. Raises ValueError for another shape, NaN and infinity."""
+        """Use an existing codebook. Raises ValueError for another shape and for NaN or infinity."""
         wanted = (self.heads, self.codes, self.dim)
         if tuple(codebook.shape) != wanted:
             raise ValueError(f"codebook of shape {tuple(codebook.shape)} is not allowed: it must be {wanted}")
@@ -87,7 +88,7 @@ class VectorQuantiser(Selector):
         self.started.fill_(True)
 
     def forward(self, x: Float[Tensor, "B H N D"]) -> Quantised:
-        """Nearest codewords of x. Changes nothing but, in training, what a codebook starts from."""
+        """Return the nearest codewords of x. In training, the first call initialises the codebook."""
         book = self._book(x) if self.training else self.codebook
         codes = nearest(x, book)
         found = codewords(book.to(x.dtype), codes)
@@ -98,7 +99,7 @@ class VectorQuantiser(Selector):
         return Quantised(codes, straight_through(x, found), commitment, commitment.detach(), perplexity, book)
 
     def _book(self, x: Tensor) -> Tensor:
-        """The codebook of a training pass, or of the one that is run again."""
+        """The codebook of a training pass, or of the pass being recomputed."""
         self._ticket = draw_ticket()
         if in_backward():
             return self._passes.find(self._ticket)
@@ -109,12 +110,12 @@ class VectorQuantiser(Selector):
         return book
 
     def _generator(self) -> torch.Generator:
-        """Draws of this pass; none from torch's own generator, whose state a recomputation must meet as it was."""
+        """Generator for this pass; torch's own is not used, because a recomputation must find its state unchanged."""
         return torch.Generator().manual_seed(self._ticket)
 
     @torch.no_grad()
     def start(self, x: Float[Tensor, "B H N D"]) -> None:
-        """Take the codebook from x by k-means++, and the use of each code."""
+        """Initialise the codebook from x by k-means++, and the use of each code."""
         book = kmeans(x.transpose(0, 1).flatten(1, 2), self.codes, generator=self._generator())
         self.mount(book.to(self.sums.dtype))
         counts, _ = tally(x, nearest(x, self.codebook), self.codes)
@@ -123,9 +124,9 @@ class VectorQuantiser(Selector):
 
     @torch.no_grad()
     def update(self, x: Float[Tensor, "B H N D"], codes: Int[Tensor, "B H N"]) -> Int[Tensor, " H"]:
-        """One step of the running means, then new seeds for dead codes; the number of those in each head.
+        """Update the running means and reseed dead codes; return the number of dead codes in each head.
 
-        Nothing where a backward pass runs the layer again.
+        Does nothing when a backward pass reruns the layer.
         """
         if in_backward():
             return torch.zeros(self.heads, dtype=torch.int64, device=x.device)

@@ -1,0 +1,1 @@
+"""Recurrences over a bounded state: definitions, scans, and the Mamba blocks."""

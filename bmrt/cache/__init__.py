@@ -1,0 +1,1 @@
+"""The bounded cache: budgets, layers, plans, positions, and an engine for long prompts."""

@@ -1,0 +1,1 @@
+"""Code shared by the whole harness: rows, metrics, import paths, source hashes and messages."""

@@ -1,0 +1,1 @@
+"""Configuration: YAML and `--set` overrides to frozen, validated objects."""

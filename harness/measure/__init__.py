@@ -1,0 +1,1 @@
+"""Measure one call in its own process: time, memory, roofline, and the gate."""

@@ -1,0 +1,1 @@
+"""Statistics on rows: growth laws, crossovers, comparison with a baseline, and expectations."""

@@ -1,0 +1,1 @@
+"""The long arena benchmark: cases, configuration, runs, and summary."""

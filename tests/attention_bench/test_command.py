@@ -1,0 +1,100 @@
+"""The console command, as the project installs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from attention_bench import __version__
+from attention_bench.__main__ import COMMANDS, main
+from harness.config.model import default_configuration, load_config
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("attention_bench", "attentions", "bmrt", "harness", "lsh_bitnet", "lsh_v2", "models", "tasks")
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "attention_bench", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, check=False, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_init_writes_the_commented_default_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.yml"
+    assert main(["init", str(path)]) == 0
+    assert path.read_text() == (ROOT / "conf.yml").read_text() == default_configuration().read_text()
+    assert load_config(path) == load_config(ROOT / "conf.yml")
+    assert f"attention-bench sweep {path}" in capsys.readouterr().out
+
+
+def test_init_keeps_a_file_that_exists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "conf.yml"
+    path.write_text("mine")
+    assert main(["init", str(path)]) == 2
+    assert path.read_text() == "mine"
+    assert capsys.readouterr().err == f"{path} exists already; name another file\n"
+
+
+def test_init_says_why_a_file_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", str(tmp_path / "absent" / "conf.yml")]) == 2
+    assert "cannot be written: No such file or directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["swep"]])
+def test_an_unknown_command_is_answered_with_the_list(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert all(name in said.err for name in ("init", *COMMANDS))
+    assert ("'swep' is no command" if arguments else "name a command") in said.err
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in ("init", *COMMANDS))
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"attention-bench {__version__}\n"
+
+
+def test_a_command_works_from_any_folder_and_names_itself(tmp_path: Path) -> None:
+    changed = {"backends": ["flash"], "lengths": [64], "inputs": "gaussian", "also": [], "expect": {}}
+    conf = yaml.safe_load((ROOT / "conf.yml").read_text()) | changed
+    (tmp_path / "conf.yml").write_text(yaml.safe_dump(conf))
+    planned = run(tmp_path, "sweep", "conf.yml", "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    assert "flash: attention" in planned.stdout
+    refused = run(tmp_path, "sweep")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("usage: attention-bench sweep ")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_wheel_holds_everything_that_runs(tmp_path: Path) -> None:
+    """Installed where no checkout is: weights, configurations, templates and C++ sources travel along."""
+    wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", str(ROOT)]
+    subprocess.run([*wheel, "--wheel-dir", str(tmp_path)], check=True)
+    (built,) = tmp_path.glob("*.whl")
+    site, work = tmp_path / "site", tmp_path / "work"
+    work.mkdir()
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(built)]
+    subprocess.run(install, check=True)
+    for kind in ("*.py", "*.cpp", "*.hpp", "*.yml", "*.yaml", "*.html", "*.css", "*.js", "*.safetensors"):
+        names = {path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob(kind)}
+        missing = [str(name) for name in names if not (site / name).exists()]
+        assert not missing, missing
+    environment = {"PYTHONPATH": str(site), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    command = [sys.executable, "-P", "-m", "attention_bench"]
+    small = ["backends=[flash, bit_sampling]", "lengths=[64, 128]", "rounds=1", "also=[]", "expect={}"]
+    options = [part for one in small for part in ("--set", one)]
+    for arguments in (["init"], ["sweep", "conf.yml", "--out", "run", *options], ["report", "run"]):
+        called = [*command, *arguments]
+        done = subprocess.run(called, check=False, cwd=work, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert "bit_sampling" in (work / "run" / "report.md").read_text()
