@@ -31,7 +31,7 @@ report: $(READY)  ## render the newest run again: make report, or make report RU
 	$(PY) -m harness.report $(or $(RUN),$(shell ls -dt reports/runs/*/ | head -n 1))
 
 gpu: $(READY)  ## contract suite and a bfloat16 sweep on the CUDA device
-	$(PY) -m attentions.contract.checks --all --device cuda --quiet
+	$(PY) -m attentions.contract --all --device cuda --quiet
 	$(PY) -m harness.sweep $(CONF) --set device=cuda --set dtype=bfloat16 --set budget.total_s=360
 
 $(VENV)/.ready: pyproject.toml constraints.txt

@@ -124,11 +124,20 @@ def test_every_dependency_is_pinned_for_tests() -> None:
     assert declared("dev") <= pinned
 
 
-def test_readme_draws_the_tree_that_is_there() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf8")
-    drawn = set(re.findall(r"^([a-z_0-9]+)/ ", readme, re.MULTILINE))
+def test_documentation_draws_the_tree_that_is_there() -> None:
+    layout = (ROOT / "docs" / "layout.md").read_text(encoding="utf8")
+    drawn = set(re.findall(r"^([a-z_0-9]+)/ ", layout, re.MULTILINE))
     assert drawn >= set(PACKAGES) | {"tests", "benchmarks", "reports"}
     assert all((ROOT / name).is_dir() for name in drawn)
+
+
+def test_readme_lists_every_backend_with_its_paper_and_causality() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf8").splitlines()
+    listed = {line.split("`")[1]: line for line in lines if line.startswith("| `")}
+    assert list(listed) == list(BACKENDS)
+    for name, backend in BACKENDS.items():
+        assert f"]({backend.paper})" in listed[name]
+        assert listed[name].endswith(f"| {backend.causality} |")
 
 
 @pytest.mark.parametrize("package", ["lsh_bitnet", "lsh_v2", "bmrt", "transformer_vq", "hyper_attn"])

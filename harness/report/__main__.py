@@ -1,8 +1,10 @@
 """Write the report of a run again from its rows.
 
-    python -m harness.report reports/runs/2026-01-31T12-00-00
+    python -m harness.report reports/runs/20260131-120000-1a2b
+    python -m harness.report reports/runs/20260131-120000-1a2b --picture time.svg
 
-Prints the paths of `report.html` and `report.md`. Exit status 2 if the folder has no readable run or no rows.
+Prints the paths of `report.html` and `report.md`; `--picture` also writes the figure of time against length to a file
+of its own. Exit status 2 if the folder has no readable run or no rows.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from pathlib import Path
 from attentions.common.commands import program_name
 from harness.common.command_line import one_line
 from harness.common.text import LONGEST_PATH, shortened
-from harness.report.render import write_rows
+from harness.report.render import write_picture, write_rows
 from harness.results.rows_file import ROWS, latest, read_rows
 from harness.results.run_file import read_facts
 
@@ -31,14 +33,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog=program_name("harness.report"), description="Write report.html and report.md."
     )
     parser.add_argument("folder", type=Path, help="a run's folder, with rows.jsonl and run.json")
-    folder = parser.parse_args(arguments).folder
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="also write the first figure, as an SVG file")
+    given = parser.parse_args(arguments)
+    folder: Path = given.folder
     try:
         if not folder.is_dir():
             raise ValueError(f"{shortened(str(folder), LONGEST_PATH)}: there is no such folder")
         facts, rows = read_facts(folder), latest(read_rows(folder))
         if not rows:
             raise ValueError(f"{folder / ROWS}: there are no rows in it; measure something first")
-        paths = write_rows(folder, facts, rows)
+        paths = [*write_rows(folder, facts, rows)]
+        if given.picture is not None:
+            write_picture(given.picture, facts, rows)
+            paths.append(given.picture)
     except (ValueError, OSError) as error:
         print(f"harness.report: {one_line(error)}", file=sys.stderr)
         return 2

@@ -17,6 +17,7 @@ from harness.common.atomic_write import write_whole
 from harness.report.document import build_document
 from harness.report.keys import key, symbols
 from harness.report.palette import COLOURS
+from harness.report.pieces import Figure
 from harness.report.svg import drawable
 from harness.results.rows_file import latest, read_rows
 from harness.results.run_file import RunFacts, read_facts
@@ -44,6 +45,27 @@ def write_rows(folder: Path, facts: RunFacts, rows: Sequence[Row]) -> tuple[Path
     write_whole(html, render_html(document))
     write_whole(markdown, render_markdown(document))
     return html, markdown
+
+
+def write_picture(path: Path, facts: RunFacts, rows: Sequence[Row]) -> None:
+    """Write the report's first figure, time against length, as an SVG file of its own.
+
+    Raises ValueError if no time was measured, OSError if the file cannot be written.
+    """
+    chapters = build_document(rows, facts).chapters
+    items = [item for chapter in chapters for group in chapter.groups for item in group.items]
+    figure = next((item for item in items if isinstance(item, Figure)), None)
+    if figure is None:
+        raise ValueError("no time was measured, so there is no figure")
+    write_whole(path, _standalone(figure.wide))
+
+
+def _standalone(svg: str) -> str:
+    """An SVG element as a file: with the colours and fonts that the page gives it otherwise."""
+    light, dark = ("".join(f"--{name}:{pair[side]};" for name, pair in COLOURS.items()) for side in (0, 1))
+    look = "background:var(--surface);font-family:system-ui,sans-serif;stroke-linejoin:round"
+    style = f"<style>svg{{{light}{look}}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
+    return svg.replace(">", f">{style}", 1) + "\n"
 
 
 def render_html(document: Document) -> str:

@@ -53,9 +53,10 @@ def test_blocks_or_leaves_of_the_whole_length_are_exact(
     torch.testing.assert_close(lse, want_lse.unsqueeze(-1), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(("causal", "heads"), [(False, 1), (True, 20)])
-def test_estimated_normaliser_is_unbiased_over_2000_draws(causal: bool, heads: int) -> None:
-    """Draws of 2,000 seeds with one head, of 100 seeds with 20 heads that differ in their draws alone."""
+@pytest.mark.parametrize("causal", [False, True])
+def test_estimated_normaliser_is_unbiased_over_2000_draws(causal: bool) -> None:
+    """Draws of 100 seeds, each with 20 heads that differ in their draws alone."""
+    heads = 20
     q, k, v = (x.expand(-1, heads, -1, -1) for x in sample(30, 30, heads=1))
     attention = HyperAttention(8, lsh_num_projs=3, block_size=4, sample_size=6, min_seq_len=8)
     found = []

@@ -1,4 +1,4 @@
-"""What a layer's configuration refuses, and in which words; conf.yml's section; README's snippet."""
+"""What a layer's configuration refuses, and in which words; conf.yml's section; the documentation's snippet."""
 
 from __future__ import annotations
 
@@ -73,11 +73,11 @@ def test_section_of_conf_yml_gives_every_setting_and_only_those() -> None:
     assert (config.d_model, config.n_head, config.n_code, config.block_len) == (1024, 1, 128, 32)
 
 
-def test_snippet_of_readme_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf8")
-    (snippet,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "VQAttentionQK" in block)
+def test_snippet_of_the_documentation_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "vq-layer.md").read_text(encoding="utf8")
+    (snippet,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "VQAttentionQK" in block)
     monkeypatch.chdir(ROOT)
     names: dict[str, Any] = {}
-    exec(compile(snippet, "README.md", "exec"), names)
+    exec(compile(snippet, "vq-layer.md", "exec"), names)
     assert names["output"].shape == names["x"].shape == (4, 1024, 1024)
     assert torch.isfinite(names["output"]).all()
