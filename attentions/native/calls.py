@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,29 @@ def call(kernel: str, function: str, **arguments: Buffer | Sequence[Buffer] | li
     assert found is not None, f"ask whether {kernel} is available first"
     run = getattr(found, function)
     run.restype = ctypes.c_char_p
-    failure = run(*(_passed(f"{function}: {name}", x) for name, x in arguments.items()))
+    passed: list[object] = []
+    for name, x in arguments.items():  # one loop without helpers: decoding a token is little more than this call
+        if isinstance(x, int):
+            passed.append(ctypes.c_int64(x))
+        elif isinstance(x, float):
+            passed.append(ctypes.c_double(x))
+        elif x and isinstance(x[0], int):
+            passed.append((ctypes.c_int64 * len(x))(*x))  # type: ignore[arg-type]
+        else:
+            addresses: list[int | None] = []
+            buffers: Any = (x,) if isinstance(x, Buffer) else x
+            for tensor, shape, dtype, strides in buffers:
+                if tensor is None:
+                    addresses.append(None)
+                    continue
+                laid_out = tensor.is_contiguous() if strides is None else tensor.stride() == strides
+                fits = tensor.shape == shape and tensor.dtype == dtype and tensor.device.type == "cpu" and laid_out
+                if is_functorch_wrapped_tensor(tensor) or not fits:
+                    _refuse(f"{function}: {name}", tensor, shape, dtype, strides)
+                addresses.append(tensor.data_ptr())
+            single = isinstance(x, Buffer)
+            passed.append(ctypes.c_void_p(addresses[0]) if single else (ctypes.c_void_p * len(addresses))(*addresses))
+    failure = run(*passed)
     if failure == b"out of memory":
         raise MemoryError(f"{function} of the native kernel {kernel} ran out of memory")
     if failure:
@@ -78,37 +100,16 @@ def plain(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return x.detach().to(dtype or own).contiguous()
 
 
-def _passed(name: str, x: Buffer | Sequence[Buffer] | list[int] | int | float) -> object:
-    if isinstance(x, Buffer):
-        return ctypes.c_void_p(_addresses(name, (x,))[0])
-    if isinstance(x, int):
-        return ctypes.c_int64(x)
-    if isinstance(x, float):
-        return ctypes.c_double(x)
-    if x and isinstance(x[0], Buffer):
-        return (ctypes.c_void_p * len(x))(*_addresses(name, x))  # type: ignore[arg-type]
-    return (ctypes.c_int64 * len(x))(*x)  # type: ignore[arg-type]
-
-
-def _addresses(name: str, memories: Sequence[Buffer]) -> list[int | None]:
-    """Addresses of the tensors' data; raises ValueError unless they are what the kernel expects.
+def _refuse(
+    name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype, strides: tuple[int, ...] | None
+) -> NoReturn:
+    """Raise ValueError for memory that is not what the kernel expects.
 
     Raises RuntimeError inside a transform of torch.func, whose tensors have no data of their own.
     """
-    found: list[int | None] = []
-    for x, shape, dtype, strides in memories:
-        if x is None:
-            found.append(None)
-            continue
-        if is_functorch_wrapped_tensor(x):
-            raise RuntimeError(
-                f"{name} is within a transform of torch.func (vmap, grad, jvp), which no native kernel has"
-            )
-        laid_out = x.is_contiguous() if strides is None else x.stride() == strides
-        if not (x.shape == shape and x.dtype == dtype and x.device.type == "cpu" and laid_out):
-            raise ValueError(
-                f"{name} is {x.dtype} of shape {tuple(x.shape)} and strides {x.stride()} on {x.device}: the kernel "
-                f"takes {dtype} of shape {shape}, {strides or 'contiguous'}, on the CPU"
-            )
-        found.append(x.data_ptr())
-    return found
+    if is_functorch_wrapped_tensor(x):
+        raise RuntimeError(f"{name} is within a transform of torch.func (vmap, grad, jvp), which no native kernel has")
+    raise ValueError(
+        f"{name} is {x.dtype} of shape {tuple(x.shape)} and strides {x.stride()} on {x.device}: the kernel "
+        f"takes {dtype} of shape {shape}, {strides or 'contiguous'}, on the CPU"
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -9,7 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +21,7 @@ import pytest
 import yaml
 
 from harness.results.rows_file import ROWS, Journal, read_rows
+from harness.sweep import main
 from tests.harness.cases import a_row
 
 if TYPE_CHECKING:
@@ -58,10 +62,30 @@ def start(folder: Path, *arguments: str, **config: Any) -> subprocess.Popen[str]
     return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
 
 
-def sweep(folder: Path, *arguments: str, **config: Any) -> subprocess.CompletedProcess[str]:
-    process = start(folder, *arguments, **config)
-    out, err = process.communicate(timeout=200)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+@dataclass(frozen=True)
+class Done:
+    """How a command ended, and what it said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def sweep(folder: Path, *arguments: str, **config: Any) -> Done:
+    """The command in this process, which has imported already what takes a command seconds."""
+    conf = folder.parent / "conf.yml"
+    conf.write_text(yaml.safe_dump(BASE | config))
+    return command(arguments or (str(conf), "--out", str(folder)))
+
+
+def command(arguments: Sequence[str]) -> Done:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main(arguments)
+        except SystemExit as end:  # of argparse
+            status = int(str(end.code))
+    return Done(status, out.getvalue(), err.getvalue())
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 200.0) -> None:
@@ -131,14 +155,15 @@ def test_killing_the_parent_leaves_no_child_and_resuming_neither_loses_nor_repea
     before = read_rows(folder)
     with (folder / ROWS).open("a") as file:
         file.write('{"schema": 1, "run": "to')
-    done = sweep(folder, "--resume", str(folder))
-    assert done.returncode == 0, done.stderr
+    again = start(folder, "--resume", str(folder))
+    _, err = again.communicate(timeout=200)
+    assert again.returncode == 0, err
     rows = read_rows(folder)
     assert rows[: len(before)] == before
     cells = [(row.label, row.n, row.round) for row in rows]
     assert sorted(cells) == sorted((label, n, r) for label in ("Right", "Slow") for n in lengths for r in (0, 1))
     assert len({row.run for row in rows}) == 1
-    assert "is torn and is skipped" in done.stderr
+    assert "is torn and is skipped" in err
     command = f"python -m harness.sweep {folder.parent / 'conf.yml'}"  # not the one that resumed
     assert json.loads((folder / "run.json").read_text())["command"] == command
 
@@ -251,18 +276,13 @@ def test_what_cannot_be_used_is_one_message_and_exit_status_two(folder: Path, ar
     for place in ("empty", "full"):
         places[place].mkdir()
     (places["full"] / ROWS).write_text("")
-    done = sweep_command(folder, [argument.format(**places) for argument in arguments])
+    places["conf"].write_text(yaml.safe_dump(BASE))
+    done = command([argument.format(**places) for argument in arguments])
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert {path.name for path in folder.parent.iterdir()} == {"conf.yml", "empty", "full"}
     assert [path.name for place in ("empty", "full") for path in places[place].iterdir()] == [ROWS]
-
-
-def sweep_command(folder: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    (folder.parent / "conf.yml").write_text(yaml.safe_dump(BASE))
-    command = [sys.executable, "-m", "harness.sweep", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
 
 
 def test_rows_of_another_version_stop_a_resume_and_stay(folder: Path) -> None:
