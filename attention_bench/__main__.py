@@ -16,7 +16,7 @@ COMMANDS = {
     "sweep": ("harness.sweep", "measure what a configuration asks for, and write a report"),
     "report": ("harness.report", "write the report of a run again"),
     "regress": ("harness.regress", "compare a run with a baseline: pass, fail or ambiguous"),
-    "profile": ("harness.profile", "time the stages of each backend"),
+    "profile": ("harness.profile", "time the stages of the backends that name theirs, such as lsh_v2"),
     "contract": ("attentions.contract", "check an attention against the contract"),
     "inputs": ("harness.inputs", "show how uneven attention is on each kind of inputs"),
 }

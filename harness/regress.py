@@ -173,7 +173,9 @@ def _print(console: Console, judgements: Sequence[Judgement], facts: RunFacts, b
         console.print(Text(busy))
     verdict = gravest(judgement.verdict for judgement in judgements)
     counts = ", ".join(f"{sum(one.verdict == value for one in judgements)} {value}" for value in EXIT_CODES)
-    console.print(Text(f"{verdict}: {counts}", COLOURS[verdict]))
+    timed = sum(bool(one.changes) for one in judgements)
+    line = f"{verdict}: {counts}; times compared in {timed} of {len(judgements)} series"
+    console.print(Text(line, COLOURS[verdict]))
 
 
 def _reasons(judgement: Judgement) -> tuple[Text, Text]:

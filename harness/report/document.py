@@ -185,6 +185,10 @@ def _provenance(sections: Sequence[ReportSection], rows: Sequence[Row], facts: R
 
 def _subtitle(sections: Sequence[ReportSection], facts: RunFacts) -> str:
     machine = facts.machine
-    place = machine.gpu or (f"{machine.cpu}, {machine.cores} cores" if machine.cores else machine.cpu) or machine.name
+    place = (
+        machine.gpu
+        or (f"{machine.cpu}, {units.cores(machine.cores)}" if machine.cores else machine.cpu)
+        or machine.name
+    )
     what = circumstances(sections[0]) if sections else "no rows"
     return f"{place} · {facts.started[:10]} · {what}"

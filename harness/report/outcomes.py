@@ -117,7 +117,7 @@ def machine_table(facts: RunFacts, rows: Sequence[Row]) -> Table:
         "finished": facts.finished or "not finished",
         "commit": (facts.commit or "unknown") + (" with uncommitted changes" if facts.dirty else ""),
         "machine": machine.name,
-        "processor": f"{machine.cpu}, {machine.cores} cores" if machine.cores else machine.cpu,
+        "processor": f"{machine.cpu}, {units.cores(machine.cores)}" if machine.cores else machine.cpu,
         "memory": units.size(machine.memory_bytes) if machine.memory_bytes else "",
         "accelerator": machine.gpu or "none",
         "system": machine.os,

@@ -114,3 +114,8 @@ def interval(low: float, high: float, places: int = 2) -> str:
 def tick(value: float, formatter: Formatter) -> str:
     """Format a round number for an axis: 10 ms where a table would say 10.0 ms."""
     return re.sub(r"\.?0+(?= |$)", "", text) if "." in (text := formatter(value)) else text
+
+
+def cores(number: int) -> str:
+    """Return "1 core", "2 cores"."""
+    return f"{number} core{'' if number == 1 else 's'}"

@@ -61,3 +61,7 @@ def test_words_are_joined_as_in_a_sentence() -> None:
 def test_a_tick_drops_the_zeros_that_a_table_keeps() -> None:
     assert [units.tick(value, units.duration) for value in (1e-3, 0.1, 15e-3)] == ["1 ms", "100 ms", "15 ms"]
     assert units.tick(0.001, units.percent) == "0.1 %"
+
+
+def test_one_core_is_no_plural() -> None:
+    assert [units.cores(number) for number in (1, 2)] == ["1 core", "2 cores"]
