@@ -65,6 +65,7 @@ def profile(conf: Path, overrides: Sequence[str], out: str | None, command: str)
     from pathlib import Path
 
     started_s = time.monotonic()
+    from harness.common.printing import say
     from harness.conduct import DONE, INTERRUPTED, report
     from harness.config.model import load_config
     from harness.config.yaml_source import ConfigError
@@ -79,6 +80,9 @@ def profile(conf: Path, overrides: Sequence[str], out: str | None, command: str)
         plan = make_plan(config, executor, stages=True)
         if not plan.planned:
             raise ConfigError(["no backend of this configuration names its stages"], str(conf))
+        planned = {one.case.backend for one in plan.planned}
+        if left_out := [entry.name for entry in config.backends if entry.name not in planned]:
+            say(f"left out, because they name no stages: {', '.join(dict.fromkeys(left_out))}", sys.stderr)
         folder = new_run(config.out if out is None else out)
         folder.make()
         complete = measure(config, plan, folder, command, started_s, executor, interruption)

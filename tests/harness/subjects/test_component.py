@@ -133,6 +133,7 @@ def test_profile_on_a_full_disk_says_so_and_other_errors_stay(
         return
     assert main([str(conf), "--out", str(folder)]) == 2
     said = capsys.readouterr().err
+    assert "left out, because they name no stages: tests.harness.backends:Right\n" in said
     assert f"error: {folder / 'report.html'} cannot be written: No space left on device" in said
 
 
