@@ -24,7 +24,6 @@ lint: $(READY)
 	$(PY) -m pyright
 
 docs: $(READY)  ## the documentation site into site/; warnings are errors
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	$(PY) -m mkdocs build --strict
 
 report: $(READY)  ## render the newest run again: make report, or make report RUN=reports/runs/...

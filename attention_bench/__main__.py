@@ -9,7 +9,7 @@ from pathlib import Path
 
 from attentions.common.commands import CONSOLE as NAME
 from attentions.common.commands import call_as
-from attentions.common.stopping import run_interruptible
+from attentions.common.stopping import exit_on_signal, run_interruptible
 
 # Each runs as `python -m MODULE` does, with the same options and exit status.
 COMMANDS = {
@@ -78,5 +78,11 @@ def init(arguments: Sequence[str]) -> int:
     return 0
 
 
+def console() -> int:
+    """Run the command of this process; from here on both signals end it with one line."""
+    exit_on_signal()
+    return main()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console())

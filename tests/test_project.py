@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from attentions import BACKENDS
+from harness.common import source_hash
 
 ROOT = Path(__file__).parents[1]
 
@@ -122,6 +123,12 @@ def test_every_dependency_is_pinned_for_tests() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf8").splitlines()
     pinned = {canonical(line) for line in lines if not line.startswith("#")}
     assert declared("dev") <= pinned
+
+
+def test_a_wheel_and_the_source_hash_know_the_same_packages() -> None:
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))
+    wheel = table["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert set(wheel) == source_hash.PACKAGES == {*PACKAGES, "models"}
 
 
 def test_documentation_draws_the_tree_that_is_there() -> None:

@@ -98,3 +98,15 @@ def test_the_wheel_holds_everything_that_runs(tmp_path: Path) -> None:
         done = subprocess.run(called, check=False, cwd=work, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert "bit_sampling" in (work / "run" / "report.md").read_text()
+
+
+def test_a_signal_while_a_command_is_still_imported_ends_it_with_one_line(tmp_path: Path) -> None:
+    """From the console's first line on, before the module of the command has been looked at."""
+    code = (
+        "import os, runpy, signal, sys, attention_bench.__main__ as m;"
+        "runpy.run_module = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT);"
+        "sys.argv[1:] = ['sweep']; sys.exit(m.console())"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], check=False, cwd=tmp_path, env=environment, capture_output=True)
+    assert (done.returncode, done.stderr) == (130, b"interrupted\n")
