@@ -5,12 +5,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 import pytest
 from markdown_it import MarkdownIt
 
 from harness.report import units, write_report
 from harness.report.__main__ import main
+from harness.report.palette import COLOURS
 from tests.harness.report_fixture import BITS, FLASH, MADE, Made, made_facts, made_rows, usual_rows, write_run
 from tests.harness.report_pages import elements, html_tables, markdown_tables, table_with
 
@@ -251,3 +253,23 @@ def test_a_folder_that_holds_no_run_is_refused_in_one_line(
     assert message.startswith("harness.report: ")
     assert "run.json" in message
     assert message.count("\n") == 1
+
+
+def test_the_first_figure_becomes_a_file_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With every colour that it uses, for light pages and dark ones, and the names of the series."""
+    folder, picture = write_run(tmp_path / "run", usual_rows(), made_facts()), tmp_path / "time.svg"
+    assert main([str(folder), "--picture", str(picture)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(picture)
+    text = picture.read_text(encoding="utf-8")
+    root = ElementTree.fromstring(text)
+    assert root.tag.endswith("svg")
+    look = text[text.index("<style>") : text.index("</style>")]
+    assert set(re.findall(r"var\(--(\w+)\)", text)) <= set(re.findall(r"--(\w+):", look.partition("@media")[0]))
+    assert len(re.findall(r"--\w+:", look)) == 2 * len(COLOURS)
+    assert FLASH.label in "".join(root.itertext())
+
+
+def test_a_picture_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, picture = write_run(tmp_path / "run", usual_rows(), made_facts()), tmp_path / "absent" / "time.svg"
+    assert main([str(folder), "--picture", str(picture)]) == 2
+    assert capsys.readouterr().err == f"harness.report: {picture}: No such file or directory\n"
