@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from attentions.common.stopping import SIGNALS
+from tests import preloaded
 from tests.option_walk import commands
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +26,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_command_ends_with_one_line_at_its_first_import_when_it_reads_its_options_and_when_it_works() -> None:
-    done = run("-m", "tests.interruption_walk", "--calls", "1")
+    done = preloaded.run("-m", "tests.interruption_walk", "--calls", "1", cwd=ROOT)
     assert (done.returncode, json.loads(done.stdout)) == (0, []), done.stderr
     assert f"{6 * len(commands())} interruptions" in done.stderr
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from subprocess import CompletedProcess
 
 import pytest
 
+from tests import preloaded
 from tests.option_walk import Call, Ended, calls, commands, verdict
 
 
-def walk(*options: str) -> subprocess.CompletedProcess[str]:
+def walk(*options: str) -> CompletedProcess[str]:
     """In a process of its own: it forks once a call, and imports every command."""
-    return subprocess.run(
-        [sys.executable, "-m", "tests.option_walk", *options], capture_output=True, text=True, check=False
-    )
+    return preloaded.run("-m", "tests.option_walk", *options, timeout=7200)
 
 
 @pytest.mark.timeout(1200)

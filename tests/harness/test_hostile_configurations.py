@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 
 from harness.config.yaml_source import DEEPEST, LARGEST_BYTES, MOST_VALUES
 from harness.sweep import main
+from tests import preloaded
 
 ROOT = Path(__file__).parents[2]
 
@@ -360,8 +359,7 @@ def test_a_hostile_path_is_refused(place: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize("name", ["laughs", "lists", "2^40 tokens"])
 def test_the_command_itself_exits_with_2(place: Path, name: str) -> None:
     (place / "conf.yml").write_text(TEXTS[name][0])
-    command = [sys.executable, "-m", "harness.sweep", str(place / "conf.yml"), "--dry-run"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    done = preloaded.run("-m", "harness.sweep", str(place / "conf.yml"), "--dry-run", cwd=ROOT)
     assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
 

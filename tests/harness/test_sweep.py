@@ -22,6 +22,7 @@ import yaml
 
 from harness.results.rows_file import ROWS, Journal, read_rows
 from harness.sweep import main
+from tests import preloaded
 from tests.harness.cases import a_row
 
 if TYPE_CHECKING:
@@ -53,13 +54,11 @@ def backends(*names: str) -> list[dict[str, str]]:
     return [{"name": f"tests.harness.backends:{name}", "label": name} for name in names]
 
 
-def start(folder: Path, *arguments: str, **config: Any) -> subprocess.Popen[str]:
+def start(folder: Path, *arguments: str, **config: Any) -> preloaded.Process:
     """A sweep of its own session, so that signals to it reach nobody else."""
     conf = folder.parent / "conf.yml"
     conf.write_text(yaml.safe_dump(BASE | config))
-    command = [sys.executable, "-m", "harness.sweep", *(arguments or (str(conf), "--out", str(folder)))]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
+    return preloaded.start("-m", "harness.sweep", *(arguments or (str(conf), "--out", str(folder))), cwd=ROOT)
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 200.0) -> None:
         time.sleep(0.02)
 
 
-def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
+def family(process: preloaded.Process) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
@@ -183,7 +182,7 @@ def test_a_sweep_killed_before_its_first_case_can_be_resumed(folder: Path, there
     assert json.loads((folder / "run.json").read_text())["run"] == row.run
 
 
-def listens(process: subprocess.Popen[str]) -> bool:
+def listens(process: preloaded.Process) -> bool:
     """Whether it blocks or handles SIGTERM, as Python by itself does not."""
     lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigBlk", "SigCgt"))]
@@ -199,7 +198,7 @@ def finished(folder: Path) -> bool:
 
 
 MANY = {"backends": backends("Right", "Slow"), "lengths": [64, 65, 66, 67, 68], "rounds": 9}
-MOMENTS: dict[str, tuple[Callable[[subprocess.Popen[str], Path], bool], dict[str, Any], range]] = {
+MOMENTS: dict[str, tuple[Callable[[preloaded.Process, Path], bool], dict[str, Any], range]] = {
     "while it starts": (lambda process, folder: listens(process), MANY, range(1)),
     "before its first case": (lambda process, folder: stands(folder / "run.json"), MANY, range(90)),
     "between its cases": (lambda process, folder: len(read_rows(folder)) >= 2, MANY, range(2, 90)),
@@ -235,7 +234,10 @@ def test_an_interrupted_sweep_keeps_and_reports_what_it_has(
 
 def test_a_sweep_that_nobody_listens_to_any_more_reports_all_the_same(folder: Path) -> None:
     """As with `| tee log`, which Ctrl-C ends first."""
-    process = start(folder, **MANY)
+    conf = folder.parent / "conf.yml"
+    conf.write_text(yaml.safe_dump(BASE | MANY))
+    command = [sys.executable, "-m", "harness.sweep", str(conf), "--out", str(folder)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_until(lambda: len(read_rows(folder)) >= 1)
     assert process.stdout is not None
     assert process.stderr is not None
@@ -321,8 +323,7 @@ def test_a_full_disk_is_one_message_and_keeps_the_rows(
 ) -> None:
     conf = folder.parent / "conf.yml"
     conf.write_text(yaml.safe_dump(BASE | {"lengths": lengths}))
-    command = [sys.executable, "-c", LIMITED, str(conf), "--out", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
+    done = preloaded.run("-c", LIMITED, str(conf), "--out", str(folder), cwd=ROOT)
     assert done.returncode == 2, done.stderr
     assert re.search(message, done.stderr)
     assert "Traceback" not in done.stderr

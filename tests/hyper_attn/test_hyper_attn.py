@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import subprocess
-import sys
 import textwrap
 from typing import Any
 
@@ -20,6 +18,7 @@ from attentions import build
 from attentions.hyper import Hyper
 from hyper_attn.hyper_attn import HyperAttention
 from hyper_attn.utils import slots, squares
+from tests import preloaded
 
 SMALL: dict[str, Any] = {"lsh_num_projs": 4, "block_size": 16, "sample_size": 8, "min_seq_len": 32}
 
@@ -282,7 +281,7 @@ def test_what_does_not_fit_is_refused() -> None:
                 assert out.shape == (*q0.shape[:3], 5) and lse.shape == (*q0.shape[:3], 1), (out.shape, lse.shape)
                 out.sum().backward()
     """)
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=False)
+    done = preloaded.run("-W", "ignore", "-c", script)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -317,5 +316,5 @@ def test_what_a_call_cannot_take_is_refused_by_name() -> None:
         except ValueError as error:
             print(error)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
+    done = preloaded.run("-c", textwrap.dedent(program))
     assert (done.stdout, done.stderr) == ("seed=1.5 is not allowed: it must be an integer\n", "")

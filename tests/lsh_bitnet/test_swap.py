@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
-import subprocess
-import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoModelFo
 from attentions import BACKENDS
 from lsh_bitnet import attend_with, register
 from lsh_bitnet.models import random_model
+from tests import preloaded
 from tests.lsh_bitnet.models import ARCHITECTURES, SMALL, can, close, logits, padded, positions, shared, tokens
 
 EXACT = ("vanilla", "flash")
@@ -279,7 +278,7 @@ def test_a_model_pickled_inside_a_swap_is_read_in_another_process(tmp_path: Path
         "import sys, torch; model, ids, want = torch.load(sys.argv[1], weights_only=False);"
         "assert torch.equal(model(ids).logits, want)"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "swapped.pt")], check=True)
+    preloaded.run("-c", code, str(tmp_path / "swapped.pt"), check=True)
 
 
 def test_a_model_saved_inside_a_swap_is_read_as_its_own(tmp_path: Path) -> None:
@@ -349,7 +348,7 @@ def test_importing_the_package_registers_nothing() -> None:
         "from transformers import AttentionInterface as A, AttentionMaskInterface as M; before = set(A()), set(M());"
         "import lsh_bitnet; assert (set(A()), set(M())) == before"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    preloaded.run("-c", code, check=True)
 
 
 def test_an_unknown_backend_is_refused_with_the_nearest_one() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -13,6 +11,7 @@ from torch.nn import Module
 
 from attentions import BACKENDS, Attention, Problem, build
 from attentions.vanilla import Vanilla
+from tests import preloaded
 
 
 def sample(*, batch: int = 2, length: int = 13) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,7 +105,7 @@ def test_blocks_refuse_what_does_not_fit() -> None:
                     else:
                         raise AssertionError(f"{name} takes what should be refused: {says}")
     """)
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=False)
+    done = preloaded.run("-W", "ignore", "-c", script)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -203,7 +202,7 @@ def test_calls_can_be_traced() -> None:
         one = lambda q, k, v: a(q[None], k[None], v[None])[0]
         assert torch.allclose(torch.func.vmap(one)(q, k, v), a(q, k, v), atol=1e-6)
     """)
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=False)
+    done = preloaded.run("-W", "ignore", "-c", script)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -250,7 +249,7 @@ def test_what_is_no_tensor_is_refused_by_name() -> None:
                     assert str(error) == "first is list: it must be a tensor", error
         print("tried")
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
+    done = preloaded.run("-c", textwrap.dedent(program))
     assert (done.stdout, done.stderr) == ("tried\n", "")
 
 
@@ -299,7 +298,7 @@ def test_settings_of_another_kind_are_refused_by_name() -> None:
                     print(name, setting, size, "is taken")
         print("tried")
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
+    done = preloaded.run("-c", textwrap.dedent(program))
     assert (done.stdout, done.stderr) == ("tried\n", "")
 
 
@@ -328,7 +327,7 @@ def test_settings_of_numpy_and_of_users_are_taken() -> None:
         except ValueError as error:
             print(error)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
+    done = preloaded.run("-c", textwrap.dedent(program))
     told = "width=0.5 is not allowed: it must be an integer of at most 64 bits"
     assert (done.stdout.splitlines(), done.stderr) == (["True", "True", told], "")
 

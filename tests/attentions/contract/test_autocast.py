@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import preloaded
 from tests.attentions.autocast_cases import CASES
 
 ROOT = Path(__file__).parents[3]
@@ -15,11 +14,5 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.mark.parametrize("name", CASES)
 def test_autocast_works(name: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.attentions.autocast_cases", name],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = preloaded.run("-m", "tests.attentions.autocast_cases", name, cwd=ROOT)
     assert done.returncode == 0, done.stderr.strip()[-2000:]

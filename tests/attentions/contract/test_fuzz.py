@@ -50,6 +50,7 @@ def test_thousands_of_random_calls_agree_with_the_definitions_or_are_refused(see
     assert found["valid"] > 130
 
 
+@pytest.mark.no_type_checks
 def test_wrong_answers_and_crashes_are_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr(fuzz, "CLASSES", {"offset": broken.Offset, "trusting": broken.Trusting})
     for name in fuzz.CLASSES:

@@ -15,6 +15,8 @@ from attentions.lsh_v2.held import Held, Rings
 from attentions.lsh_v2.pools import Pools
 from tests.attentions.lsh_v2.test_attention import SMALL, inputs, made
 
+pytestmark = pytest.mark.no_type_checks  # thousands of calls of what `test_attention` checks
+
 FEW_CODES: dict[str, Any] = SMALL | {"hash_dim": 1, "n_hashes": 2}  # four a round, so that windows are soon full
 
 

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,10 +56,10 @@ def script(path: Path, body: str) -> Path:
 
 
 @needs_compiler
-def test_second_build_takes_the_cached_library(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = native.build("bucket_window")
+def test_second_build_takes_the_cached_library(empty_cache: Path, quick: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = native.build(quick)
     monkeypatch.setattr(native, "_compile", lambda command, target: pytest.fail("compiled again"))
-    assert native.build("bucket_window") == first
+    assert native.build(quick) == first
     assert first.is_relative_to(empty_cache)
 
 
@@ -92,14 +91,11 @@ def test_failing_compiler_is_a_build_error_with_its_message(
 
 
 @needs_compiler
-def test_killed_build_does_not_hang_the_next(empty_cache: Path, tmp_path: Path) -> None:
+def test_killed_build_does_not_hang_the_next(empty_cache: Path, quick: str, tmp_path: Path) -> None:
     slow = tmp_path / "slow-c++"
     slow.write_text('#!/bin/sh\ncase "$*" in *--version*) echo slow;; *) echo started > "$0.log"; sleep 60;; esac\n')
     slow.chmod(0o755)
-    script = textwrap.dedent("""
-        from attentions import native
-        native.build("bucket_window")
-    """)
+    script = f"from attentions import native; native.build({quick!r})"
     environment = {**os.environ, "CXX": str(slow), "PYTHONPATH": str(Path(__file__).parents[3])}
     child = subprocess.Popen([sys.executable, "-c", script], env=environment, start_new_session=True)
     deadline = time.monotonic() + 60
@@ -111,7 +107,7 @@ def test_killed_build_does_not_hang_the_next(empty_cache: Path, tmp_path: Path) 
     child.wait()
     with native._lock(next(empty_cache.glob("*.lock"))):  # the lock went with the process that held it
         pass
-    assert native.build("bucket_window").exists()
+    assert native.build(quick).exists()
 
 
 @needs_compiler

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from attentions.contract.candidate import Candidate
 from attentions.contract.checks import outcomes
 from attentions.recurrent.mamba2_block import Mamba2Block
 from attentions.recurrent.mamba_block import MambaBlock
+from tests import preloaded
 
 ROOT = Path(__file__).parents[3]
 
@@ -44,8 +43,8 @@ def test_report_of_a_sweep_without_a_compiler_says_torch_fallback(tmp_path: Path
     }
     chosen = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     environment = {**os.environ, "CXX": "/nonexistent", "ATTENTION_BENCH_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", "harness.sweep", "conf.yml", "--out", str(out), *chosen]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    command = ("-m", "harness.sweep", "conf.yml", "--out", str(out), *chosen)
+    done = preloaded.run(*command, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     assert (done.stdout + done.stderr).count("native kernel selective_scan is not available") == 1
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text(encoding="utf8").splitlines()]

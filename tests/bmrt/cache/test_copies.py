@@ -6,8 +6,6 @@ import copy
 import gc
 import io
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import pytest
 import torch
 
 from bmrt import STRATEGIES, BoundedCache, Hybrid, build_strategy
+from tests import preloaded
 from tests.bmrt.models import fed, tiny, tokens
 
 
@@ -100,7 +99,7 @@ def test_a_stored_model_is_read_where_this_package_is_not(tmp_path: Path) -> Non
     cache = BoundedCache(model, 24)
     torch.save(model, tmp_path / "model.pt")
     code = "import sys, torch; torch.load(sys.argv[1], weights_only=False); assert 'bmrt' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "model.pt")], check=True, cwd=tmp_path, timeout=120)
+    preloaded.run("-c", code, str(tmp_path / "model.pt"), check=True, cwd=tmp_path)
     assert cache.get_seq_length() == 0
 
 

@@ -44,7 +44,7 @@ def test_wider_dtypes_hold_every_value() -> None:
 def test_a_clock_that_stands_still_gives_no_rate_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceilings, "MATMUL_SIZES", (8,))
     monkeypatch.setattr(ceilings, "COPY_BYTES", 64)
-    monkeypatch.setattr(ceilings, "MOST_LOOKS", 20)
+    monkeypatch.setattr(ceilings, "MOST_LOOKS", 5)
     monkeypatch.setattr(ceilings.time, "perf_counter", lambda: 7.0)
     found = measure_ceilings(device="cpu", dtypes=["float32"], threads=torch.get_num_threads(), budget_s=0.1)
     assert (found["flops_per_s"], found["copy_bytes_per_s"]) == ({"float32": 0.0}, 0.0)

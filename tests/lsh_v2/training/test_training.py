@@ -30,19 +30,18 @@ from lsh_v2.training.evaluation import answers, held_out_loss
 from lsh_v2.training.metrics import loss_drop
 from lsh_v2.training.optimizer import optimizer_of, set_rates
 from tasks.byte_tokenizer import ByteTokenizer
+from tests import preloaded
 from tests.lsh_v2.small import small_config, small_model, token_ids
 from tests.lsh_v2.tiny_training import TINY, Echo, steps_of, tiny
 
 
-def command(out: Path, **changes: Any) -> subprocess.Popen:
+def command(out: Path, **changes: Any) -> preloaded.Process:
     """`python -m lsh_v2.train` on a configuration file."""
     out.parent.mkdir(exist_ok=True)
     path = out.with_suffix(".yml")
     path.write_text(yaml.safe_dump(TINY | {"out": str(out)} | changes))
     root = Path(__file__).parents[3]
-    environment = os.environ | {"PYTHONPATH": str(root)}
-    arguments = [sys.executable, "-m", "lsh_v2.train", str(path)]
-    return subprocess.Popen(arguments, env=environment, cwd=root, stderr=subprocess.PIPE, text=True)
+    return preloaded.start("-m", "lsh_v2.train", str(path), cwd=root)
 
 
 def test_killed_run_ends_with_the_curve_of_one_that_was_not(tmp_path: Path) -> None:
