@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.common.deadline import Start
 from harness.config.model import Config, checked_config, load_config
 from harness.report import write_report
 from harness.results.rows_file import latest, read_rows
@@ -70,7 +70,7 @@ def run_sweep(
     Raises ConfigError for a configuration that cannot be used, FolderError for a folder that cannot be written or holds
     a run already, ServerError if no process for the cases can be started.
     """
-    started_s = time.monotonic()
+    started = Start()
     if isinstance(config, str | Path):
         checked = load_config(Path(config), overrides)
     elif isinstance(config, Config):
@@ -81,7 +81,7 @@ def run_sweep(
     with Interruption() as interruption, Executor(Path(tempfile.gettempdir()), interruption) as executor:
         plan = make_plan(checked, executor)
         folder.make()
-        complete = measure(checked, plan, folder, "attention_bench.run_sweep", started_s, executor, interruption)
+        complete = measure(checked, plan, folder, "attention_bench.run_sweep", started, executor, interruption)
     if read_rows(folder.path):
         write_report(folder.path)
     return Run(folder.path, complete)

@@ -36,7 +36,9 @@ from pathlib import Path
 import psutil
 import yaml
 
+from harness.common.deadline import Deadline
 from harness.common.rows import Row
+from harness.measure.elapsed import Elapsed
 from harness.results.rows_file import read_rows
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +76,7 @@ class Sweep:
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
-        self.began_s = time.monotonic()
+        self.elapsed = Elapsed()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "harness.sweep", *self.arguments],
             cwd=ROOT,
@@ -109,8 +111,8 @@ class Sweep:
 
     def left(self) -> list[str]:
         """Return its processes that still run after ten seconds; returns early once there are none."""
-        until = time.monotonic() + LEFT_S
-        while (found := processes(self.mark)) and time.monotonic() < until:
+        deadline = Deadline(LEFT_S)
+        while (found := processes(self.mark)) and not deadline.passed():
             time.sleep(0.1)
         return found
 
@@ -201,7 +203,7 @@ class Trials:
     def _undisturbed_s(self) -> float:
         sweep = Sweep([str(self._conf), "--out", str(self._folder())])
         sweep.end()
-        return time.monotonic() - sweep.began_s
+        return sweep.elapsed.seconds()
 
     def _moment_s(self) -> float:
         return self._random.uniform(0.0, self._length_s)

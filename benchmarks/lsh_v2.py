@@ -21,7 +21,6 @@ if __name__ == "__main__":
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +37,7 @@ from benchmarks.side_by_side import gaussian, medians
 from harness.common.command_line import count
 from harness.common.rows import Case
 from harness.inputs import CALIBRATION, make_inputs
+from harness.measure.elapsed import Elapsed, seconds_of
 from harness.measure.memory import resident_peak, return_freed_memory
 from harness.report.components import plain_slope
 from harness.stats.scaling import fit_scaling
@@ -144,7 +144,7 @@ def scaling(longest: int, rounds: int, console: Console) -> None:
         stages = {"all": lambda x=inputs_here: attention(*x), **attention.components(*inputs_here)}
         for name, stage in stages.items():
             stage()
-            samples.setdefault(name, {})[n] = [[_seconds(stage)] for _ in range(rounds)]
+            samples.setdefault(name, {})[n] = [[seconds_of(stage)] for _ in range(rounds)]
         del stages
         return_freed_memory()
         out, peak = resident_peak(lambda x=inputs_here: attention(*x))
@@ -158,12 +158,6 @@ def scaling(longest: int, rounds: int, console: Console) -> None:
         table.add_row(name, f"{found[longest][0][0]:.3f} s", *_growth(found), str(claims.get(name, "")))
     table.add_row("memory, inputs and peak", f"{peaks[longest][0][0] / 2**20:,.0f} MiB", *_growth(peaks), "1.05")
     console.print(table)
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def _growth(found: dict[int, list[list[float]]]) -> tuple[str, str, str, str]:
@@ -284,9 +278,9 @@ def decoding(longest: int, console: Console) -> None:
         for piece in zip(*(x[:, :, :n].split(16_384, dim=2) for x in sample), strict=True):
             stream.extend(*piece)
         for t in range(n, n + 128):
-            start = time.process_time()
+            elapsed = Elapsed("processor")
             stream.extend(*(x[:, :, t : t + 1] for x in sample))
-            times_s.append(time.process_time() - start)
+            times_s.append(elapsed.seconds())
         milliseconds = (f"{1e3 * x:.2f}" for x in (statistics.median(times_s), max(times_s)))
         table.add_row(f"{n:,}", *milliseconds, f"{stream.state_bytes / 2**20:.1f}")
     torch.set_num_threads(before)

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from harness.measure.elapsed import time_in_turns
+
 
 def medians(methods: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:
     """Return median seconds per method over rounds that run each method once, after one warm-up round."""
-    samples: dict[str, list[float]] = {name: [] for name in methods}
-    for turn in range(rounds + 1):
-        for name, method in methods.items():
-            start = time.perf_counter()
-            method()
-            if turn:
-                samples[name].append(time.perf_counter() - start)
-    return {name: statistics.median(found) for name, found in samples.items()}
+    return {name: statistics.median(found) for name, found in time_in_turns(methods, rounds).items()}
 
 
 def gaussian(n: int, *, heads: int = 4, head_dim: int = 64, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,8 +14,6 @@ if __name__ == "__main__":
     exit_on_signal()  # before the slow imports
 
 import argparse
-import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -23,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.common.command_line import count
+from harness.measure.elapsed import seconds_of
 from lsh_bitnet import attend_with, load_model
 
 MODELS = ("tiny-bitnet", "written-induction")
@@ -40,17 +39,10 @@ def pairs(name: str, n: int, count: int) -> np.ndarray:
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # so that neither compiles its quantiser
         call()
         for _ in range(count):
-            own = seconds(call)
+            own = seconds_of(call)
             with attend_with(model, "flash"):
-                found.append((own, seconds(call)))
+                found.append((own, seconds_of(call)))
     return np.array(found)
-
-
-def seconds(call: Callable[[], object]) -> float:
-    """Return the seconds of one call."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def main() -> None:

@@ -17,7 +17,6 @@ if __name__ == "__main__":
     exit_on_signal()  # before the slow imports
 
 import argparse
-import time
 from collections.abc import Callable
 
 import torch
@@ -29,6 +28,7 @@ from attentions import Attention, build
 from attentions.codebooks.quantised import QuantisedAttention
 from benchmarks.side_by_side import gaussian, medians
 from harness.common.command_line import count
+from harness.measure.elapsed import seconds_of
 from harness.measure.memory import resident_peak, return_freed_memory
 from harness.stats.scaling import fit_scaling
 
@@ -122,10 +122,7 @@ def exponents(lengths: list[int], rounds: int, console: Console) -> None:
 
 def seconds(attention: Attention, n: int) -> float:
     """Return the seconds of one call."""
-    call = no_grad(attention, gaussian(n))
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    return seconds_of(no_grad(attention, gaussian(n)))
 
 
 def main() -> None:

@@ -19,7 +19,6 @@ if __name__ == "__main__":
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import product
@@ -34,6 +33,7 @@ from bmrt.cache.layer import BoundedLayer
 from bmrt.cache.settings import Settings
 from bmrt.evaluation.options import run
 from bmrt.strategies import STRATEGIES, Hybrid, Strategy, build_strategy
+from harness.measure.elapsed import seconds_of
 from harness.measure.memory import allocator_peak
 from harness.stats.scaling import fit_scaling
 
@@ -174,9 +174,7 @@ def spread(values: list[int]) -> float:
 def timed(call: Callable[[], None]) -> tuple[float, float]:
     """Return the process seconds of a call, and the part spent on compression."""
     with _settling() as inside:
-        started = time.process_time()
-        call()
-        return time.process_time() - started, sum(inside)
+        return seconds_of(call, "processor"), sum(inside)
 
 
 @contextmanager
@@ -185,9 +183,7 @@ def _settling() -> Iterator[list[float]]:
     usual, taken = BoundedLayer.settle, list[float]()
 
     def settle(self: BoundedLayer, *args: Any) -> None:
-        started = time.process_time()
-        usual(self, *args)
-        taken.append(time.process_time() - started)
+        taken.append(seconds_of(lambda: usual(self, *args), "processor"))
 
     BoundedLayer.settle = settle  # pyright: ignore[reportAttributeAccessIssue]
     try:

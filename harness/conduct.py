@@ -9,12 +9,12 @@ import logging
 import shlex
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.common.deadline import Start
 from harness.common.printing import say
 from harness.config.model import Config, load_config
 from harness.config.yaml_source import ConfigError
@@ -65,7 +65,7 @@ def sweep(request: Request, interruption: Interruption) -> int:
     Raises ValueError with one message for unusable input, and KeyboardInterrupt if a signal arrives before the folder
     exists.
     """
-    started_s = time.monotonic()
+    started = Start()
     logging.basicConfig(format="%(levelname)s: %(message)s")
     earlier = old_run(request.resume) if request.resume else None
     if earlier and not request.conf and not earlier.config.exists():
@@ -86,7 +86,7 @@ def sweep(request: Request, interruption: Interruption) -> int:
 
         interruption.check()
         folder.make()
-        complete = measure(config, plan, folder, _command(request, folder), started_s, executor, interruption)
+        complete = measure(config, plan, folder, _command(request, folder), started, executor, interruption)
     status = _judge(report(folder.path), config)
     return status if complete and not interruption.asked else INTERRUPTED
 

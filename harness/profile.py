@@ -61,10 +61,11 @@ def profile(conf: Path, overrides: Sequence[str], out: str | None, command: str)
     exists.
     """
     import tempfile
-    import time
     from pathlib import Path
 
-    started_s = time.monotonic()
+    from harness.common.deadline import Start
+
+    started = Start()
     from harness.common.printing import say
     from harness.conduct import DONE, INTERRUPTED, report
     from harness.config.model import load_config
@@ -85,7 +86,7 @@ def profile(conf: Path, overrides: Sequence[str], out: str | None, command: str)
             say(f"left out, because they name no stages: {', '.join(dict.fromkeys(left_out))}", sys.stderr)
         folder = new_run(config.out if out is None else out)
         folder.make()
-        complete = measure(config, plan, folder, command, started_s, executor, interruption)
+        complete = measure(config, plan, folder, command, started, executor, interruption)
         report(folder.path)
         return DONE if complete and not interruption.asked else INTERRUPTED
 

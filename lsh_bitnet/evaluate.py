@@ -13,7 +13,6 @@ if __name__ == "__main__":
     exit_on_signal()  # before the slow imports
 
 import hashlib
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 
+from harness.measure.elapsed import Elapsed
 from lsh_bitnet.commands import Parser, add_out, require_out, run, what_ran
 from lsh_bitnet.models import Loaded, content_of, load_model
 from lsh_bitnet.perplexity import measure_perplexity
@@ -56,7 +56,7 @@ def measure(loaded: Loaded, text: str, experiment: Experiment) -> dict[str, Any]
         if wanted is None
         else attend_with(loaded.model, wanted.backend, dense_layers=wanted.dense_layers, count=True, **wanted.settings)
     )
-    started = time.perf_counter()
+    elapsed = Elapsed()
     with swap as swapped, torch.compiler.set_stance("force_eager"):
         found = measure_perplexity(
             loaded,
@@ -72,7 +72,7 @@ def measure(loaded: Loaded, text: str, experiment: Experiment) -> dict[str, Any]
         "tokens": found.tokens,
         "predicted_tokens": found.predicted,
         "text_bytes": found.text_bytes,
-        "time_s": time.perf_counter() - started,
+        "time_s": elapsed.seconds(),
     }
     if swapped is not None and swapped.log is not None:
         values |= swapped.log.summary()

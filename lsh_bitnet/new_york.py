@@ -12,7 +12,6 @@ from attentions.common.stopping import exit_on_signal, run_interruptible
 if __name__ == "__main__":
     exit_on_signal()  # before the slow imports
 
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 
 from harness.common.command_line import count
+from harness.measure.elapsed import Elapsed
 from lsh_bitnet.answers import measure_accuracy
 from lsh_bitnet.commands import attention_of, baseline_parser, require_out, run, what_ran
 from lsh_bitnet.models import content_of, load_model, require_length
@@ -84,7 +84,7 @@ def _measure(given: Any) -> dict[str, Any]:
     if wanted is not None:
         settings = wanted["settings"]
         swap = attend_with(loaded.model, wanted["backend"], dense_layers=wanted["dense_layers"], count=True, **settings)
-    started = time.perf_counter()
+    elapsed = Elapsed()
     with swap as swapped, torch.compiler.set_stance("force_eager"):
         found = measure_accuracy(loaded, task, samples=given.n_samples, batch_size=given.batch_size)
     values = {name: value for name, value in vars(given).items() if name not in ("out", "settings", "dense_layers")}
@@ -98,7 +98,7 @@ def _measure(given: Any) -> dict[str, Any]:
         "answers": found.answers,
         "targets": found.targets,
         "scores": found.scores,
-        "time_s": time.perf_counter() - started,
+        "time_s": elapsed.seconds(),
     }
     if swapped is not None and swapped.log is not None:
         values |= swapped.log.summary()

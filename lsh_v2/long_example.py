@@ -18,13 +18,13 @@ if __name__ == "__main__":
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from harness.measure.elapsed import Elapsed
 from harness.measure.memory import resident_peak, return_freed_memory
 from lsh_v2.common.endings import end
 from lsh_v2.model.presets import model_of_command
@@ -55,9 +55,9 @@ def measure(model: LSHv2Model, tokens: int) -> str:
     ids = torch.randint(0, model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
     model(ids[:, :64], logits_to_keep=1)  # builds native kernels before timing
     return_freed_memory()
-    started = time.perf_counter()
+    elapsed = Elapsed()
     out, peak = resident_peak(lambda: model(ids, logits_to_keep=1))
-    time_s = time.perf_counter() - started
+    time_s = elapsed.seconds()
     finite = bool(torch.isfinite(out["logits"]).all())
     steps = f"   steps {float(out['expected_steps']):.2f}" if "expected_steps" in out else ""
     memory = "unknown" if peak is None else f"{peak / 1e9:.2f} GB beyond the weights"

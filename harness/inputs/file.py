@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import torch
 from jaxtyping import Float
@@ -92,7 +93,7 @@ class File(InputKind):
                 return f"{name} has the dtype {kind}, needed is one of {', '.join(KINDS)}"
         file = Path(self.path).stat()
         settled = time.time_ns() - file.st_mtime_ns > SETTLED_NS
-        stamp = (file.st_mtime_ns, file.st_size, file.st_ino) if settled else (time.monotonic_ns(),)
+        stamp = (file.st_mtime_ns, file.st_size, file.st_ino) if settled else (uuid4().int,)
         size = largest(self.path, name, case.batch, sizes_of(case, 0).positions, stamp)
         if not math.isfinite(size):
             return f"{name} has NaN or infinite values, finite ones are needed"

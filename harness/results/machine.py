@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.common.cpu_load import cores
+from harness.measure.cpu_load import cores
 
 ROOT = Path(__file__).parents[2]
 MODEL = ("vendor_id", "cpu family", "model", "stepping", "CPU implementer", "CPU part", "CPU variant", "CPU revision")

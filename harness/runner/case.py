@@ -8,7 +8,6 @@ up and timed, and the last timed answer is checked as well. A wrong answer gets 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,10 +16,11 @@ from typing import Any
 
 import torch
 
-from harness.common.cpu_load import Load, cores
 from harness.common.rows import Case
 from harness.measure import gate, memory
 from harness.measure import timer as clock
+from harness.measure.cpu_load import Load, cores
+from harness.measure.elapsed import Elapsed
 from harness.measure.roofline import measure_ceilings
 from harness.subjects.base import CheckResult, Facts, Trial, Unsupported, subject_of
 from harness.subjects.references import Store, UnwritableError
@@ -125,9 +125,9 @@ class _Run:
 
     @contextmanager
     def _measuring(self) -> Iterator[None]:
-        started, load = time.perf_counter(), Load()
+        elapsed, load = Elapsed(), Load()
         yield
-        self.measured_s += time.perf_counter() - started
+        self.measured_s += elapsed.seconds()
         self.others_s += load.others_s()
 
     def _check(self, variant: int, answer: Any) -> str:

@@ -16,7 +16,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
@@ -26,6 +25,8 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from pydantic import TypeAdapter
 
+from harness.common.deadline import Deadline
+from harness.measure.elapsed import Elapsed
 from harness.runner.fork_server import ServerError
 from harness.runner.worker import Job
 
@@ -109,14 +110,14 @@ class Executor:
             try:
                 server = self._server = self._server or _Server(self._interruption)
                 server.await_ready()
-                started, kills = time.monotonic(), _kernel_kills()
+                elapsed, kills = Elapsed(), _kernel_kills()
                 ended = server.follow(job)
             except BaseException:
                 self.close()  # this ends the child too
                 raise
             if not server.alive:
                 self.close()
-            wall_s = time.monotonic() - started
+            wall_s = elapsed.seconds()
             by_kernel = ended.exitcode == -signal.SIGKILL and _kernel_kills() > kills
             outcome = _judge(ended, limits.time_s, wall_s, Path(log.name), by_kernel=by_kernel)
         if outcome.status == "crash":
@@ -219,9 +220,9 @@ class _Server:
 
     def _message(self, time_s: float) -> dict[str, Any] | None:
         """Return the server's next line; None if it does not arrive in time or the server has ended."""
-        deadline = time.monotonic() + time_s
+        deadline = Deadline(time_s)
         while b"\n" not in self._received:
-            left_s = max(0.0, deadline - time.monotonic())  # a wait may end early without data from the server
+            left_s = max(0.0, deadline.left_s())  # a wait may end early without data from the server
             if not self.alive or (not self._receive(left_s) and left_s == 0.0):
                 return None
         line, _, rest = self._received.partition(b"\n")

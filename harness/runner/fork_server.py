@@ -24,6 +24,8 @@ import time
 import traceback
 from typing import Any, NoReturn
 
+from harness.common.deadline import Deadline
+
 PRELOADED = ("torch", "psutil", "harness.runner.worker", "harness.runner.case")
 ANSWER_BYTES = 64 * 2**20  # a longer answer is cut off and not accepted
 
@@ -159,13 +161,13 @@ def _kill(pid: int) -> None:
 
 def _kill_strays() -> None:
     """Kill everything that children left behind: killing one generation reparents the next to this process."""
-    until = time.monotonic() + STRAYS_S
-    while (pids := _children()) and time.monotonic() < until:
+    deadline = Deadline(STRAYS_S)
+    while (pids := _children()) and not deadline.passed():
         for pid in pids:
             _kill(pid)
         for pid in pids:
             with contextlib.suppress(ChildProcessError):
-                while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < until:
+                while os.waitpid(pid, os.WNOHANG) == (0, 0) and not deadline.passed():
                     time.sleep(0.001)
 
 

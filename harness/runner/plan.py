@@ -12,10 +12,10 @@ import psutil
 import torch
 
 from attentions import Attention, resolve
-from harness.common.cpu_load import cores
 from harness.common.rows import Case
 from harness.config.backends import LabelledBackend, entry_mistakes, label_clashes, series_of
 from harness.config.yaml_source import ConfigError
+from harness.measure.cpu_load import cores
 from harness.runner.plan_checks import (
     build_mistakes,
     count_mistakes,

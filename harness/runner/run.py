@@ -15,6 +15,7 @@ from harness.runner.progress import Reporter, reporter
 from harness.runner.scheduler import Circumstances, Rounds
 
 if TYPE_CHECKING:
+    from harness.common.deadline import Start
     from harness.config.model import Config
     from harness.runner.external import SweepPlan
     from harness.runner.signals import Interruption
@@ -28,7 +29,7 @@ def measure(
     plan: SweepPlan,
     folder: RunFolder,
     command: str,
-    started_s: float,
+    started: Start,
     executor: Executor,
     interruption: Interruption,
 ) -> bool:
@@ -50,7 +51,7 @@ def measure(
         facts = _facts(config, plan, folder, command, earlier, executor, report_to)
         folder.write_config(config)
         folder.write_facts(facts)
-        circumstances = _circumstances(config, plan, facts, started_s)
+        circumstances = _circumstances(config, plan, facts, started)
         rounds = Rounds(plan, circumstances, journal, executor, folder.cache, report_to, earlier)
         rounds.prime()
         rounds.run(interruption.check)
@@ -128,7 +129,7 @@ def _higher(measured: dict[str, Any], before: dict[str, Any] | None) -> dict[str
     }
 
 
-def _circumstances(config: Config, plan: SweepPlan, facts: dict[str, Any], started_s: float) -> Circumstances:
+def _circumstances(config: Config, plan: SweepPlan, facts: dict[str, Any], started: Start) -> Circumstances:
     on_cpu = plan.planned[0].case.device == "cpu"
     return Circumstances(
         run=facts["run"],
@@ -138,5 +139,5 @@ def _circumstances(config: Config, plan: SweepPlan, facts: dict[str, Any], start
         memory_bytes=config.budget.memory_bytes() if on_cpu else None,
         budget=config.budget,
         seed=config.seed,
-        started_s=started_s,
+        started=started,
     )

@@ -7,7 +7,6 @@ with a correct, timed answer are measured again.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from harness.common.deadline import Deadline, Start
 from harness.common.import_path import is_path
 from harness.common.rows import Case, Row
 from harness.common.source_hash import source_hash
@@ -54,7 +54,7 @@ class Circumstances:
     memory_bytes: int | None
     budget: SweepBudget
     seed: int
-    started_s: float
+    started: Start
 
 
 class Rounds:
@@ -236,7 +236,7 @@ class Rounds:
         """Return the seconds until the measuring budget is spent."""
         total_s = self._all.budget.total_s
         kept_s = min(REPORT_MOST_S, REPORT_SHARE * total_s)
-        return self._all.started_s + total_s - kept_s - time.monotonic()
+        return Deadline(total_s - kept_s, self._all.started).left_s()
 
     def _left_in_all_s(self, todo: Sequence[Case]) -> float:
         """Return the predicted seconds until the sweep ends: the rest of the first round, and later rounds that fit."""

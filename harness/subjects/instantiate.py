@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-import time
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from attentions import Attention, Problem, build
 from attentions.layer import AttentionLayer
 from harness.common.rows import Case
 from harness.measure import memory
+from harness.measure.elapsed import Elapsed
 from harness.subjects.base import Unsupported
 from harness.subjects.references import CALIBRATION, NoSampleError, Store, UnwritableError
 
@@ -117,8 +117,8 @@ def _prepare(attention: Attention, module: nn.Module, case: Case, store: Store) 
             sample = module.project(*sample)
         elif case.level == "layer":
             raise Unsupported("its layer does not say what queries and keys the attention would learn from")
-        started = time.perf_counter()
+        elapsed = Elapsed()
         attention.prepare(*sample)
-        prepare_s = time.perf_counter() - started
+        prepare_s = elapsed.seconds()
     memory.return_freed_memory()  # the memory pass needs this
     return prepare_s

@@ -7,13 +7,13 @@ not change when only later tokens change.
 from __future__ import annotations
 
 import statistics
-import time
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
 
+from harness.common.deadline import Deadline
 from harness.common.rows import Case
 from harness.measure import gate, memory
 from harness.measure import timer as clock
@@ -44,7 +44,7 @@ def forward(
     `weights` is the hash of the checkpoint's weights, so that other weights produce other rows. Returns the outcome
     part of a row.
     """
-    this, until = Case(**case), time.monotonic() + RESERVE * time_s
+    this, deadline = Case(**case), Deadline(RESERVE * time_s)
     device = torch.device(this.device)
     _prepare(this.threads, device, memory_gb)
     whole = _model(ModelConfig.model_validate(model), checkpoint).to(device, getattr(torch, this.dtype)).eval()
@@ -59,7 +59,7 @@ def forward(
     wrong = gate.not_finite(answer["logits"])
     del answer
     samples_s: list[float] = []
-    while not wrong and len(samples_s) < samples and (not samples_s or time.monotonic() + max(samples_s) < until):
+    while not wrong and len(samples_s) < samples and (not samples_s or max(samples_s) < deadline.left_s()):
         ids = _text(this, 1 + len(samples_s))
         answer, seconds = clock.time_once(lambda ids=ids: whole(ids, logits_to_keep=1), device)
         samples_s.append(seconds)

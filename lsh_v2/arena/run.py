@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attentions import resolve
-from harness.common.cpu_load import cores
 from harness.common.rows import SCHEMA, Case, Row
 from harness.common.source_hash import source_hash
 from harness.config.backends import LabelledBackend
+from harness.measure.cpu_load import cores
 from harness.report import write_report
 from harness.results import machine
 from harness.results.rows_file import Journal, read_rows

@@ -8,7 +8,6 @@ the first layer. Growth is fitted with a constant floor (`harness.stats.scaling`
 from __future__ import annotations
 
 import json
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.common.atomic_write import write_whole
+from harness.measure.elapsed import Elapsed
 from harness.measure.timer import synchronize, time_once
 from harness.stats.scaling import fit_scaling
 
@@ -116,15 +116,15 @@ def _parts(model: LSHv2Model) -> Iterator[tuple[str, nn.Module]]:
 @contextmanager
 def _timed(model: LSHv2Model, spent: dict[str, float], device: torch.device) -> Iterator[None]:
     """Add the seconds of each part to `spent` while the block runs."""
-    started: dict[str, float] = {}
+    running: dict[str, Elapsed] = {}
 
     def before(name: str, *_: object) -> None:
         synchronize(device)
-        started[name] = time.perf_counter()
+        running[name] = Elapsed()
 
     def after(name: str, *_: object) -> None:
         synchronize(device)
-        spent[name] += time.perf_counter() - started[name]
+        spent[name] += running[name].seconds()
 
     hooks = []
     for name, module in _parts(model):

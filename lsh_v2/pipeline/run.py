@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from harness.common.atomic_write import write_whole
 from harness.common.source_hash import source_hash
+from harness.measure.elapsed import Elapsed
 from harness.results import machine
 from harness.results.run_dir import now
 from lsh_v2.common.files import InUseError, alone, digest
@@ -145,9 +145,9 @@ def _before(phase: Phase, layout: Layout) -> PhaseRecord | None:
 
 def _run(phase: Phase, layout: Layout) -> PhaseRecord:
     print(f"phase {phase.name}: {_shown(phase)}", flush=True)
-    log, started = layout.named(phase.name, ".log"), time.monotonic()
+    log, elapsed = layout.named(phase.name, ".log"), Elapsed()
     status = _tee(phase.command, log)
-    seconds = time.monotonic() - started
+    seconds = elapsed.seconds()
     if status:
         said = excerpt(log.read_text(encoding="utf-8", errors="replace"))
         return PhaseRecord(phase.name, "failed", seconds, _shown(phase), str(log), said)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness.common.cpu_load import cores
 from harness.common.rows import Row
+from harness.measure.cpu_load import cores
 from harness.runner.executor import Executor, Limits
 from tests.harness.cases import a_case, a_row
-from tests.harness.common.test_cpu_load import SPIN
+from tests.harness.measure.test_cpu_load import SPIN
 
 
 @pytest.fixture

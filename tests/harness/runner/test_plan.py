@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from attentions import BACKENDS
-from harness.common.cpu_load import cores
 from harness.config.backends import series_of
 from harness.config.grid import Backend
 from harness.config.model import Config, load_config
 from harness.config.yaml_source import ConfigError
+from harness.measure.cpu_load import cores
 from harness.runner.plan import Planned, expand, resolve_device, round_order
 
 ROOT = Path(__file__).parents[3]

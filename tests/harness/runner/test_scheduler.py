@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from harness.common import source_hash as source
+from harness.common.deadline import Start
 from harness.common.rows import Case, Row
 from harness.config.model import SweepBudget
 from harness.results.rows_file import Journal, read_rows
@@ -81,7 +82,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
     ) -> list[Row]:
         monkeypatch.setattr(time, "monotonic", lambda: executor.now)
         budget = SweepBudget(case_s=60.0, memory_gb=1.0, total_s=total_s)
-        circumstances = Circumstances("run", environment, {"float32": 1e9}, 1e9, 10**9, budget, 0, 0.0)
+        circumstances = Circumstances("run", environment, {"float32": 1e9}, 1e9, 10**9, budget, 0, Start())
         earlier = read_rows(tmp_path)
         journal = Journal(tmp_path)
         try:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-from harness.common import cpu_load as load
-from harness.common.cpu_load import Load, cores
+from harness.measure import cpu_load as load
+from harness.measure.cpu_load import Load, cores
 
 SPIN = "import time\nend = time.monotonic() + 60\nprint(flush=True)\nwhile time.monotonic() < end: pass"
 

@@ -1,0 +1,69 @@
+"""Seconds of blocks and calls, in wall time or in the processor time of the process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from harness.measure.elapsed import Clock, Elapsed, seconds_of, time_in_turns
+
+CLOCKS: dict[Clock, str] = {"wall": "perf_counter", "processor": "process_time"}
+
+
+@pytest.fixture
+def pass_time(monkeypatch: pytest.MonkeyPatch) -> Callable[[Clock, float], None]:
+    """Make each clock move only by calling this."""
+    now = dict.fromkeys(CLOCKS, 1000.0)
+
+    def move(clock: Clock, seconds: float) -> None:
+        now[clock] += seconds
+
+    for clock, name in CLOCKS.items():
+        monkeypatch.setattr(time, name, lambda clock=clock: now[clock])
+    return move
+
+
+@pytest.mark.parametrize("clock", CLOCKS)
+def test_only_the_chosen_clock_counts(pass_time: Callable[[Clock, float], None], clock: Clock) -> None:
+    elapsed = Elapsed(clock)
+    for other, seconds in (("wall", 3.0), ("processor", 5.0)):
+        pass_time(other, seconds)
+    expected = {"wall": 3.0, "processor": 5.0}[clock]
+    assert elapsed.seconds() == expected
+    pass_time(clock, 0.5)
+    assert elapsed.seconds() == expected + 0.5
+
+
+@pytest.mark.parametrize("clock", CLOCKS)
+def test_a_call_is_made_once_and_what_happens_before_it_does_not_count(
+    pass_time: Callable[[Clock, float], None], clock: Clock
+) -> None:
+    pass_time(clock, 7.0)
+    calls = []
+    assert seconds_of(lambda: calls.append(pass_time(clock, 2.0)), clock) == 2.0
+    assert len(calls) == 1
+
+
+def test_wall_time_is_the_default(pass_time: Callable[[Clock, float], None]) -> None:
+    assert seconds_of(lambda: pass_time("processor", 2.0)) == 0.0
+    assert seconds_of(lambda: pass_time("wall", 2.0)) == 2.0
+
+
+def test_sleeping_takes_wall_time_but_no_processor_time() -> None:
+    assert seconds_of(lambda: time.sleep(0.3)) >= 0.3
+    assert seconds_of(lambda: time.sleep(0.3), "processor") < 0.2
+
+
+def test_methods_take_turns_and_the_first_turn_is_not_counted(pass_time: Callable[[Clock, float], None]) -> None:
+    """The k-th turn of each method takes k times its own seconds."""
+    turns: list[str] = []
+
+    def method(name: str, seconds: float) -> None:
+        turns.append(name)
+        pass_time("wall", turns.count(name) * seconds)
+
+    methods = {"a": lambda: method("a", 1.0), "b": lambda: method("b", 10.0)}
+    assert time_in_turns(methods, rounds=3) == {"a": [2.0, 3.0, 4.0], "b": [20.0, 30.0, 40.0]}
+    assert turns == ["a", "b"] * 4
