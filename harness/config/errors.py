@@ -36,7 +36,7 @@ def _line(details: ErrorDetails, model: type[BaseModel], raw: dict[str, Any]) ->
     kind = details["type"]
     if kind == "extra_forbidden":
         known = list(owner.model_fields)
-        return f"{dotted(path)}: this key is unknown; {nearest(str(path[-1]), known)}there are {', '.join(known)}"
+        return f"{dotted(path)}: this key is unknown; {nearest(str(path[-1]), known)}known keys are {', '.join(known)}"
     if kind == "missing":
         return f"{dotted(path)}: this key is missing; it must be {allowed}"
     if kind == "value_error":

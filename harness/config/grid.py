@@ -45,13 +45,13 @@ def _as_axis(value: object) -> object:
 def _distinct(axis: tuple[T, ...]) -> tuple[T, ...]:
     repeated = [value for value, count in Counter(axis).items() if count > 1]
     if repeated:
-        raise ValueError(f"{repeated[0]} is there twice; once is allowed")
+        raise ValueError(f"{repeated[0]} is repeated; each value may appear only once")
     return axis
 
 
 def _countable(size: int) -> int:
     if size > MOST:
-        raise ValueError(f"at most {MOST} is allowed")
+        raise ValueError(f"it must be at most {MOST}")
     return size
 
 
@@ -121,10 +121,10 @@ class Grid(Checked):
     lengths: Axis[Size] = Field(description="an integer of at least 1, or a list of these")
     batch: Axis[Size] = Field(description="an integer of at least 1, or a list of these")
     heads: Axis[Size] = Field(description="an integer of at least 1, or a list of these")
-    kv_heads: Axis[Size | None] = Field((None,), description="null (as many as heads), a divisor of heads, or a list")
+    kv_heads: Axis[Size | None] = Field((None,), description="null (same as heads), a divisor of heads, or a list")
     head_dim: Axis[Size] = Field(description="an integer of at least 1, or a list of these")
     value_dim: Axis[Size | None] = Field(
-        (None,), description="null (as head_dim), an integer of at least 1, or a list of these"
+        (None,), description="null (same as head_dim), an integer of at least 1, or a list of these"
     )
     causal: Axis[bool] = Field(description="true, false or a list of both")
     level: Axis[Literal["kernel", "layer"]] = Field(description="kernel, layer or a list of both")

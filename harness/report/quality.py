@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ACCURACY = ("error", "error_v", "kept_mass")
 CHECKS = ("naive_error", "gradient_error")
 HANDLED = {*ACCURACY, *CHECKS, "leak"}
-_SHORT = {"error": "error", "error_v": "error_v", "kept_mass": "kept mass"}
+_SHORT = {"error": "error", "error_v": "error_v", "kept_mass": "attention recall"}
 
 
 def glance_table(sections: Sequence[ReportSection], styles: Mapping[str, Style]) -> Table | None:
@@ -80,14 +80,23 @@ def leak_table(sections: Sequence[ReportSection], styles: Mapping[str, Style]) -
                 where = [Cell(section.short, sort=section.short)] if several else []
                 rows.append([name_cell(curve, styles), *where, *_leak_cells(curve, worst)])
     where = [Column("on", numeric=False)] if several else []
-    headings = [Column("worst leak"), Column("at"), Column("verdict", numeric=False), Column("promises", numeric=False)]
-    note = f"{METRICS['leak'].title.capitalize()}; more than rounding of the dtype counts as a leak."
-    return Table("Leaks", [Column("method", numeric=False), *where, *headings], rows, note=note) if rows else None
+    headings = [
+        Column("largest violation"),
+        Column("at"),
+        Column("verdict", numeric=False),
+        Column("claimed", numeric=False),
+    ]
+    note = f"{METRICS['leak'].title.capitalize()}; more than rounding of the dtype counts as a violation."
+    return (
+        Table("Causality violations", [Column("method", numeric=False), *where, *headings], rows, note=note)
+        if rows
+        else None
+    )
 
 
 def _leak_cells(curve: Curve, worst: Mapping[int, float]) -> list[Cell]:
     n = max(worst, key=lambda length: worst[length])
-    verdict = Cell("leaks", sort="leaks", tone="bad") if leaks(curve) else Cell("none", sort="none", tone="muted")
+    verdict = Cell("violated", sort="violated", tone="bad") if leaks(curve) else Cell("none", sort="none", tone="muted")
     promise = curve.facts.causality or "–"
     return [
         Cell(units.percent(worst[n]), sort=worst[n]),

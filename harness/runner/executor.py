@@ -254,7 +254,7 @@ def _judge(ended: _Ended, time_s: float, wall_s: float, log: Path, *, by_kernel:
     if ended.late:
         return outcome("timeout", f"no answer within {time_s:g} s{_last_words(log)}")
     if ended.lost:
-        return outcome("crash", f"the process that started it was ended{_last_words(log)}")
+        return outcome("crash", f"the process that started it was terminated{_last_words(log)}")
     if by_kernel:
         return outcome("oom", "killed by the kernel, which had run out of memory")
     if ended.exitcode < 0:
@@ -267,7 +267,7 @@ def _judge(ended: _Ended, time_s: float, wall_s: float, log: Path, *, by_kernel:
         return TypeAdapter(Outcome).validate_python({**json.loads(ended.said), "wall_s": wall_s, "cpu_s": ended.cpu_s})
     except (ValueError, TypeError):
         start = ended.said[:60]
-        return outcome("crash", f"exited with code 0 and an answer that is not understood: {start!r}")
+        return outcome("crash", f"exited with code 0 and an invalid answer: {start!r}")
 
 
 def _signal_name(number: int) -> str:

@@ -72,7 +72,7 @@ def make_plan(config: Config, executor: Executor, *, stages: bool = False) -> Sw
     arguments = {"config": config.model_dump(mode="json"), "faulty": list(faults), "stages": stages}
     made = executor.run("harness.runner.external:plan_in_child", arguments, Limits(PLANNING_S, memory_bytes))
     if made.status != "ok":
-        raise ConfigError([f"planning ends: {made.reason}"])
+        raise ConfigError([f"planning failed: {made.reason}"])
     if made.answer["mistakes"]:
         raise ConfigError(made.answer["mistakes"])
     planned = [Planned(Case(**case), rounds) for case, rounds in made.answer["planned"]]

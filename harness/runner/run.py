@@ -113,7 +113,7 @@ def _ceilings(plan: SweepPlan, executor: Executor, report_to: Reporter) -> dict[
     measured = executor.run("harness.measure.roofline:measure_ceilings", arguments, Limits(CEILINGS_LIMIT_S))
     if measured.status == "ok":
         return measured.answer
-    report_to.note(f"what this machine can reach is unknown, so no time is judged by it: {measured.reason}")
+    report_to.note(f"the limits of this machine are unknown, so times are not checked against them: {measured.reason}")
     return {"flops_per_s": {}, "copy_bytes_per_s": 0.0, "gpu": ""}
 
 

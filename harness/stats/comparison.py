@@ -96,11 +96,11 @@ def _pair(series: Series, baseline: Baseline, machine: str, common_name: str) ->
     if record is None:
         return _Pair(series, None, why_no_times, ())
     if baseline.machine == common_name:
-        why_no_times = f"the baseline says too little of its machine, {theirs}, to tell it from others"
+        why_no_times = f"the baseline does not identify its machine, {theirs}, well enough to compare"
     elif machine != baseline.machine:
-        why_no_times = f"the baseline is of another machine, {theirs}"
+        why_no_times = f"the baseline is from another machine, {theirs}"
     elif record.case.threads != series.case.threads:
-        why_no_times = f"the baseline is of {record.case.threads} threads, this run of {series.case.threads}"
+        why_no_times = f"the baseline used {record.case.threads} threads, this run {series.case.threads}"
     changes = () if why_no_times else tuple(time_changes(record.times_s, round_times_s(series)))
     return _Pair(series, record, why_no_times, changes)
 
@@ -126,7 +126,7 @@ def _findings(pair: _Pair, limits: Mapping[str, float], busy: str) -> list[Findi
     ]
     if not findings:
         why = pair.why_no_times or "no length was measured in both"
-        return [Finding("ambiguous", f"nothing to compare: {why}", "measure what the baseline holds, on its machine")]
+        return [Finding("ambiguous", f"nothing to compare: {why}", "measure the cases of the baseline on its machine")]
     if not comparable:
         findings.append(Finding("pass", f"times not compared: {pair.why_no_times}"))
     return findings

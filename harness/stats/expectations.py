@@ -49,7 +49,7 @@ def _exponent_failure(title: str, series: Series, samples: Samples, bounds: tupl
     low, high = fit.interval
     return (
         f"{title} exponent {fit.exponent:.3f}, 95 % interval [{low:.3f}, {high:.3f}], "
-        f"lies outside the expected [{bounds[0]:g}, {bounds[1]:g}]"
+        f"is outside the expected [{bounds[0]:g}, {bounds[1]:g}]"
     )
 
 

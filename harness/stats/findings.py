@@ -24,11 +24,11 @@ SIZE_ROUNDS = 3
 BROKEN = ("wrong", "crash", "unsupported")
 GRAVEST_STATUS_FIRST: tuple[Status, ...] = (*BROKEN, "oom", "timeout", "skipped")
 MORE_ROUNDS = "measure again with more rounds (--set rounds=...)"
-MEASURE_ALL = "measure all that the baseline holds, or record a baseline of less in another file with --update"
+MEASURE_ALL = "measure everything in the baseline, or record a smaller baseline in another file with --update"
 MORE_TIME = "measure again with a larger budget.case_s"
 MORE_MEMORY = "measure again where more memory is free"
 QUIET = "measure again while nothing else runs"
-LOOK = "look at what changed in this method since the baseline; if it is meant, record it with --update"
+LOOK = "check what changed in this method since the baseline; if it is intended, record it with --update"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def time_findings(
     for change in changes:
         words = _words(change)
         if _is_worse(change, limits):
-            failure = Finding("fail", f"{words}: surely worse, by more than {_margin(change)}", LOOK)
+            failure = Finding("fail", f"{words}: significantly worse, by more than {_margin(change)}", LOOK)
             findings += excused([failure], "" if change.name in sure else partly_busy)
         elif change.within:
             findings.append(Finding("pass", words))
@@ -175,7 +175,7 @@ def _jump_findings(jumped: Mapping[int, float], lengths: Collection[int]) -> lis
     if not lengths:
         return []
     where = ", ".join(f"n={n} ({jumped[n]:.1f} times)" for n in sorted(lengths))
-    return [Finding("fail", f"every round more than {SIZE_FACTOR:g} times as slow as before at {where}", LOOK)]
+    return [Finding("fail", f"every round took more than {SIZE_FACTOR:g} times as long as before at {where}", LOOK)]
 
 
 def _words(change: Change) -> str:

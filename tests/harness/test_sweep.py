@@ -163,7 +163,7 @@ def test_killing_the_parent_leaves_no_child_and_resuming_neither_loses_nor_repea
     cells = [(row.label, row.n, row.round) for row in rows]
     assert sorted(cells) == sorted((label, n, r) for label in ("Right", "Slow") for n in lengths for r in (0, 1))
     assert len({row.run for row in rows}) == 1
-    assert "is torn and is skipped" in err
+    assert "is truncated and is skipped" in err
     command = f"python -m harness.sweep {folder.parent / 'conf.yml'}"  # not the one that resumed
     assert json.loads((folder / "run.json").read_text())["command"] == command
 
@@ -264,10 +264,10 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(folder: Path) -> None:
         (["{conf}", "--out", "{conf}/below"], "is not a folder"),
         (["{conf}", "--out", "{full}"], "--resume"),
         (["{conf}", "--out", ""], "out: '' is not allowed"),
-        (["--resume", "{full}"], "before it noted what to measure; name a configuration"),
+        (["--resume", "{full}"], "before it recorded its configuration; give a configuration"),
         (["--resume", "{empty}"], "holds no run"),
         (["{empty}/nothing.yml"], "nothing.yml"),
-        ([], "name a configuration"),
+        ([], "give a configuration"),
         (["{conf}", "--out", "a", "--resume", "b"], "exclude each other"),
     ],
 )
@@ -294,7 +294,7 @@ def test_rows_of_another_version_stop_a_resume_and_stay(folder: Path) -> None:
     (folder / ROWS).write_text(text)
     done = sweep(folder, str(folder.parent / "conf.yml"), "--resume", str(folder))
     assert done.returncode == 2
-    assert "has schema 2; this version reads schema 1 only" in done.stderr
+    assert "has schema 2; this version reads only schema 1" in done.stderr
     assert "Traceback" not in done.stderr
     assert (folder / ROWS).read_text() == text
 
@@ -312,7 +312,7 @@ if __name__ == "__main__":
     ("lengths", "kept", "message"),
     [
         ([4, 5, 6, 7, 8, 9, 10, 11], range(1, 8), "rows.jsonl cannot be written: File too large"),
-        ([64, 65], range(1), "cache cannot be written: .*File too large.*; make room, and go on with --resume"),
+        ([64, 65], range(1), "cache cannot be written: .*File too large.*; free some space and continue with --resume"),
     ],
     ids=["rows", "inputs"],
 )

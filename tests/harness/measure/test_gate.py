@@ -47,7 +47,7 @@ def test_the_error_per_value_is_measured_in_units_of_the_values() -> None:
 def test_a_nan_error_is_a_disagreement() -> None:
     assert gate.disagrees(1e-6, 1e-5, "it") == ""
     assert gate.disagrees(1e-4, 1e-5, "its definition") == (
-        "differs from its definition by 0.0001 (relative), allowed is 1e-05"
+        "differs from its definition by 0.0001 (relative); the limit is 1e-05"
     )
     assert gate.disagrees(float("nan"), 1e-5, "it") != ""
 

@@ -77,7 +77,7 @@ def test_a_wrong_answer_gives_no_time_in_any_round() -> None:
     rows[last] = rows[last].model_copy(update={"status": "wrong", "reason": "off by 1e-2"})
     section = sections(rows)[0]
     assert winner(section, SIZES[0], EXACT) == "vanilla"
-    assert "flash gives wrong answers at 512 and gets no time there." in said(rows)
+    assert "flash gives wrong results at 512 and has no time there." in said(rows)
 
 
 def test_the_headline_says_what_to_use_up_to_where() -> None:
@@ -91,12 +91,12 @@ def test_the_headline_says_what_to_use_up_to_where() -> None:
 def test_the_headline_says_so_where_nothing_approximate_pays() -> None:
     texts = said(made_rows(lengths=SIZES, inputs="gaussian"))
     assert texts[0] == "Use flash at every length from 512 to 32K: nothing faster comes within 20 % of exact attention."
-    assert texts[1] == "bit_sampling is 13× faster at 32K, but off by 80 %."
+    assert texts[1] == "bit_sampling is 13× faster at 32K, but with an error of 80 %."
 
 
 def test_a_slow_approximation_is_not_offered_as_the_next_best() -> None:
     slow = replace(BITS, at_1k_s=1.0, errors={"text": 0.5})
-    assert not any("but off by" in text for text in said(made_rows((FLASH, slow), lengths=SIZES), (FLASH, slow)))
+    assert not any("but with an error" in text for text in said(made_rows((FLASH, slow), lengths=SIZES), (FLASH, slow)))
 
 
 def test_an_error_that_nobody_measured_is_not_called_large() -> None:
@@ -114,10 +114,11 @@ def test_a_control_that_does_as_well_is_named() -> None:
     rival = replace(WINDOW, errors={"text": 0.05})
     rows = made_rows((FLASH, BITS, rival), lengths=SIZES)
     assert any(
-        text.startswith("A control is as fast and no less exact: window at 4K, 8K, 16K and 32K.") for text in said(rows)
+        text.startswith("A control is as fast and at least as accurate: window at 4K, 8K, 16K and 32K.")
+        for text in said(rows)
     )
     rows = made_rows((FLASH, BITS, WINDOW, RANDOM), lengths=SIZES)
-    assert "No control comes as close in as little time." in said(rows)
+    assert "No control is as accurate in as little time." in said(rows)
 
 
 @pytest.mark.parametrize(("leak", "told"), [(0.0, False), (1e-6, False), (0.03, True), (float("nan"), True)])

@@ -58,7 +58,7 @@ def test_a_row_of_another_schema_is_refused_and_stays(tmp_path: Path, schema: ob
     text = json.dumps({**json.loads(a_row().model_dump_json(by_alias=True)), "schema": schema}) + "\n"
     (tmp_path / ROWS).write_text(text)
     with pytest.raises(
-        JournalError, match=r"line 1 has schema .*; this version reads schema 1 only. Nothing was changed"
+        JournalError, match=r"line 1 has schema .*; this version reads only schema 1. Nothing was changed"
     ):
         read_rows(tmp_path)
     assert (tmp_path / ROWS).read_text() == text
@@ -94,7 +94,7 @@ def test_a_full_disk_is_told_and_leaves_earlier_rows_whole(journal: Journal, tmp
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, hard))
     try:
-        with pytest.raises(JournalError, match=r"cannot be written: File too large.*make room and go on with --resume"):
+        with pytest.raises(JournalError, match=r"File too large.*free some space and continue with --resume"):
             journal.append(a_row(round=1))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -117,7 +117,7 @@ def test_what_a_finished_child_left_in_a_session_of_its_own_is_ended_too(executo
 def test_a_child_that_ends_the_fork_server_is_a_crash_and_the_next_one_finds_another(tmp_path: Path) -> None:
     with Executor(tmp_path) as fresh:
         outcome = run(fresh, "end_the_server")
-        assert (outcome.status, outcome.reason) == ("crash", "the process that started it was ended")
+        assert (outcome.status, outcome.reason) == ("crash", "the process that started it was terminated")
         assert run(fresh, "echo", a=1).answer == {"a": 1}
 
 

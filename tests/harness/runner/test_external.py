@@ -35,7 +35,7 @@ ENDS = {
     "raise KeyboardInterrupt": ("crash", "KeyboardInterrupt"),
     "raise BaseException('odd')": ("crash", "BaseException: odd"),
     "raise GeneratorExit": ("crash", "GeneratorExit"),
-    "os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)": ("crash", "the process that started it was ended"),
+    "os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)": ("crash", "the process that started it was terminated"),
 }
 HANGS = {
     "sleeping": "time.sleep(600)",
