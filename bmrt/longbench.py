@@ -64,18 +64,27 @@ CLASSES = (
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the arguments and run the evaluation, or score a folder."""
-    parser = command("longbench", "LongBench v2 with a compressed cache.", max_new_tokens=128, model_needed=False)
-    parser.add_argument("--data", default=HUB, help=f"the official .json, a .jsonl, or a hub id (default: {HUB})")
-    parser.add_argument("--num_samples", type=int, help="the first so many (default: all)")
-    parser.add_argument("--max_len", type=int, default=120_000, help="longer prompts lose their middle (tokens)")
-    parser.add_argument("--score", type=Path, help="score the files of this folder and do nothing else")
+    parser = command(
+        "longbench", "Evaluate LongBench v2 with a compressed cache.", max_new_tokens=128, model_needed=False
+    )
+    parser.add_argument(
+        "--data", default=HUB, help=f"the official .json file, a .jsonl file or a hub id (default: {HUB})"
+    )
+    parser.add_argument("--num_samples", type=int, help="number of items, from the first (default: all)")
+    parser.add_argument(
+        "--max_len",
+        type=int,
+        default=120_000,
+        help="maximum prompt length in tokens; longer prompts are cut in the middle",
+    )
+    parser.add_argument("--score", type=Path, help="only score the files in this folder")
     run(_run, parser, arguments)
 
 
 def _run(given: argparse.Namespace) -> str:
     if given.score is not None:
         return score_folder(given.score)
-    require(given.model_path is not None, "model_path", None, "given, unless --score is")
+    require(given.model_path is not None, "model_path", None, "given unless --score is")
     items = _items(given.data)[: given.num_samples]
     for folder in (given.save_dir, beside(given.save_dir, "settings")):
         require_writable(folder)
@@ -170,7 +179,7 @@ def _results(path: Path) -> list[dict[str, Any]]:
     for number, record in enumerate(records, 1):
         missing = [name for name in ("judge", "difficulty", "length") if name not in record]
         if missing:
-            raise ValueError(f"{path} is no file of LongBench results: line {number} {_kind(record, missing)}")
+            raise ValueError(f"{path} is not a file of LongBench results: line {number} {_kind(record, missing)}")
         require(record["judge"] in (True, False), f"judge in {path} line {number}", record["judge"], "true or false")
     require_unique((str(record["_id"]) for record in records if "_id" in record), f"_id in {path}")
     return records

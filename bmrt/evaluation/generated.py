@@ -47,7 +47,7 @@ class Generated:
 def require_size(length: int, count: int) -> None:
     """Raise ValueError if all samples together would not fit in memory."""
     size = f"{length:,} times {count:,}"
-    require(length * count <= MOST, "length and number of samples", size, f"at most {MOST:,} together")
+    require(length * count <= MOST, "length and number of samples", size, f"at most {MOST:,} in total")
 
 
 class CountedBy:

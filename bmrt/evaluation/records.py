@@ -73,9 +73,11 @@ class Records:
 
     def _require_same(self, made: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """Return all questions, including earlier ones. Raises ValueError if the file was made differently."""
-        remedy = "give another folder, or delete it"
+        remedy = "give another folder or delete the file"
         if not self._notes.exists():
-            raise ValueError(f"{self.path} is there, but not {self._notes}, which says how it was made: {remedy}")
+            raise ValueError(
+                f"{self.path} exists, but {self._notes}, which records how it was made, does not: {remedy}"
+            )
         before = _parsed(self._notes.read_text(encoding="utf-8"), str(self._notes))
         if not isinstance(before, dict) or not all(isinstance(before.get(name), dict) for name in made):
             raise ValueError(f"{self._notes} does not say how {self.path} was made: {remedy}")
@@ -89,7 +91,7 @@ class Records:
             raise ValueError(f"{self.path} was made with other settings ({'; '.join(changed)}): {remedy}")
         asked, now = before["samples"], made["samples"]
         if others := [name for name in now if asked.get(name, now[name]) != now[name]]:
-            raise ValueError(f"{self.path} has answers to another question called {others[0]!r}: {remedy}")
+            raise ValueError(f"{self.path} has answers to a different question with id {others[0]!r}: {remedy}")
         return asked | now
 
     def _read(self) -> list[dict[str, Any]]:
@@ -127,7 +129,7 @@ def alone(path: Path, notes: Path | None = None) -> Iterator[None]:
 def require_unique(names: Iterable[str], what: str) -> None:
     """Raise ValueError that names the first duplicate in `names`."""
     for name, times in Counter(names).items():
-        require(times == 1, what, name, f"there once, not {times} times")
+        require(times == 1, what, name, f"unique, not repeated {times} times")
 
 
 def digest_of(value: Any) -> str:
@@ -155,7 +157,7 @@ def read_data(path: Path) -> list[dict[str, Any]]:
             text.encode()
         except UnicodeEncodeError as error:
             half = text[error.start]
-            raise ValueError(f"{where} holds {half!r}, half of a character, which no tokenizer can read") from error
+            raise ValueError(f"{where} holds {half!r}, a lone surrogate, which no tokenizer can read") from error
     return [row for _, row in rows]
 
 
@@ -189,4 +191,4 @@ def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is no JSON: {error}") from error
+        raise ValueError(f"{where} is not valid JSON: {error}") from error

@@ -112,9 +112,9 @@ def changed_model(byte_model: Path, tmp_path: Path) -> Path:
         ("wording", "wording was"),
         ("code", "code was"),
         ("seed", "seed was"),
-        ("context", "another question called 'id1'"),
-        ("answer", "another question called 'id1'"),
-        ("notes", "which says how it was made"),
+        ("context", "a different question with id 'id1'"),
+        ("answer", "a different question with id 'id1'"),
+        ("notes", "which records how it was made"),
     ],
 )
 def test_results_of_something_else_are_not_continued(

@@ -203,5 +203,5 @@ def test_a_mask_of_another_size_is_refused(model: Any, shape: tuple[int, int]) -
 def test_another_number_of_rows_is_refused(model: Any) -> None:
     cache = BoundedCache(model, 24)
     model(tokens(20), past_key_values=cache)
-    with pytest.raises(ValueError, match="a cache of 1 sequences does not take 2"):
+    with pytest.raises(ValueError, match="a cache of 1 sequences cannot be used for 2"):
         model(tokens(20, batch=2), past_key_values=cache)

@@ -59,11 +59,14 @@ def test_a_last_line_that_only_lacks_its_end_is_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda text: text.replace('"id": "b"', '"id" "b"'), "line 2 is no JSON"),
+        (lambda text: text.replace('"id": "b"', '"id" "b"'), "line 2 is not valid JSON"),
         (lambda text: text.replace('{"id": "b"}', "3"), "line 2"),
         (lambda text: text.replace('"id": "b"', '"name": "b"'), "line 2.*an object with 'id'"),
-        (lambda text: text.replace('"b"', '"a"'), "id in .*='a' is not allowed: it must be there once, not 2 times"),
-        (lambda text: text.replace('{"id": "b"}', "\0" * 11), "line 2 is no JSON"),
+        (
+            lambda text: text.replace('"b"', '"a"'),
+            "id in .*='a' is not allowed: it must be unique, not repeated 2 times",
+        ),
+        (lambda text: text.replace('{"id": "b"}', "\0" * 11), "line 2 is not valid JSON"),
     ],
 )
 def test_other_damage_is_named(tmp_path: Path, damage, said: str) -> None:
@@ -81,11 +84,11 @@ def test_what_was_made_otherwise_is_not_continued(tmp_path: Path) -> None:
         Records(path, {"model": "x", "budget": 128})
     with pytest.raises(ValueError, match="seed was None and is 0"):
         Records(path, {"model": "x", "budget": 64, "seed": 0})
-    with pytest.raises(ValueError, match="another question called 'b'"):
+    with pytest.raises(ValueError, match="a different question with id 'b'"):
         Records(path, {"model": "x", "budget": 64}, samples={"b": "3"})
     # More questions of the same run are fine, and remembered.
     Records(path, {"model": "x", "budget": 64}, samples={"c": "3"})
-    with pytest.raises(ValueError, match="another question called 'c'"):
+    with pytest.raises(ValueError, match="a different question with id 'c'"):
         Records(path, {"model": "x", "budget": 64}, samples={"c": "4"})
 
 
@@ -96,7 +99,7 @@ def test_results_of_unknown_making_are_not_continued(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not say how"):
         Records(path, SETTINGS)
     notes.unlink()
-    with pytest.raises(ValueError, match="which says how it was made"):
+    with pytest.raises(ValueError, match="which records how it was made"):
         Records(path, SETTINGS)
     path.unlink()
     assert Records(path, SETTINGS).done == set()
@@ -136,7 +139,7 @@ def test_names_stand_once() -> None:
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("{", "line 1 is no JSON"), ('{"a": 1}\nx\n', "line 2"), ("3\n", "object"), ("[" * 100_000, "is no JSON")],
+    [("{", "line 1 is not valid JSON"), ('{"a": 1}\nx\n', "line 2"), ("3\n", "object"), ("[" * 100_000, "is no JSON")],
 )
 def test_broken_data_is_named_by_line(tmp_path: Path, content: str, said: str) -> None:
     path = tmp_path / "x.jsonl"
