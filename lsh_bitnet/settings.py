@@ -38,7 +38,7 @@ def _path(path: str) -> str:
 
 def _file_name(name: str) -> str:
     if (size := len(name.encode())) > LONGEST_KIND:
-        raise ValueError(f"files are named so: it must have at most {LONGEST_KIND} bytes, not {size}")
+        raise ValueError(f"it is used in file names: it must have at most {LONGEST_KIND} bytes, not {size}")
     return name
 
 
@@ -61,7 +61,7 @@ class AttentionSettings(_Part):
     backend: Annotated[Name, AfterValidator(_backend)] = Field(
         description="the name of a backend or package.module:Class"
     )
-    settings: dict[str, Any] = Field(default_factory=dict, description="a mapping of the backend's own settings")
+    settings: dict[str, Any] = Field(default_factory=dict, description="a mapping of the backend's settings")
     dense_layers: list[Layer] = Field(default_factory=list, description="a list of integers")
 
 
@@ -79,7 +79,7 @@ class Experiment(_Part):
     """One evaluation; the comments in `lsh_bitnet/configs/*.yaml` explain every key."""
 
     name: Annotated[str, Field(pattern=r"^[\w.+-]+$"), AfterValidator(_file_name)] = Field(
-        description="letters, digits, dots, hyphens and underscores: files are named so"
+        description="letters, digits, dots, hyphens and underscores, as it is used in file names"
     )
     model: Name = Field(description="the name of a model, a folder, or a hub id")
     attention: AttentionSettings | None = Field(None, description="null or a mapping with backend")
