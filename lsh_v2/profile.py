@@ -37,13 +37,19 @@ REPORT = "component_report"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Profile a trained model, or a new one of a given size; prints a table and the path of the file."""
-    parser = argparse.ArgumentParser(prog="python -m lsh_v2.profile", description="Where a forward pass spends time.")
+    parser = argparse.ArgumentParser(
+        prog="python -m lsh_v2.profile", description="Measure where a forward pass spends time."
+    )
     parser.add_argument("checkpoint", nargs="?", type=Path, help="a checkpoint or a run's folder")
-    parser.add_argument("--size", help="of a new model, where there is no checkpoint (default: 25M)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the new model")
-    parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), metavar="N", help="in tokens")
+    parser.add_argument("--size", help="parameters of a new model, without a checkpoint (default: 25M)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the new model"
+    )
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", default=list(LENGTHS), metavar="N", help="sequence lengths in tokens"
+    )
     parser.add_argument("--out", type=Path, default=Path("data/results"), help="folder (default: data/results)")
-    parser.add_argument("--no-report", action="store_true", help="leave the harness's report on the attention out")
+    parser.add_argument("--no-report", action="store_true", help="skip the harness's report on the attention")
     given = parser.parse_args(arguments)
     try:
         require_folder(given.out, "--out")
@@ -86,7 +92,7 @@ def _model(given: argparse.Namespace) -> LSHv2Model:
     if given.checkpoint is None:
         return model_of_command(given.size or "25M", given.set)
     if given.set or given.size:
-        raise ValueError("--set and --size are not allowed with a checkpoint, whose model is what was trained")
+        raise ValueError("--set and --size are not allowed with a checkpoint, whose model is fixed")
     return stretched(load_model(given.checkpoint), max(given.lengths))
 
 

@@ -57,4 +57,4 @@ def read_object(path: Path, kind: type[Schema]) -> Schema | None:
         raise ValueError(f"{path} cannot be read: {reason}; {REMEDY}") from error
 
 
-REMEDY = "remove it, and the same command makes it again"
+REMEDY = "remove it, and the same command creates it again"

@@ -55,13 +55,13 @@ class FileTask(Task):
             figures = (self.score(example, example.answer), self.chance(example))
             wrong = [figure for figure in figures if not 0 <= figure <= 1]
         except KeyError as error:
-            raise ValueError(f"{where}: its metadata lack {error}") from error
+            raise ValueError(f"{where}: its metadata lacks {error}") from error
         except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
             raise ValueError(
-                f"{where}: its metadata are not those of {example.metadata.get('task')!r}: {error}"
+                f"{where}: its metadata is not valid for {example.metadata.get('task')!r}: {error}"
             ) from error
         if wrong:
-            raise ValueError(f"{where}: its metadata give a score or chance of {wrong[0]}: it must be from 0 to 1")
+            raise ValueError(f"{where}: its metadata gives a score or chance of {wrong[0]}: it must be from 0 to 1")
 
     def _kind(self, example: Example) -> Task | None:
         return self._kinds.get(example.metadata.get("task", ""))

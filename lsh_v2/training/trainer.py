@@ -82,7 +82,7 @@ class Trainer:
 
     def _name(self, project: str) -> None:
         if self._project not in (project, self.config.project):
-            raise ValueError(f"project={project!r} is not allowed: trackers share one, {self._project!r} already")
+            raise ValueError(f"project={project!r} is not allowed: trackers already share {self._project!r}")
         self._project = project
 
     def _enable(self, name: str, settings: dict[str, Any]) -> None:

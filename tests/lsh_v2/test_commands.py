@@ -97,8 +97,8 @@ def test_every_key_of_the_long_arena(key: str, capsys: pytest.CaptureFixture) ->
         ("task_settings.seed=1", "task_settings={'seed': 1} fails: TypeError"),
         ("train_file=nothing.jsonl", "train_file: there is no file nothing.jsonl"),
         ("eval_file=.", "eval_file: there is no file ."),
-        ("out=file", "out: file cannot be made: it is not a folder"),
-        ("out=file/below", "out: file/below cannot be made"),
+        ("out=file", "out: file cannot be created: it is not a folder"),
+        ("out=file/below", "out: file/below cannot be created"),
         ("mixed_precision=fp16", "mixed_precision: fp16 is not allowed on a CPU"),
         ("trackers=[mlflow, mlfow]", "trackers"),
         ("model.attention=flush", "did you mean flash"),
@@ -118,10 +118,10 @@ def test_values_of_a_training_that_cannot_be(value: str, words: str, capsys: pyt
         ("tasks.echo.settings.bogus=1", "tasks.echo: task=tests.lsh_v2.tiny_training:Echo with task_settings="),
         ("tasks.echo.training.mixed_precision=fp16", "tasks.echo: mixed_precision: fp16 is not allowed on a CPU"),
         ("tasks.echo.training.batch_size=0", "batch_size: 0 is not allowed"),
-        ("out=file", "out: file cannot be made: "),
+        ("out=file", "out: file cannot be created: "),
         ("checkpoint=nowhere", "there is no checkpoint in nowhere"),
         ("attentions=[flash, {name: flash, bogus: 1}]", "attentions.1.bogus: this setting is unknown"),
-        ("device=cuda:99", "device: 'cuda:99' is not on this machine"),
+        ("device=cuda:99", "device: 'cuda:99' is not available on this machine"),
         ("model.d_model=-8", "d_model: -8 is not allowed"),
     ],
 )
@@ -137,10 +137,10 @@ def test_values_of_the_long_arena_that_cannot_be(value: str, words: str, capsys:
         (["--lengths", "many"], "invalid int value: 'many'"),
         (["--lengths", "2000000000000"], "--lengths 2000000000000 is not allowed"),
         (["--size", "huge"], "target_params='huge' is not allowed"),
-        (["--set", "attention=flush"], "cannot be used:\n  no backend is called 'flush'; did you mean flash"),
-        (["--set", "target_params=3"], "--set target_params is not allowed; --size says it"),
+        (["--set", "attention=flush"], "cannot be used:\n  unknown backend 'flush'; did you mean flash"),
+        (["--set", "target_params=3"], "--set target_params is not allowed; use --size"),
         (["--set", "n_heads=-1"], "n_heads: -1 is not allowed"),
-        (["--out", "file"], "--out: file cannot be made: it is not a folder"),
+        (["--out", "file"], "--out: file cannot be created: it is not a folder"),
         (["nowhere"], "there is no checkpoint in nowhere"),
         (["nowhere", "--set", "attention=flash"], "--set and --size are not allowed with a checkpoint"),
         (["nowhere", "--size", "25M"], "--set and --size are not allowed with a checkpoint"),
@@ -159,7 +159,7 @@ def test_options_of_the_profile(arguments: list[str], words: str, capsys: pytest
         (["--tokens", "x"], "invalid int value"),
         (["--tokens", "131073"], "sequence length=131073 is not allowed"),
         (["--size", "-3"], "target_params='-3' is not allowed"),
-        (["--set", "attention=flush"], "cannot be used:\n  no backend is called 'flush'; did you mean flash"),
+        (["--set", "attention=flush"], "cannot be used:\n  unknown backend 'flush'; did you mean flash"),
         (["--set", "="], "must have the form key=value"),
     ],
 )
@@ -171,8 +171,8 @@ def test_options_of_the_long_example(arguments: list[str], words: str, capsys: p
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--root", "file"], "--root: file/data/results cannot be made: "),
-        (["--root", "zero\0"], "a path has no zero byte"),
+        (["--root", "file"], "--root: file/data/results cannot be created: "),
+        (["--root", "zero\0"], "a path must not contain a null byte"),
         (["--quick", "yes"], "unrecognized arguments: yes"),
     ],
 )
@@ -188,7 +188,7 @@ def test_damaged_results_are_named_before_a_phase(name: str, text: str, capsys: 
     path.write_text(text)
     said = refused(pipeline.main, ["--quick"], capsys)
     assert str(path) in said
-    assert "remove it, and the same command makes it again" in said
+    assert "remove it, and the same command creates it again" in said
 
 
 @pytest.mark.parametrize("text", ['{"torn', "[]", '{"config": []}'])
@@ -205,19 +205,19 @@ def zipped(name: str, text: str) -> None:
 
 def test_options_of_the_package(capsys: pytest.CaptureFixture) -> None:
     results = Path("final_results/pipeline_results.json")
-    assert "holds no final_results" in refused(package.main, ["--root", "."], capsys)
-    assert "holds no final_results" in refused(package.main, ["--root", "nowhere"], capsys)
+    assert "has no final_results" in refused(package.main, ["--root", "."], capsys)
+    assert "has no final_results" in refused(package.main, ["--root", "nowhere"], capsys)
     results.parent.mkdir()
     results.write_text("{}")
     assert "cannot be written: No such file" in refused(package.main, ["--out", "nowhere/a.zip"], capsys)
     for path in ("file", "nowhere", "final_results"):
-        assert f"{path} is no package: " in refused(package.main, ["--check", path], capsys)
+        assert f"{path} is not a valid package: " in refused(package.main, ["--check", path], capsys)
     for text in ("7", "[]", '{"a": 1}', '{"torn'):
         zipped("manifest.json", text)
-        assert "some.zip is no package: " in refused(package.main, ["--check", "some.zip"], capsys)
+        assert "some.zip is not a valid package: " in refused(package.main, ["--check", "some.zip"], capsys)
     zipped("manifest.json", json.dumps({"a": {}}) * 1 + " " * 5000)
     raw = bytearray(Path("some.zip").read_bytes())
     raw[45:60] = bytes(15)
     Path("some.zip").write_bytes(raw)
-    assert "some.zip is no package: " in refused(package.main, ["--check", "some.zip"], capsys)
+    assert "some.zip is not a valid package: " in refused(package.main, ["--check", "some.zip"], capsys)
     assert "required: config, out, report" in refused(pipeline_check.main, [], capsys)

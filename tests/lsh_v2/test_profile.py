@@ -174,7 +174,7 @@ def test_an_attention_without_stages_has_no_report_and_says_so(
     model: LSHv2Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert report_stages(model.config, tmp_path / REPORT, lengths=[8]) == 0
-    assert capsys.readouterr().out == "flash names no stages, so there is no report on them\n"
+    assert capsys.readouterr().out == "flash defines no stages, so there is no report on them\n"
     assert not (tmp_path / REPORT).exists()
 
 

@@ -34,14 +34,14 @@ def test_a_sound_model_has_nothing_wrong() -> None:
 def test_another_size_than_was_asked_for_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline_check, "parse_size", lambda _: 100_000)
     (said,) = check(asked())["wrong"]
-    assert "where 100000 were asked for" in said
+    assert "instead of 100000" in said
 
 
 def test_decoding_that_differs_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     extend = ModelStream.extend
     monkeypatch.setattr(ModelStream, "extend", lambda stream, ids: 1.01 * extend(stream, ids))
     (said,) = check(asked())["wrong"]
-    assert "decoding token by token differs by 0.01" in said
+    assert "decoding token by token differs from one pass by 0.01" in said
 
 
 def test_logits_that_are_no_numbers_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,7 +162,7 @@ def test_damage_is_named_with_its_file(tmp_path: Path, name: str, harm: dict[str
     with pytest.raises(ValueError, match=rf"{name} cannot be read: .*{words}.*; remove it, and the same command"):
         flags_of(Layout(tmp_path, quick=True))
     path.write_text("[" * 100_000)
-    with pytest.raises(ValueError, match=rf"{name} cannot be read: it is no JSON: recursion limit"):
+    with pytest.raises(ValueError, match=rf"{name} cannot be read: it is not valid JSON: recursion limit"):
         flags_of(Layout(tmp_path, quick=True))
 
 

@@ -111,15 +111,15 @@ def test_answers_to_a_file_are_graded_as_those_to_the_task_that_made_it(tmp_path
 @pytest.mark.parametrize(
     ("task", "metadata", "words"),
     [
-        ("tasks.odd_one_out:OddOneOut", {"task": "odd_one_out"}, "its metadata lack 'items'"),
-        ("tasks.odd_one_out:OddOneOut", {"task": "odd_one_out", "items": "x"}, "its metadata are not those of 'odd_on"),
-        ("tasks.odd_one_out:OddOneOut", {"task": "odd_one_out", "items": 0}, "its metadata are not those of 'odd_one_"),
+        ("tasks.odd_one_out:OddOneOut", {"task": "odd_one_out"}, "its metadata lacks 'items'"),
+        ("tasks.odd_one_out:OddOneOut", {"task": "odd_one_out", "items": "x"}, "its metadata is not valid for 'odd_on"),
+        ("tasks.odd_one_out:OddOneOut", {"task": "odd_one_out", "items": 0}, "its metadata is not valid for 'odd_one_"),
         (
             "tasks.odd_one_out:OddOneOut",
             {"task": "odd_one_out", "items": 0.5},
-            "its metadata give a score or chance of 2.0",
+            "its metadata gives a score or chance of 2.0",
         ),
-        ("tests.lsh_v2.training.test_data:Keyed", {"task": "keyed"}, "its metadata lack 'key'"),
+        ("tests.lsh_v2.training.test_data:Keyed", {"task": "keyed"}, "its metadata lacks 'key'"),
     ],
 )
 def test_an_example_that_cannot_be_graded_is_named_by_its_line(
@@ -226,8 +226,6 @@ def test_a_tokenizer_that_is_not_as_it_was_made_is_refused_and_kept(harm: str, t
     else:
         origin.unlink()
     before = sorted((path.name, path.read_text()) for path in folder.iterdir())
-    with pytest.raises(
-        ValueError, match="tokenizer is no tokenizer as training makes it: remove it, or choose another"
-    ):
+    with pytest.raises(ValueError, match="tokenizer is not a tokenizer made by training: remove it, or choose another"):
         tokenizer_of(config)
     assert sorted((path.name, path.read_text()) for path in folder.iterdir()) == before

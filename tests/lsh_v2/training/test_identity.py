@@ -147,7 +147,7 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"torn', "training_metrics.json cannot be read: it is no JSON: EOF while parsing a string"),
+        ('{"torn', "training_metrics.json cannot be read: it is not valid JSON: EOF while parsing a string"),
         ("[]", "training_metrics.json cannot be read: [] is not allowed; it must be an object"),
         ("{}", "training_metrics.json cannot be read: config: this key is missing"),
         ("\x00\xff", "training_metrics.json cannot be read: "),
@@ -164,7 +164,7 @@ def test_damaged_metrics_are_named_and_nothing_else_is_touched(
     assert command(out) == 2
     said = capsys.readouterr().err
     assert words in said
-    assert said.endswith("remove it, and the same command makes it again\n")
+    assert said.endswith("remove it, and the same command creates it again\n")
     (out / "training_metrics.json").unlink()
     assert command(out) == 0
     assert steps_of(out) == curve
@@ -203,14 +203,14 @@ def test_values_of_metrics_that_cannot_be_are_named(
     assert command(finished_run, num_answers=2) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"{path} cannot be read: {words}")
-    assert said.endswith("; remove it, and the same command makes it again\n")
+    assert said.endswith("; remove it, and the same command creates it again\n")
     assert digest(finished_run) == before
 
 
 def test_metrics_nested_without_end_are_refused_in_words(finished_run: Path, capsys: pytest.CaptureFixture) -> None:
     (finished_run / "training_metrics.json").write_text(DEEP)
     assert command(finished_run, num_answers=2) == 2
-    assert "training_metrics.json cannot be read: it is no JSON: recursion limit" in capsys.readouterr().err
+    assert "training_metrics.json cannot be read: it is not valid JSON: recursion limit" in capsys.readouterr().err
 
 
 def test_metrics_that_are_not_finished_are_gone_on_with(finished_run: Path) -> None:
@@ -240,7 +240,7 @@ def test_metrics_that_are_not_finished_are_gone_on_with(finished_run: Path) -> N
         ("scaler", {"scale": 1.0}, "scaler must hold _growth_tracker, "),
         ("model", None, "model: null is not allowed"),
         ("model", {"d_model": -1}, "model.d_model: -1 is not allowed"),
-        ("sha256", {}, "model.safetensors is not what was written"),
+        ("sha256", {}, "model.safetensors has changed since it was written"),
         ("sha256", {"model.safetensors": 1}, "sha256.model.safetensors: 1 is not allowed"),
     ],
 )
@@ -256,7 +256,7 @@ def test_values_of_a_checkpoints_state_that_cannot_be_are_named(
     said = capsys.readouterr().err
     assert said.startswith(f"checkpoint {newest} is damaged: ")
     assert words in said
-    assert said.endswith(f"; remove the folder to go on from {checkpoints(newest.parent)[-2].name}\n")
+    assert said.endswith(f"; remove the folder to continue from {checkpoints(newest.parent)[-2].name}\n")
     assert digest(finished_run) == before
 
 
@@ -267,7 +267,7 @@ def test_a_state_nested_without_end_and_one_of_another_step_are_refused_in_words
     newest = checkpoints(finished_run / "checkpoints")[-1]
     (newest / "state.json").write_text(DEEP)
     assert command(finished_run, num_answers=2) == 1
-    assert "state.json: it is no JSON: recursion limit exceeded" in capsys.readouterr().err
+    assert "state.json: it is not valid JSON: recursion limit exceeded" in capsys.readouterr().err
     shutil.rmtree(newest)
     checkpoints(newest.parent)[-1].rename(newest)
     assert command(finished_run, num_answers=2) == 1
@@ -296,7 +296,7 @@ def test_a_tokenizer_that_a_run_has_begun_with_is_kept(tmp_path: Path) -> None:
     other = config.model_copy(update={"tokenizer_size": 310})
     for start in (Trainer(other).run, lambda: tokenizer_of(other)):
         with pytest.raises(
-            ValueError, match="holds a run of another configuration, different in tokenizer_size: choose"
+            ValueError, match="holds a run of another configuration, which differs in  tokenizer_size: choose"
         ):
             start()
     assert digest(tmp_path / "tokenizer") == before
@@ -377,7 +377,7 @@ def test_bfloat16_trains(attention: str, tmp_path: Path) -> None:
 
 def test_float16_is_refused_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert command(tmp_path / "run", mixed_precision="fp16") == 2
-    assert 'mixed_precision: fp16 is not allowed on a CPU; it must be "no" or bf16' in capsys.readouterr().err
+    assert 'mixed_precision: fp16 is not allowed on a CPU; use "no" or bf16' in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
