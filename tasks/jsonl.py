@@ -66,7 +66,7 @@ def _line(example: Example) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         half, near = text[error.start], text[max(0, error.start - 40) : error.start]
-        raise ValueError(f"an example cannot be written: {half!r} after {near!r} is half a character") from error
+        raise ValueError(f"an example cannot be written: {half!r} after {near!r} is a lone surrogate") from error
     return text
 
 
@@ -76,12 +76,12 @@ def _parse(line: bytes, where: str) -> Example:
     except ValueError as error:
         reason, _, place = str(error).partition(" at line 1 column ")
         near = line[max(0, int(place) - NEAR) : int(place) + NEAR].decode("utf-8", errors="backslashreplace").strip()
-        allowed = "a line must be a JSON object in UTF-8, of whole characters and nested at most 200 deep"
-        raise ValueError(f"{where} is no JSON: {reason} at byte {place}, near {near!r}; {allowed}") from error
+        allowed = "a line must be a JSON object in UTF-8, without lone surrogates, nested at most 200 deep"
+        raise ValueError(f"{where} is not valid JSON: {reason} at byte {place}, near {near!r}; {allowed}") from error
     if not isinstance(data, dict):
-        raise ValueError(f"{where} is no example: it must be an object with prompt and answer: {_shown(data)}")
+        raise ValueError(f"{where} is not an example: it must be an object with prompt and answer: {_shown(data)}")
     if unknown := set(data) - {"prompt", "answer", "metadata", "spans"}:
-        known = "there are prompt, answer, metadata and spans"
+        known = "known keys are prompt, answer, metadata and spans"
         raise ValueError(f"{where} has unknown keys: {', '.join(map(_shown, sorted(unknown)))}; {known}")
     _require(data, "prompt", str, where)
     _require(data, "answer", str, where)

@@ -41,13 +41,15 @@ def computational_reasoning(*, quick: bool = False, seed: int = 0) -> Mixed:
 def main(arguments: list[str] | None = None) -> None:
     """Write or check a file of examples."""
     parser = argparse.ArgumentParser(
-        prog="python -m tasks.synthetic", description="Examples of computational reasoning."
+        prog="python -m tasks.synthetic", description="Write or read examples of computational reasoning."
     )
     parser.add_argument("file", type=Path, help="a .jsonl file")
-    parser.add_argument("--count", type=int, default=1000, help="how many examples to write (default: 1000)")
-    parser.add_argument("--seed", type=int, default=0, help="which examples (default: 0)")
-    parser.add_argument("--quick", action="store_true", help="the easy settings that a few minutes of training learn")
-    parser.add_argument("--check", action="store_true", help="read the file instead of writing it")
+    parser.add_argument("--count", type=int, default=1000, help="number of examples to write (default: 1000)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the examples (default: 0)")
+    parser.add_argument(
+        "--quick", action="store_true", help="use the easy settings, which a few minutes of training suffice to learn"
+    )
+    parser.add_argument("--check", action="store_true", help="read the file and count its tasks instead of writing it")
     given = parser.parse_args(arguments)
     if not 1 <= given.count <= MOST:
         parser.error(f"argument --count: {given.count} is not an integer from 1 to {MOST}")

@@ -143,7 +143,7 @@ def test_a_run_goes_on_from_a_state_of_its_own_plan_alone(plan: TrainingPlan, tm
         training.load()
     training.save()
     other = TrainingRun(plan.model_copy(update={"seed": plan.seed + 1}), tmp_path)
-    with pytest.raises(ValueError, match=r"state\.pt is of another plan"):
+    with pytest.raises(ValueError, match=r"state\.pt is from another plan"):
         other.load()
     training.load()
     content = (tmp_path / "state.pt").read_bytes()

@@ -88,12 +88,12 @@ class TransformerConfig:
     def __init__(self, **settings: Any) -> None:
         known = self.allowed()
         if isinstance(settings.get("vq"), Mapping):
-            raise ValueError("this is a whole conf.yml; its section is meant: TransformerConfig(**config['vq'])")
+            raise ValueError("this is a full conf.yml; pass only its section: TransformerConfig(**config['vq'])")
         for name, why in self.refusals(settings).items():
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {near[0]}? " if near else ""
-                raise ValueError(f"there is no setting {name!r}; {hint}there are {', '.join(known)}")
+                raise ValueError(f"there is no setting {name!r}; {hint}known settings are {', '.join(known)}")
             raise ValueError(f"{name}={settings.get(name)!r} is not allowed: {why}")
         for one in fields(self):
             object.__setattr__(self, one.name, settings.get(one.name, one.default))
