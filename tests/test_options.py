@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
-from tests.option_walk import Call, Ended, calls, commands, verdict
+from tests.option_walk import Call, Ended, calls, commands, parsers, verdict
+
+PACKAGE_COMMANDS = [name for name in commands() if not name.startswith("benchmarks.")]
 
 
 def walk(*options: str) -> subprocess.CompletedProcess[str]:
@@ -38,6 +40,12 @@ def test_walk_reaches_the_options_of_every_command() -> None:
     found = list(calls("harness.sweep", doubtful=False))
     assert {"--set", "--no-such-option"} <= {call.option for call in found}
     assert all(call.sure for call in found)
+
+
+@pytest.mark.parametrize("command", PACKAGE_COMMANDS)
+def test_every_argument_has_a_help_text(command: str) -> None:
+    actions = [action for _, parser in parsers(command) for action in parser._actions]
+    assert [action.dest for action in actions if not (action.help or "").strip()] == []
 
 
 CALL = Call("some.command", ("--n=x",), "--n", "x", sure=True)
