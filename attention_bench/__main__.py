@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name == "init":
         return run_interruptible(lambda: init(given[1:])) or 0
     if name not in COMMANDS:
-        said = f"{name!r} is not a command" if name else "a command is required"
-        print(f"{NAME}: {said}\n\n{usage()}", file=sys.stderr)
+        message = f"{name!r} is not a command" if name else "a command is required"
+        print(f"{NAME}: {message}\n\n{usage()}", file=sys.stderr)
         return UNUSABLE
     call_as(f"{NAME} {name}")
     sys.argv[1:] = given[1:]

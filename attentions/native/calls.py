@@ -16,7 +16,7 @@ from attentions.native import library
 NAMES = {torch.float32: "float32", torch.float64: "float64", torch.int32: "int32", torch.int64: "int64"}
 VECTOR_BYTES = 64  # the widest vector that the kernels use
 ALONE = 1 << 14  # numbers that one thread processes before a second thread would have started
-MOST = 2**31 - 2  # ranks and codes are stored in 32 bits
+MAX_INDEX = 2**31 - 2  # ranks and codes are stored in 32 bits
 
 
 class Buffer(NamedTuple):

@@ -154,7 +154,7 @@ def test_what_why_not_refuses_is_not_run() -> None:
 def test_stream_refuses_what_it_was_not_made_for(attention: Attention) -> None:
     stream = attention.stream(2)
     assert stream is not None
-    with pytest.raises(ValueError, match="q has a batch of 3: the stream was made for 2"):
+    with pytest.raises(ValueError, match="q has a batch of 3: the stream was created for 2"):
         stream.extend(*sample(batch=3))
     stream.extend(*sample())
     with pytest.raises(ValueError, match=r"q is torch.float64: the stream holds torch.float32"):

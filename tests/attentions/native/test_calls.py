@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attentions.native import bucket_window, duality, library, selective_scan, short_convolution, vq
-from attentions.native.calls import MOST
+from attentions.native.calls import MAX_INDEX
 
 if TYPE_CHECKING:
     from attentions.common.windows import Windows
@@ -72,7 +72,7 @@ def test_sort_refuses_sizes_that_do_not_fit() -> None:
         sorted_windows(heads=1)
     with pytest.raises(ValueError, match="12 queries of 5 heads"):
         sorted_windows(heads=5)
-    with pytest.raises(ValueError, match=rf"a row can have at most {MOST} of each"):
+    with pytest.raises(ValueError, match=rf"a row can have at most {MAX_INDEX} of each"):
         sorted_windows(codes=2**31)
     with pytest.raises(ValueError, match=rf"{9 * 2**29} sorted keys"):
         sorted_windows(forest=(2**29 - 1, 1))
