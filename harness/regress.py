@@ -51,7 +51,7 @@ from harness.results.disturbance import busy_cases, disturbance
 from harness.results.rows_file import JournalError, latest, read_rows
 from harness.results.run_file import RunFacts, RunFileError, read_facts
 from harness.results.series import Series, group_series
-from harness.stats.comparison import GRAVEST_FIRST, Judgement, compare, gravest
+from harness.stats.comparison import WORST_FIRST, Judgement, compare, worst_verdict
 from harness.stats.expectations import judge_expectations
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     busy, common_name = disturbance(rows), facts.machine.common_name
     judgements = compare(baseline, series, facts.machine.name, common_name=common_name, busy=busy)
     _show(judgements, facts, busy)
-    return EXIT_CODES[gravest(judgement.verdict for judgement in judgements)]
+    return EXIT_CODES[worst_verdict(judgement.verdict for judgement in judgements)]
 
 
 def _update(path: Path, series: Sequence[Series], facts: RunFacts) -> None:
@@ -98,8 +98,8 @@ def _update(path: Path, series: Sequence[Series], facts: RunFacts) -> None:
         print(f"recorded anyway: {busy}", file=sys.stderr)
     for line in _losses(kept, written, series) if kept is not None else ():
         print(line, file=sys.stderr)
-    where = shortened(str(path), LONGEST_MESSAGE)
-    say(f"{where}: holds {len(written.series)} series of {shortened(written.machine)}", sys.stdout)
+    place = shortened(str(path), LONGEST_MESSAGE)
+    say(f"{place}: holds {len(written.series)} series of {shortened(written.machine)}", sys.stdout)
 
 
 def _losses(kept: Baseline, written: Baseline, series: Sequence[Series]) -> Iterator[str]:
@@ -173,7 +173,7 @@ def _print(console: Console, judgements: Sequence[Judgement], facts: RunFacts, b
         console.print(Text(f"in the baseline but not in this run: {', '.join(absent)}"))
     if busy:
         console.print(Text(busy))
-    verdict = gravest(judgement.verdict for judgement in judgements)
+    verdict = worst_verdict(judgement.verdict for judgement in judgements)
     counts = ", ".join(f"{sum(one.verdict == value for one in judgements)} {value}" for value in EXIT_CODES)
     timed = sum(bool(one.changes) for one in judgements)
     line = f"{verdict}: {counts}; times compared in {timed} of {len(judgements)} series"
@@ -182,7 +182,7 @@ def _print(console: Console, judgements: Sequence[Judgement], facts: RunFacts, b
 
 def _reasons(judgement: Judgement) -> tuple[Text, Text]:
     """Return the reasons, worst first, and the next steps."""
-    findings = sorted(judgement.findings, key=lambda finding: GRAVEST_FIRST.index(finding.verdict))
+    findings = sorted(judgement.findings, key=lambda finding: WORST_FIRST.index(finding.verdict))
     steps = dict.fromkeys(finding.next_step for finding in findings if finding.next_step)
     reasons = (shortened(finding.reason, LONGEST_CELL) for finding in findings)
     return Text("\n".join(reasons)), Text("\n".join(steps))

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.config.grid import MOST
+from harness.config.grid import MAX_SIZE
 from harness.results.run_dir import require_folder
 from lsh_v2.common.endings import UNUSABLE, end
 from lsh_v2.model.component_profile import LENGTHS, PROFILES, profile_model
@@ -87,8 +87,8 @@ def stretched(model: LSHv2Model, n: int) -> LSHv2Model:
 
 def _model(given: argparse.Namespace) -> LSHv2Model:
     """Build the requested model. Raises ValueError for invalid lengths and keys."""
-    if wrong := [n for n in given.lengths if not 1 <= n <= MOST]:
-        raise ValueError(f"--lengths {wrong[0]} is not allowed; it must be integers from 1 to {MOST}")
+    if wrong := [n for n in given.lengths if not 1 <= n <= MAX_SIZE]:
+        raise ValueError(f"--lengths {wrong[0]} is not allowed; it must be integers from 1 to {MAX_SIZE}")
     if given.checkpoint is None:
         return model_of_command(given.size or "25M", given.set)
     if given.set or given.size:

@@ -12,12 +12,12 @@ from harness.common.import_path import nearest
 from harness.config.yaml_source import dotted, show
 
 Path = tuple[int | str, ...]
-MOST = 200
+MAX_ERRORS = 200
 
 
 def mistakes_of(error: ValidationError, model: type[BaseModel], raw: dict[str, Any]) -> list[str]:
-    """Return one line per mistake in `raw`, the validated data, up to the first `MOST` mistakes."""
-    return [_line(details, model, raw) for details in error.errors()[:MOST]]
+    """Return one line per mistake in `raw`, the validated data, up to the first `MAX_ERRORS` mistakes."""
+    return [_line(details, model, raw) for details in error.errors()[:MAX_ERRORS]]
 
 
 def reason_of(details: ErrorDetails) -> str:

@@ -26,7 +26,7 @@ from harness.common.import_path import is_path, nearest
 
 SUBJECTS = ("attention", "accuracy")
 
-MOST = 2**40  # tokens, heads, etc.: far beyond any machine
+MAX_SIZE = 2**40  # tokens, heads, etc.: far beyond any machine
 MOST_ROUNDS = 1000
 
 T = TypeVar("T")
@@ -50,14 +50,14 @@ def _distinct(axis: tuple[T, ...]) -> tuple[T, ...]:
 
 
 def _countable(size: int) -> int:
-    if size > MOST:
-        raise ValueError(f"it must be at most {MOST}")
+    if size > MAX_SIZE:
+        raise ValueError(f"it must be at most {MAX_SIZE}")
     return size
 
 
 def _affordable(rounds: int) -> int:
     if rounds > MOST_ROUNDS:
-        raise ValueError(f"at most {MOST_ROUNDS} is allowed")
+        raise ValueError(f"it must be at most {MOST_ROUNDS}")
     return rounds
 
 

@@ -56,9 +56,9 @@ def length_figure(section: ReportSection, quantity: Quantity, styles: Mapping[st
     if not able:
         return None
     curves = drawn_of(able, quantity)
-    where = f" on {section.title}" if section.title else ""
+    scope = f" on {section.title}" if section.title else ""
     labels = units.listed([units.short(curve.label) for curve in curves])
-    description = f"{quantity.title} against length{where}, both logarithmic, for {labels}"
+    description = f"{quantity.title} against length{scope}, both logarithmic, for {labels}"
     drawings = {
         size: _drawing(curves, section.lengths, quantity, styles, size, f"{name}-{size}", description) for size in SIZES
     }

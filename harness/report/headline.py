@@ -50,10 +50,10 @@ def _closest(sections: Sequence[ReportSection]) -> list[Headline]:
         curves = [curve for curve in section.curves if not curve.facts.exact and curve.values("error")]
         if section.judged and not section.timed and curves:
             n = max(n for curve in curves for n in curve.values("error"))
-            where = f"On {section.title} at {length(n)}" if section.title else f"At {length(n)}"
+            place = f"On {section.title} at {length(n)}" if section.title else f"At {length(n)}"
             kinds = {"method": False, "control": True}
-            words = [_best_at(curves, n, kind, control=control) for kind, control in kinds.items()]
-            found.append(Headline(f"{where} {'; '.join(filter(None, words))}.", "other"))
+            clauses = [_best_at(curves, n, kind, control=control) for kind, control in kinds.items()]
+            found.append(Headline(f"{place} {'; '.join(filter(None, clauses))}.", "other"))
     return found
 
 
@@ -164,8 +164,8 @@ def _clause(stretch: Stretch, section: ReportSection) -> str:
     if ratios:
         low, high = times(min(ratios)), times(max(ratios))
         return f"{stretch.label} is {high if low == high else f'{low} to {high}'} faster than exact attention {error}"
-    alone = any(curve.facts.exact for curve in section.curves)
-    return f"{stretch.label} is fastest {error}" + (" and no exact method finishes" if alone else "")
+    has_exact = any(curve.facts.exact for curve in section.curves)
+    return f"{stretch.label} is fastest {error}" + (" and no exact method finishes" if has_exact else "")
 
 
 def _control_verdict(section: ReportSection) -> list[Headline]:
@@ -180,10 +180,10 @@ def _control_verdict(section: ReportSection) -> list[Headline]:
         if rival is not None and rival.time_s <= pick.time_s:
             beaten.setdefault(rival.curve.label, []).append(pick.n)
     if beaten:
-        words = listed([f"{label} at {lengths(ns)}" for label, ns in beaten.items()])
+        rivals = listed([f"{label} at {lengths(ns)}" for label, ns in beaten.items()])
         return [
             Headline(
-                f"A control is as fast and at least as accurate: {words}. The choice of keys has no benefit there.",
+                f"A control is as fast and at least as accurate: {rivals}. The choice of keys has no benefit there.",
                 "warn",
             )
         ]

@@ -30,13 +30,13 @@ def missing_table(sections: Sequence[ReportSection], styles: Mapping[str, Style]
     for section in sections:
         for curve in section.curves:
             for (status, reason), words in _failures(curve).items():
-                where = [Cell(section.short, sort=section.short)] if several else []
+                place = [Cell(section.short, sort=section.short)] if several else []
                 cells = [
                     Cell(status, sort=status, tone="bad" if status in _BAD else ""),
                     Cell(words),
                     Cell(reason, sort=reason),
                 ]
-                rows.append([name_cell(curve, styles), *where, *cells])
+                rows.append([name_cell(curve, styles), *place, *cells])
     titles = ["method", *(["on"] if several else []), "status", "at", "why"]
     return Table("Cases without a time", [Column(title, numeric=False) for title in titles], rows) if rows else None
 

@@ -43,8 +43,8 @@ def pareto_figure(section: ReportSection, styles: Mapping[str, Style], name: str
         return None
     ns = _chosen(list(points))
     most = max(len(points[n]) for n in ns)
-    where = f" on {section.title}" if section.title else ""
-    description = f"Error against time{where} at {units.lengths(ns)}"
+    scope = f" on {section.title}" if section.title else ""
+    description = f"Error against time{scope} at {units.lengths(ns)}"
     chosen = {n: _drawn(points[n]) for n in ns}
     drawings = {size: _drawing(chosen, styles, size, f"{name}-{size}", description) for size in _PANEL_IN}
     shown = {point.curve.label for found in chosen.values() for point in found}

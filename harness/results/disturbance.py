@@ -24,10 +24,10 @@ def busy_cases(rows: Sequence[Row]) -> str:
     timed, busy = [row for row in rows if others_share([row])], [row for row in rows if is_busy(row)]
     if not busy:
         return ""
-    where = ", ".join(map(str, sorted({row.n for row in busy})))
+    lengths = ", ".join(map(str, sorted({row.n for row in busy})))
     return (
         f"other programs took more than {_rough(BUSY)} of CPU time in {len(busy)} of {len(timed)} timed cases, "
-        f"at n={where}"
+        f"at n={lengths}"
     )
 
 

@@ -99,16 +99,16 @@ def latest(rows: Iterable[Row]) -> list[Row]:
     return list(found.values())
 
 
-def _parse(line: str, where: str) -> Row | None:
+def _parse(line: str, location: str) -> Row | None:
     try:
         data: Any = json.loads(line)
     except (ValueError, RecursionError):
-        log.warning("%s is truncated and is skipped", where)
+        log.warning("%s is truncated and is skipped", location)
         return None
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:
         raise JournalError(
-            f"{where} has schema {show(schema)}; this version reads only schema {SCHEMA}. Nothing was changed"
+            f"{location} has schema {show(schema)}; this version reads only schema {SCHEMA}. Nothing was changed"
         )
     try:
         return Row(**data)
@@ -116,7 +116,7 @@ def _parse(line: str, where: str) -> Row | None:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise JournalError(
-            f"{where} is not a row of schema {SCHEMA}: {key}: {reason_of(first)}. Nothing was changed"
+            f"{location} is not a row of schema {SCHEMA}: {key}: {reason_of(first)}. Nothing was changed"
         ) from error
 
 

@@ -96,7 +96,7 @@ def _facts(
         "versions": machine.versions(),
         "ceilings": _higher(ceilings, before.get("ceilings")),
         "config": config.model_dump(mode="json"),
-        "class_facts": {one.case.label: plan.classes[one.case.backend].said for one in plan.planned},
+        "class_facts": {one.case.label: plan.classes[one.case.backend].declared for one in plan.planned},
         "finished": None,
     }
 

@@ -215,8 +215,8 @@ class Rounds:
         try:
             return Row(**identity, **_finite(outcome.answer))
         except (ValidationError, TypeError) as error:
-            words = " ".join(str(error).split())[:200]
-            return Row(**identity, status="crash", reason=f"its answer is invalid: {words}")
+            message = " ".join(str(error).split())[:200]
+            return Row(**identity, status="crash", reason=f"its answer is invalid: {message}")
 
     def _key(self, case: Case) -> str:
         """Hash everything that decides a row: the case, the environment, the code and the contents of its inputs."""

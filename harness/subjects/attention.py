@@ -137,7 +137,7 @@ class AttentionTrial(Trial):
         if case.level == "layer":
             shape = (problem.batch, problem.queries, case.heads * case.head_dim)
         if tuple(output.shape) != shape or output.dtype != problem.dtype:
-            return f"shape {tuple(output.shape)} and {output.dtype} where {shape} and {problem.dtype} were asked for"
+            return f"shape {tuple(output.shape)} and {output.dtype} instead of {shape} and {problem.dtype}"
         return gate.not_finite(output)
 
     def _against_definition(self, variant: int, output: Tensor, answer: Any) -> CheckResult:

@@ -176,7 +176,7 @@ TEXTS: dict[str, tuple[str, str]] = {
         with_value("batch", str(2**40)).replace("heads: 2", f"heads: {2**40}"),
         f"take {4 * 2**40 * 2**40 * 16 * 8 * 4} bytes",
     ),
-    "sizes beyond 2^40": (with_value("batch", str(2**64)), f"at most {2**40} is allowed"),
+    "sizes beyond 2^40": (with_value("batch", str(2**64)), f"it must be at most {2**40}"),
     "a layer of 2^40": (with_value("level", "layer").replace("[16]", f"[{2**40}]"), "but this machine has"),
     "2^40 tokens to decode after": (with_value("mode", "decode").replace("[16]", f"[{2**40}]"), "but this machine has"),
     "a further grid of 2^40": (MINIMAL + "also: [{lengths: 1099511627776}]\n", "also.0.lengths: n = 1099511627776"),
@@ -299,7 +299,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """What the command prints on stderr, which must be one message that a person can read, with exit 2."""
     assert main(arguments) == 2
     printed = capsys.readouterr()
@@ -329,32 +329,32 @@ def test_what_the_corpus_spoils_is_right(place: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_hostile_text_is_refused(place: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
-    text, words = TEXTS[name]
+    text, message = TEXTS[name]
     (place / "conf.yml").write_text(text)
-    assert words in said(["conf.yml", "--dry-run"], capsys)
+    assert message in refusal(["conf.yml", "--dry-run"], capsys)
     assert [path.name for path in place.iterdir()] == ["conf.yml"]
 
 
 @pytest.mark.parametrize("name", OVERRIDES)
 def test_a_hostile_override_is_refused(place: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
-    override, words = OVERRIDES[name]
+    override, message = OVERRIDES[name]
     (place / "conf.yml").write_text(MINIMAL)
-    assert words in said(["conf.yml", "--dry-run", "--set", override], capsys)
+    assert message in refusal(["conf.yml", "--dry-run", "--set", override], capsys)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_hostile_file_is_refused(place: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
-    make, words = FILES[name]
+    make, message = FILES[name]
     make(place / "conf.yml")
-    assert words in said(["conf.yml", "--dry-run"], capsys)
+    assert message in refusal(["conf.yml", "--dry-run"], capsys)
 
 
 @pytest.mark.parametrize("path", ["a\0b", "x" * 5000, "x/" * 5000, ""])
 def test_a_hostile_path_is_refused(place: Path, capsys: pytest.CaptureFixture[str], path: str) -> None:
     (place / "conf.yml").write_text(MINIMAL)
-    assert "cannot be used" in said([path or ".", "--dry-run"], capsys)
-    assert "out:" in said(["conf.yml", "--dry-run", "--out", path], capsys)
-    assert "--resume:" in said(["--resume", path or "nowhere"], capsys)
+    assert "cannot be used" in refusal([path or ".", "--dry-run"], capsys)
+    assert "out:" in refusal(["conf.yml", "--dry-run", "--out", path], capsys)
+    assert "--resume:" in refusal(["--resume", path or "nowhere"], capsys)
 
 
 @pytest.mark.parametrize("name", ["laughs", "lists", "2^40 tokens"])

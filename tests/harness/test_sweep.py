@@ -130,8 +130,8 @@ def test_each_fault_gets_one_row_with_status_and_reason_and_the_sweep_goes_on(fo
     assert [("Inexact" in line, "0.5" in line) for line in failures] == [(True, True)]
     rows = by_label(folder)
     assert {label: row.status for label, row in rows.items()} == {label: fault[0] for label, fault in faults.items()}
-    for label, (_, words) in faults.items():
-        assert words in rows[label].reason
+    for label, (_, reason) in faults.items():
+        assert reason in rows[label].reason
     assert {label for label, row in rows.items() if row.time_s is not None} == {"Right", "Inexact", "PrintingGarbage"}
     assert done.stdout.splitlines()[-1] == f"report: {folder / 'report.html'}"
     assert (folder / "report.md").exists()
@@ -256,7 +256,7 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "reason"),
     [
         (["{conf}", "--set", "lengths=0"], "lengths"),
         (["{conf}", "--set", "colour=red"], "colour"),
@@ -268,10 +268,12 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(folder: Path) -> None:
         (["--resume", "{empty}"], "holds no run"),
         (["{empty}/nothing.yml"], "nothing.yml"),
         ([], "give a configuration"),
-        (["{conf}", "--out", "a", "--resume", "b"], "exclude each other"),
+        (["{conf}", "--out", "a", "--resume", "b"], "cannot be combined"),
     ],
 )
-def test_what_cannot_be_used_is_one_message_and_exit_status_two(folder: Path, arguments: list[str], words: str) -> None:
+def test_what_cannot_be_used_is_one_message_and_exit_status_two(
+    folder: Path, arguments: list[str], reason: str
+) -> None:
     places = {"conf": folder.parent / "conf.yml", "empty": folder.parent / "empty", "full": folder.parent / "full"}
     for place in ("empty", "full"):
         places[place].mkdir()
@@ -279,7 +281,7 @@ def test_what_cannot_be_used_is_one_message_and_exit_status_two(folder: Path, ar
     places["conf"].write_text(yaml.safe_dump(BASE))
     done = command([argument.format(**places) for argument in arguments])
     assert done.returncode == 2
-    assert words in done.stderr
+    assert reason in done.stderr
     assert "Traceback" not in done.stderr
     assert {path.name for path in folder.parent.iterdir()} == {"conf.yml", "empty", "full"}
     assert [path.name for place in ("empty", "full") for path in places[place].iterdir()] == [ROWS]

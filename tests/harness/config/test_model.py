@@ -156,7 +156,7 @@ def test_sections_of_other_systems_are_left_to_them(conf: Path, monkeypatch: pyt
     [
         ("lengths=[128, 0]", "lengths.1: 0 is not allowed; it must be an integer of at least 1, or a list of these"),
         ("lengths=0", "lengths: 0 is not allowed; it must be an integer of at least 1, or a list of these"),
-        ("lengths=[1" + 20 * "0" + "]", f"lengths.0: 1{20 * '0'} is not allowed; at most {2**40} is allowed"),
+        ("lengths=[1" + 20 * "0" + "]", f"lengths.0: 1{20 * '0'} is not allowed; it must be at most {2**40}"),
         ("lengths=[]", "lengths: [] is not allowed; it must be an integer of at least 1, or a list of these"),
         ("lengths=[2.0]", "lengths.0: 2.0 is not allowed; it must be an integer of at least 1, or a list of these"),
         ("lengths=[7, 7]", "lengths: [7, 7] is not allowed; 7 is repeated; each value may appear only once"),

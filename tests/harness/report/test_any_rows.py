@@ -140,7 +140,7 @@ def test_very_many_series_are_all_in_the_tables_and_some_in_the_figures() -> Non
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("spoil", "message"),
     [
         (lambda folder: (folder / "rows.jsonl").unlink(), "it has no rows"),
         (lambda folder: (folder / "rows.jsonl").write_text(""), "it has no rows"),
@@ -154,13 +154,13 @@ def test_very_many_series_are_all_in_the_tables_and_some_in_the_figures() -> Non
     ],
 )
 def test_a_folder_without_a_run_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any, words: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any, message: str
 ) -> None:
     write_run(tmp_path, made_rows((FLASH,), lengths=(512,), rounds=1), made_facts(MADE))
     spoil(tmp_path)
     assert main([str(tmp_path)]) == 2
     printed = capsys.readouterr()
-    assert words in printed.err
+    assert message in printed.err
     assert (len(printed.err.splitlines()), printed.out) == (1, "")
 
 

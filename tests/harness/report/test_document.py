@@ -175,8 +175,8 @@ def test_a_run_on_a_busy_machine_says_so_first(tmp_path: Path, disturbed: int) -
     share = "2.00 % of CPU time in the median timed case, at most "
     share += "45.6 %" if disturbed else "2.00 %"
     assert ["other programs", share] in [row for table in html_tables(html) for row in table]
-    said = "Other programs took more than 10 % of CPU time in 3 of 10 timed cases (median 2 %)"
-    assert (said in markdown.split("##")[0]) == (disturbed == 3)
+    output = "Other programs took more than 10 % of CPU time in 3 of 10 timed cases (median 2 %)"
+    assert (output in markdown.split("##")[0]) == (disturbed == 3)
     assert ("Other programs took" in markdown) == (disturbed == 3)
 
 

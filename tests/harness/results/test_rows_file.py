@@ -65,7 +65,7 @@ def test_a_row_of_another_schema_is_refused_and_stays(tmp_path: Path, schema: ob
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"flavour": 1}, "flavour: this key is unknown"),
         ({"label": None}, "label: null is not allowed; it must be a valid string"),
@@ -73,10 +73,10 @@ def test_a_row_of_another_schema_is_refused_and_stays(tmp_path: Path, schema: ob
         ({"n": "x"}, "n: 'x' is not allowed; it must be a valid integer"),
     ],
 )
-def test_a_row_that_is_none_is_refused_in_words(tmp_path: Path, changes: dict[str, object], said: str) -> None:
+def test_a_row_that_is_none_is_refused_in_words(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     line = {**json.loads(a_row().model_dump_json(by_alias=True)), **changes}
     (tmp_path / ROWS).write_text(json.dumps(line))
-    with pytest.raises(JournalError, match=f"line 1 is not a row of schema 1: {said}"):
+    with pytest.raises(JournalError, match=f"line 1 is not a row of schema 1: {message}"):
         read_rows(tmp_path)
 
 

@@ -17,7 +17,7 @@ def test_a_folder_that_is_there_or_can_be_made_is_allowed_and_nothing_is_made(tm
 
 
 @pytest.mark.parametrize(
-    ("path", "words"),
+    ("path", "message"),
     [
         ("file", "out: .*file cannot be created: it is not a folder"),
         ("file/below", "out: .*below cannot be created: .*file is not a folder"),
@@ -27,12 +27,12 @@ def test_a_folder_that_is_there_or_can_be_made_is_allowed_and_nothing_is_made(tm
         ("/".join(["name"] * 1000), "out: '.*' is not allowed; a path must have fewer than 4096 bytes"),
     ],
 )
-def test_a_path_that_can_be_no_folder_is_refused_in_words(path: str, words: str, tmp_path: Path) -> None:
+def test_a_path_that_can_be_no_folder_is_refused_in_words(path: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(FolderError, match=words):
+    with pytest.raises(FolderError, match=message):
         require_folder(tmp_path / path, "out")
-    with pytest.raises(FolderError, match=words):
+    with pytest.raises(FolderError, match=message):
         new_run(str(tmp_path / path))
 
 

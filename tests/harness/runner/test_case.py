@@ -86,7 +86,7 @@ def test_both_memory_channels_see_the_two_score_matrices_of_vanilla(measure: Any
 
 
 @pytest.mark.parametrize(
-    ("backend", "words"),
+    ("backend", "message"),
     [
         (":AddsOneHundredth", "differs from its own definition"),
         (":NotFinite", "not finite"),
@@ -95,10 +95,10 @@ def test_both_memory_channels_see_the_two_score_matrices_of_vanilla(measure: Any
         (":TooFast", "faster than the hardware"),
     ],
 )
-def test_a_wrong_answer_has_a_reason_and_no_time(measure: Any, backend: str, words: str) -> None:
+def test_a_wrong_answer_has_a_reason_and_no_time(measure: Any, backend: str, message: str) -> None:
     answer = measure(backend, ceilings=1e9).answer
     assert answer["status"] == "wrong"
-    assert words in answer["reason"]
+    assert message in answer["reason"]
     assert not set(answer) & {"time_s", "samples_s", "tokens_per_s", "flops_per_s", "roofline_share"}
 
 

@@ -70,7 +70,7 @@ def test_an_approximation_that_meets_its_own_definition_passes_with_its_error(fo
 
 
 @pytest.mark.parametrize(
-    ("backend", "changes", "words"),
+    ("backend", "changes", "message"),
     [
         ("AddsOneHundredth", {}, "differs from its own definition by"),
         ("AddsOneHundredth", {"level": "layer"}, "differs from its own definition by"),
@@ -84,8 +84,8 @@ def test_an_approximation_that_meets_its_own_definition_passes_with_its_error(fo
         ("StreamingWrong", {"mode": "decode"}, "differs from its own definition by"),
     ],
 )
-def test_a_wrong_backend_is_told_why(folder: Path, backend: str, changes: dict[str, Any], words: str) -> None:
-    assert words in both_sets(trial_of(folder, case_of(backend, **changes))).wrong
+def test_a_wrong_backend_is_told_why(folder: Path, backend: str, changes: dict[str, Any], message: str) -> None:
+    assert message in both_sets(trial_of(folder, case_of(backend, **changes))).wrong
 
 
 def test_a_leak_through_selection_is_recorded_and_not_wrong(folder: Path) -> None:

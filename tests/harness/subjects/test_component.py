@@ -132,9 +132,9 @@ def test_profile_on_a_full_disk_says_so_and_other_errors_stay(
             main([str(conf), "--out", str(folder)])
         return
     assert main([str(conf), "--out", str(folder)]) == 2
-    said = capsys.readouterr().err
-    assert "left out because they define no stages: tests.harness.backends:Right\n" in said
-    assert f"error: {folder / 'report.html'} cannot be written: No space left on device" in said
+    printed = capsys.readouterr().err
+    assert "left out because they define no stages: tests.harness.backends:Right\n" in printed
+    assert f"error: {folder / 'report.html'} cannot be written: No space left on device" in printed
 
 
 def test_profile_without_any_stage_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
