@@ -113,7 +113,9 @@ def result(
 def _together(made: Sequence[Generated]) -> tuple[list[Sample], Judge]:
     """Combine the samples of all tasks, each judged by its own task."""
     of = {sample.id: task for task in made for sample in task.samples}
-    return [sample for task in made for sample in task.samples], lambda sample, said: of[sample.id].judge(sample, said)
+    return [sample for task in made for sample in task.samples], lambda sample, response: of[sample.id].judge(
+        sample, response
+    )
 
 
 def render(rows: list[dict[str, Any]], given: argparse.Namespace) -> str:

@@ -29,7 +29,7 @@ from attentions.common.settings import require
 from bmrt.evaluation.evaluate import interval
 from bmrt.evaluation.hub import load_hub
 from bmrt.evaluation.options import command, engine_of, file_name, require_writable, run
-from bmrt.evaluation.records import Records, alone, digest_of, read_data, read_jsonl, require_unique
+from bmrt.evaluation.records import Records, digest_of, locked, read_data, read_jsonl, require_unique
 
 if TYPE_CHECKING:
     from bmrt.cache.engine import RecursiveCompressionEngine
@@ -106,7 +106,7 @@ def answer_all(
     made_by = engine.identity() | {"max_len": max_len, "wording": BEFORE + AFTER}
     digests = {item["_id"]: digest_of({name: item[name] for name in (*FIELDS, "context")}) for item in items}
     notes = beside(path.parent, "settings") / f"{path.name}.json"
-    with alone(path, notes):
+    with locked(path, notes):
         records = Records(path, made_by, key="_id", samples=digests, notes=notes)
         done = records.done
         wanted = [item for item in items if item["_id"] not in done]

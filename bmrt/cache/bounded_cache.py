@@ -164,7 +164,7 @@ class BoundedCache(Cache):
         require("full_attention" in kinds, "model", type(model).__name__, "one with layers of full attention")
         if self._rotary is not None and set(kinds) & set(SLIDING):
             raise ValueError(
-                "positions='compact' is not possible beside sliding windows, whose keys stay where they were"
+                "positions='compact' cannot be combined with sliding windows, whose keys keep their positions"
             )
         return [
             BoundedLayer(number, self.plan, self.strategy, self._rotary)

@@ -139,8 +139,8 @@ class StopWords(StoppingCriteria):
         self.words, self.decode, self.prompt_tokens = words, decode, prompt_tokens
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        said = [self.decode(row[self.prompt_tokens :].tolist()) for row in input_ids]
-        ended = [any(word in text for word in self.words) for text in said]
+        texts = [self.decode(row[self.prompt_tokens :].tolist()) for row in input_ids]
+        ended = [any(word in text for word in self.words) for text in texts]
         return torch.tensor(ended, device=input_ids.device)
 
 
@@ -168,9 +168,9 @@ def require_device(device: str) -> None:
     try:
         there = torch.empty(0, device=device).device.type != "meta"
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
-        said = str(error).partition("\n")[0].partition(". ")[0]
+        reason = str(error).partition("\n")[0].partition(". ")[0]
         raise ValueError(
-            f"device={device!r} is not allowed: it must be one that torch supports here: {said}"
+            f"device={device!r} is not allowed: it must be one that torch supports here: {reason}"
         ) from error
     require(there, "device", device, "one that supports computation")
 

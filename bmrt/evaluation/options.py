@@ -20,7 +20,7 @@ from bmrt.cache.engine import RecursiveCompressionEngine, require_device
 from bmrt.cache.settings import LSH_MODES, SELECTORS, Settings
 from bmrt.evaluation.records import digest_of
 from bmrt.strategies.ties import TIES
-from harness.common.command_line import MOST, one_line
+from harness.common.command_line import MAX_COUNT, one_line
 
 SETTINGS = {  # option of the command line -> setting
     "method": "selector_type",
@@ -121,8 +121,8 @@ def run(
         except (ValueError, OSError, ImportError) as error:
             parser.exit(2, f"{parser.prog}: {one_line(error)}\n")
         except torch.OutOfMemoryError as error:
-            said = " ".join(str(error).split())
-            parser.exit(2, f"{parser.prog}: {said} Use smaller blocks (--block_size) or a smaller --budget\n")
+            message = " ".join(str(error).split())
+            parser.exit(2, f"{parser.prog}: {message} Use smaller blocks (--block_size) or a smaller --budget\n")
         except KeyboardInterrupt:
             parser.exit(130, f"{parser.prog}: interrupted; answers so far are kept, and the same command continues\n")
 
@@ -133,10 +133,10 @@ def file_name(*parts: str) -> str:
     A name that is too long or contains characters that are not allowed ends in a hash of the parts, so that no two
     share a file.
     """
-    whole = "_".join(parts)
-    name = re.sub(r"[^\w.+-]+", "_", whole).lstrip(".")
+    joined = "_".join(parts)
+    name = re.sub(r"[^\w.+-]+", "_", joined).lstrip(".")
     short = name.encode()[: LONGEST_NAME - 9].decode(errors="ignore")
-    return whole if name == whole and len(whole.encode()) <= LONGEST_NAME else f"{short}_{digest_of(whole)[:8]}"
+    return joined if name == joined and len(joined.encode()) <= LONGEST_NAME else f"{short}_{digest_of(joined)[:8]}"
 
 
 def require_writable(folder: Path, name: str = "save_dir") -> None:
@@ -159,10 +159,10 @@ def require_distinct(name: str, values: Sequence[str]) -> None:
 def _require_counts(given: argparse.Namespace) -> None:
     for name, least in LEAST.items():
         value = getattr(given, name, None)
-        allowed = f"an integer from {least} to {MOST}"
-        require(value is None or least <= value <= MOST, name, value, allowed)
+        allowed = f"an integer from {least} to {MAX_COUNT}"
+        require(value is None or least <= value <= MAX_COUNT, name, value, allowed)
     for length in getattr(given, "lengths", None) or ():
-        require(1 <= length <= MOST, "lengths", length, f"integers from 1 to {MOST}")
+        require(1 <= length <= MAX_COUNT, "lengths", length, f"integers from 1 to {MAX_COUNT}")
 
 
 def _settings(given: argparse.Namespace) -> dict[str, Any]:

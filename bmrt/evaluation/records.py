@@ -115,7 +115,7 @@ class Records:
 
 
 @contextmanager
-def alone(path: Path, notes: Path | None = None) -> Iterator[None]:
+def locked(path: Path, notes: Path | None = None) -> Iterator[None]:
     """Lock `path` against writing by other processes. Raises ValueError if another process holds the lock."""
     lock = (notes or _notes_beside(path)).with_suffix(".lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -151,13 +151,13 @@ def read_data(path: Path) -> list[dict[str, Any]]:
     Raises ValueError also for unpaired surrogates.
     """
     rows = _numbered(path)
-    for where, row in rows:
+    for location, row in rows:
         text = json.dumps(row, ensure_ascii=False)
         try:
             text.encode()
         except UnicodeEncodeError as error:
             half = text[error.start]
-            raise ValueError(f"{where} holds {half!r}, a lone surrogate, which no tokenizer can read") from error
+            raise ValueError(f"{location} holds {half!r}, a lone surrogate, which no tokenizer can read") from error
     return [row for _, row in rows]
 
 
@@ -173,9 +173,9 @@ def _numbered(path: Path) -> list[tuple[str, dict[str, Any]]]:
         return [(f"{path} item {i}", x) for i, x in enumerate(found, 1)]
     # Split at "\n" only: JSON strings may contain other line separators.
     lines = [(f"{path} line {i}", line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-    rows = [(where, _parsed(line, where)) for where, line in lines]
-    for where, row in rows:
-        require(isinstance(row, dict), "data", where, "an object")
+    rows = [(location, _parsed(line, location)) for location, line in lines]
+    for location, row in rows:
+        require(isinstance(row, dict), "data", location, "an object")
     return rows
 
 
@@ -187,8 +187,8 @@ def _dumped(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def _parsed(text: str, where: str) -> Any:
+def _parsed(text: str, location: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not valid JSON: {error}") from error
+        raise ValueError(f"{location} is not valid JSON: {error}") from error
