@@ -150,7 +150,7 @@ def _require_time(cases: Sequence[Case], case_s: float) -> None:
         if rate and flops > rate * case_s:
             raise ValueError(
                 f"lengths: n = {n} is not possible within budget.case_s = {case_s:g}: full attention takes at least "
-                f"{flops:.1e} operations, {flops / rate:.0f} s at the {rate:.1e} a second that this machine reaches"
+                f"{flops:.1e} operations, {flops / rate:.0f} s at the {rate:.1e} per second that this machine reaches"
             )
 
 
@@ -193,7 +193,7 @@ def _require_content(folder: Path, found: dict[str, str]) -> None:
         noted = json.loads(place.read_text(encoding="utf8"))
         if noted != found:
             raise ValueError(
-                f"--resume: {folder} holds rows of other weights than {', '.join(found)} has now; use another folder"
+                f"--resume: {folder} holds rows of weights that {', '.join(found)} no longer has; use another folder"
             )
         return
     folder.mkdir(parents=True, exist_ok=True)

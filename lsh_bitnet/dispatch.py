@@ -142,8 +142,8 @@ class Dispatch:
         except ValueError:
             raise
         except Exception as error:  # settings of any type reach the constructor, which may be user code
-            words = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"{self.name} cannot be built with {self.settings}: {words}") from error
+            message = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{self.name} cannot be built with {self.settings}: {message}") from error
 
 
 def layer_of(module: nn.Module) -> int:

@@ -255,9 +255,9 @@ def _pickles(folder: Path) -> list[str]:
 
 def _in_a_line(error: BaseException) -> str:
     """Return an error's message in one line, or its type if there is no message."""
-    words = " ".join(str(error).split()).rstrip(".:")
-    words = words if len(words) <= 200 else words[:200] + "..."
-    return words or type(error).__name__
+    message = " ".join(str(error).split()).rstrip(".:")
+    message = message if len(message) <= 200 else message[:200] + "..."
+    return message or type(error).__name__
 
 
 def _how_to_get(name: str) -> str:

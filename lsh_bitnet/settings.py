@@ -16,7 +16,7 @@ from lsh_bitnet.models import require_device
 from lsh_bitnet.results import LONGEST_KIND
 from tasks.corpora import CORPORA
 
-MOST = 2**31 - 1
+MAX_COUNT = 2**31 - 1
 
 
 def _backend(name: str) -> str:
@@ -84,10 +84,10 @@ class Experiment(_Part):
     model: Name = Field(description="the name of a model, a folder, or a hub id")
     attention: AttentionSettings | None = Field(None, description="null or a mapping with backend")
     text: TextSettings = Field(description="a mapping with corpus")
-    seq_len: int = Field(128, ge=2, le=MOST, strict=True, description="an integer of at least 2")
-    batch_size: int = Field(2, ge=1, le=MOST, strict=True, description="an integer of at least 1")
+    seq_len: int = Field(128, ge=2, le=MAX_COUNT, strict=True, description="an integer of at least 2")
+    batch_size: int = Field(2, ge=1, le=MAX_COUNT, strict=True, description="an integer of at least 1")
     max_batches: int | None = Field(
-        None, ge=1, le=MOST, strict=True, description="null (all) or an integer of at least 1"
+        None, ge=1, le=MAX_COUNT, strict=True, description="null (all) or an integer of at least 1"
     )
     device: Annotated[str, AfterValidator(_device)] = Field("cpu", description="cpu, cuda, cuda:<index> or mps")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

@@ -30,7 +30,7 @@ def digest(path: Path, pattern: str = "*") -> str:
 
 
 @contextmanager
-def alone(folder: Path, what: str) -> Iterator[None]:
+def locked(folder: Path, what: str) -> Iterator[None]:
     """Lock a folder until the block or the process ends. Raises InUseError if another process holds the lock.
 
     `what` names the lock file and appears in the message: "pipeline" or "training".

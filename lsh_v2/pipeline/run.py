@@ -20,7 +20,7 @@ from harness.common.atomic_write import write_whole
 from harness.common.source_hash import source_hash
 from harness.results import machine
 from harness.results.run_dir import now
-from lsh_v2.common.files import InUseError, alone, digest
+from lsh_v2.common.files import InUseError, digest, locked
 from lsh_v2.common.schemas import PhaseMarker, parse
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def run_phases(phases: Sequence[Phase], layout: Layout, *, force: bool = False) 
     records: list[PhaseRecord] = []
     try:
         layout.results.mkdir(parents=True, exist_ok=True)
-        with alone(layout.results, "pipeline"):
+        with locked(layout.results, "pipeline"):
             for phase in phases:
                 marker = layout.named(phase.name, ".ok")
                 if force:
@@ -149,8 +149,8 @@ def _run(phase: Phase, layout: Layout) -> PhaseRecord:
     status = _tee(phase.command, log)
     seconds = time.monotonic() - started
     if status:
-        said = excerpt(log.read_text(encoding="utf-8", errors="replace"))
-        return PhaseRecord(phase.name, "failed", seconds, _shown(phase), str(log), said)
+        output = excerpt(log.read_text(encoding="utf-8", errors="replace"))
+        return PhaseRecord(phase.name, "failed", seconds, _shown(phase), str(log), output)
     marker = layout.named(phase.name, ".ok")
     kept = {"of": _identity(phase), "made": _made(phase), "seconds": seconds, "finished": now()}
     write_whole(marker, json.dumps(kept) + "\n")

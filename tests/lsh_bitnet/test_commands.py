@@ -132,9 +132,9 @@ def refusal(main: Callable[[list[str]], int], arguments: list[str], capsys: pyte
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    (line,) = said.err.splitlines()
+    output = capsys.readouterr()
+    assert output.out == ""
+    (line,) = output.err.splitlines()
     return line
 
 
@@ -170,8 +170,8 @@ def refusal(main: Callable[[list[str]], int], arguments: list[str], capsys: pyte
         (["attention={backend: lhs}"], "unknown backend 'lhs'"),
         (["attention={backend: 'no.such:Class'}"], "cannot be imported"),
         *(
-            ([*HERE, f"attention={{backend: simhash, settings: {{bits: {bits}}}}}"], f"bits={said} is not allowed")
-            for bits, said in (("two", "'two'"), ("010", "'010'"), ("[8]", "[8]"), ("{a: 1}", "{'a': 1}"))
+            ([*HERE, f"attention={{backend: simhash, settings: {{bits: {bits}}}}}"], f"bits={shown} is not allowed")
+            for bits, shown in (("two", "'two'"), ("010", "'010'"), ("[8]", "[8]"), ("{a: 1}", "{'a': 1}"))
         ),
         ([*HERE, "attention={backend: simhash, settings: {bits: 99}}"], "bits=99 is not allowed"),
         ([*HERE, "attention={backend: simhash, settings: {seed: -1}}"], "seed=-1 is not allowed"),

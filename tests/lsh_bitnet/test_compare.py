@@ -208,10 +208,10 @@ def test_the_figure_shows_every_method_and_names_what_is_far_off(tmp_path: Path,
     table = compare.comparison(rows())
     far = table[table.method == "simhash a"].assign(method="reformer b", backend="reformer", perplexity=perplexity)
     compare.figure(pd.concat((table, far)), tmp_path / "comparison.svg")
-    words = re.findall(r"<text[^>]*>([^<]*)</text>", (tmp_path / "comparison.svg").read_text())
-    assert {"simhash", "full attention"} <= set(words)
-    assert ("reformer" in words) == (perplexity < 64)
-    assert ("above 8 times full attention's: reformer b" in words) == (perplexity > 64)
+    labels = re.findall(r"<text[^>]*>([^<]*)</text>", (tmp_path / "comparison.svg").read_text())
+    assert {"simhash", "full attention"} <= set(labels)
+    assert ("reformer" in labels) == (perplexity < 64)
+    assert ("above 8 times full attention's: reformer b" in labels) == (perplexity > 64)
 
 
 @pytest.mark.slow
@@ -246,9 +246,9 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--set", "subject=attention"], "it must be a ModelSubject"),
         (["--set", "subject=tests.lsh_bitnet.test_compare:Answering"], "lengths: n = 64 is not possible: length=64"),
         *(
-            ([*options, "--set", change], said)
+            ([*options, "--set", change], message)
             for options in ([], ["--dry-run"])
-            for change, said in (
+            for change, message in (
                 ("heads=8", "flash at n = 64 cannot be measured: random-llama has heads=4"),
                 ("kv_heads=4", "cannot be measured: random-llama has kv_heads=2"),
                 ("head_dim=32", "cannot be measured: random-llama has head_dim=16"),
@@ -273,7 +273,7 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--out", "/dev/null/x"], "--out: /dev/null/x cannot be created"),
         (["--out", ""], "out: ''"),
         (["--resume", "/nowhere"], "--resume: /nowhere holds no run"),
-        (["--resume", "a", "--out", "b"], "exclude each other"),
+        (["--resume", "a", "--out", "b"], "cannot be combined"),
         (["--rounds", "1"], "unrecognized arguments: --rounds 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -336,12 +336,12 @@ def test_a_folder_is_gone_on_with_by_the_same_model_text_and_settings_alone(
     ):
         assert message in refusal(["--resume", str(folder), *changes], capsys)
     random_model("llama", seed=2).save_pretrained(tmp_path / "model")
-    assert "holds rows of other weights" in refusal(["--resume", str(folder)], capsys)
+    assert "holds rows of weights that" in refusal(["--resume", str(folder)], capsys)
     assert len(swept) == 3
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         (BloomConfig(vocab_size=259, hidden_size=64, n_layer=2, n_head=4), ""),
         (
@@ -352,14 +352,14 @@ def test_a_folder_is_gone_on_with_by_the_same_model_text_and_settings_alone(
     ids=["bloom", "mamba"],
 )
 def test_a_model_may_have_no_longest_sequence_but_not_no_heads(
-    config: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Renewed, "model", str(tmp_path))
     monkeypatch.setattr(compare, "sweep", lambda arguments: 0)
     config.save_pretrained(tmp_path)
     asked = [*SWEPT, *FLASH, "--set", "subject=tests.lsh_bitnet.test_compare:Renewed", "--set", "kv_heads=4"]
-    if said:
-        assert said in refusal([*asked, "--dry-run"], capsys)
+    if message:
+        assert message in refusal([*asked, "--dry-run"], capsys)
     else:
         assert compare.main([*asked, "--dry-run"]) == 0
 

@@ -54,12 +54,12 @@ def refused(command: Command, arguments: Sequence[str], capsys: pytest.CaptureFi
         status = command(arguments)
     except SystemExit as error:  # argparse's own
         status = error.code
-    said = capsys.readouterr().err
-    assert status == 2, (arguments, said)
-    assert said.strip()
-    assert "Traceback" not in said
+    output = capsys.readouterr().err
+    assert status == 2, (arguments, output)
+    assert output.strip()
+    assert "Traceback" not in output
     assert sorted(Path().rglob("*")) == before
-    return said
+    return output
 
 
 def wrong_value(model: type[TrainingConfig] | type[ArenaConfig], key: str) -> str:
@@ -69,8 +69,8 @@ def wrong_value(model: type[TrainingConfig] | type[ArenaConfig], key: str) -> st
 
 @pytest.mark.parametrize("key", TrainingConfig.model_fields)
 def test_every_key_of_the_training(key: str, capsys: pytest.CaptureFixture) -> None:
-    said = refused(train.main, ["train.yml", "--set", f"{key}={wrong_value(TrainingConfig, key)}"], capsys)
-    assert f"{key}: " in said
+    output = refused(train.main, ["train.yml", "--set", f"{key}={wrong_value(TrainingConfig, key)}"], capsys)
+    assert f"{key}: " in output
     checked = ["train.yml", "out", "report.json", "--set", f"{key}={wrong_value(TrainingConfig, key)}"]
     if key != "out":  # which the command's own argument replaces
         assert f"{key}: " in refused(pipeline_check.main, checked, capsys)
@@ -78,12 +78,12 @@ def test_every_key_of_the_training(key: str, capsys: pytest.CaptureFixture) -> N
 
 @pytest.mark.parametrize("key", ArenaConfig.model_fields)
 def test_every_key_of_the_long_arena(key: str, capsys: pytest.CaptureFixture) -> None:
-    said = refused(long_arena.main, ["arena.yml", "--set", f"{key}={wrong_value(ArenaConfig, key)}"], capsys)
-    assert key in said
+    output = refused(long_arena.main, ["arena.yml", "--set", f"{key}={wrong_value(ArenaConfig, key)}"], capsys)
+    assert key in output
 
 
 @pytest.mark.parametrize(
-    ("value", "words"),
+    ("value", "message"),
     [
         ("seq_length=-1", "seq_length: -1 is not allowed"),
         ("seq_length=2000000000000", "seq_length: 2000000000000 is not allowed"),
@@ -106,12 +106,12 @@ def test_every_key_of_the_long_arena(key: str, capsys: pytest.CaptureFixture) ->
         ("learning_rate.deep=1", "learning_rate"),
     ],
 )
-def test_values_of_a_training_that_cannot_be(value: str, words: str, capsys: pytest.CaptureFixture) -> None:
-    assert words in refused(train.main, ["train.yml", "--set", value], capsys)
+def test_values_of_a_training_that_cannot_be(value: str, message: str, capsys: pytest.CaptureFixture) -> None:
+    assert message in refused(train.main, ["train.yml", "--set", value], capsys)
 
 
 @pytest.mark.parametrize(
-    ("value", "words"),
+    ("value", "message"),
     [
         ("sequence_lengths=[64, -1]", "sequence_lengths.1: -1 is not allowed"),
         ("tasks.echo.task=tests.nothing:Echo", "tasks.echo: 'tests.nothing:Echo' cannot be imported"),
@@ -125,12 +125,12 @@ def test_values_of_a_training_that_cannot_be(value: str, words: str, capsys: pyt
         ("model.d_model=-8", "d_model: -8 is not allowed"),
     ],
 )
-def test_values_of_the_long_arena_that_cannot_be(value: str, words: str, capsys: pytest.CaptureFixture) -> None:
-    assert words in refused(long_arena.main, ["arena.yml", "--set", value], capsys)
+def test_values_of_the_long_arena_that_cannot_be(value: str, message: str, capsys: pytest.CaptureFixture) -> None:
+    assert message in refused(long_arena.main, ["arena.yml", "--set", value], capsys)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["--lengths", "-5"], "--lengths -5 is not allowed; it must be integers from 1 to"),
         (["--lengths", "64", "0"], "--lengths 0 is not allowed"),
@@ -147,12 +147,12 @@ def test_values_of_the_long_arena_that_cannot_be(value: str, words: str, capsys:
         (["--bogus"], "unrecognized arguments: --bogus"),
     ],
 )
-def test_options_of_the_profile(arguments: list[str], words: str, capsys: pytest.CaptureFixture) -> None:
-    assert words in refused(profile.main, arguments, capsys)
+def test_options_of_the_profile(arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+    assert message in refused(profile.main, arguments, capsys)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["--tokens", "-1"], "sequence length=-1 is not allowed"),
         (["--tokens", "0"], "sequence length=0 is not allowed"),
@@ -163,21 +163,21 @@ def test_options_of_the_profile(arguments: list[str], words: str, capsys: pytest
         (["--set", "="], "must have the form key=value"),
     ],
 )
-def test_options_of_the_long_example(arguments: list[str], words: str, capsys: pytest.CaptureFixture) -> None:
+def test_options_of_the_long_example(arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
     small = ["--size", "25M"] if "--size" not in arguments else []
-    assert words in refused(long_example.main, [*small, *arguments], capsys)
+    assert message in refused(long_example.main, [*small, *arguments], capsys)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["--root", "file"], "--root: file/data/results cannot be created: "),
         (["--root", "zero\0"], "a path must not contain a null byte"),
         (["--quick", "yes"], "unrecognized arguments: yes"),
     ],
 )
-def test_options_of_the_pipeline(arguments: list[str], words: str, capsys: pytest.CaptureFixture) -> None:
-    assert words in refused(pipeline.main, ["--quick", *arguments], capsys)
+def test_options_of_the_pipeline(arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+    assert message in refused(pipeline.main, ["--quick", *arguments], capsys)
 
 
 @pytest.mark.parametrize("name", ["quick_training/training_metrics.json", "quick_benchmark/benchmark_summary.json"])
@@ -186,9 +186,9 @@ def test_damaged_results_are_named_before_a_phase(name: str, text: str, capsys: 
     path = Path("data/results") / name
     path.parent.mkdir(parents=True)
     path.write_text(text)
-    said = refused(pipeline.main, ["--quick"], capsys)
-    assert str(path) in said
-    assert "remove it, and the same command creates it again" in said
+    output = refused(pipeline.main, ["--quick"], capsys)
+    assert str(path) in output
+    assert "remove it, and the same command creates it again" in output
 
 
 @pytest.mark.parametrize("text", ['{"torn', "[]", '{"config": []}'])

@@ -69,12 +69,12 @@ def test_results_that_are_not_those_that_were_recorded_are_refused(root: Path) -
     metrics.unlink()
     with pytest.raises(ValueError, match=r"training_metrics\.json is missing since .*: run python -m lsh_v2\.pipeline"):
         write_package(root, root / NAME)
-    for damaged, words in (
+    for damaged, message in (
         ("[" * 100_000, "it is not valid JSON"),
         ('{"artifacts": 3}', "artifacts: 3 is not allowed"),
     ):
         recorded.write_text(damaged)
-        with pytest.raises(ValueError, match=rf"pipeline_results\.json cannot be read: {words}"):
+        with pytest.raises(ValueError, match=rf"pipeline_results\.json cannot be read: {message}"):
             write_package(root, root / NAME)
     assert (root / NAME).read_bytes() == before
 

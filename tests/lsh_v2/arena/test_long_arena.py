@@ -168,7 +168,7 @@ def test_other_content_of_a_file_of_examples_is_another_row(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("facts", "words"),
+    ("facts", "message"),
     [
         ("[" * 100_000, "it is not valid JSON: recursion limit exceeded"),
         ("[]", r"\[\] is not allowed; it must be an object"),
@@ -179,12 +179,12 @@ def test_other_content_of_a_file_of_examples_is_another_row(tmp_path: Path) -> N
     ],
 )
 def test_damaged_facts_are_named_before_anything_runs(
-    facts: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    facts: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(long_arena_run, "row_of", lambda *_: pytest.fail("a case ran"))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text(facts)
-    with pytest.raises(ValueError, match=rf"run\.json cannot be read: {words}.*; remove it, and the same command"):
+    with pytest.raises(ValueError, match=rf"run\.json cannot be read: {message}.*; remove it, and the same command"):
         run(config(tmp_path))
     assert (tmp_path / "run" / "run.json").read_text() == facts
 
@@ -237,7 +237,7 @@ def test_a_model_that_was_trained_meanwhile_joins_the_run(tmp_path: Path, monkey
 
 
 def test_every_mistake_of_a_configuration_is_said_before_anything_runs(tmp_path: Path) -> None:
-    for changes, words in (
+    for changes, message in (
         (["lengths=[1]"], "lengths: this key is unknown"),
         (["attentions=[flush]"], "flash"),
         (["attentions=[{name: flash, bits: 3}]"], "bits: this setting is unknown"),
@@ -247,7 +247,7 @@ def test_every_mistake_of_a_configuration_is_said_before_anything_runs(tmp_path:
         (["tasks={a: {seq_length: 3}}"], "tasks.a.task: this key is missing"),
         (['tasks={a: {task: "x:y", seq_length: 3, training: {batchsize: 1}}}'], "batchsize"),
     ):
-        with pytest.raises(ConfigError, match=words):
+        with pytest.raises(ConfigError, match=message):
             config(tmp_path, *changes)
 
 

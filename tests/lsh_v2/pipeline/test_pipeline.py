@@ -335,8 +335,8 @@ def test_the_whole_pipeline_killed_in_each_phase_and_started_again_finishes(
         assert not layout.named(name, ".ok").exists()
     monkeypatch.setattr("lsh_v2.pipeline.phases.HERE", tmp_path)
     assert pipeline.main(["--quick", "--root", str(layout.root)]) == 0
-    said = capsys.readouterr().out
-    assert "success flags" in said
+    output = capsys.readouterr().out
+    assert "success flags" in output
     results = json.loads(layout.manifest.read_text())
     assert [one["name"] for one in results["phases"]] == ["model", "data", "training", "profile", "benchmark"]
     assert "data/results/quick_benchmark/benchmark_summary.json" in results["artifacts"]
