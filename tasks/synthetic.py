@@ -22,7 +22,7 @@ from tasks.jsonl import read_examples, write_examples
 from tasks.odd_one_out import OddOneOut
 from tasks.set_data import SetData
 
-MOST = 2**31 - 1  # maximum number of examples in a file
+MAX_EXAMPLES = 2**31 - 1  # maximum number of examples in a file
 
 
 def computational_reasoning(*, quick: bool = False, seed: int = 0) -> Mixed:
@@ -51,8 +51,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--check", action="store_true", help="read the file and count its tasks instead of writing it")
     given = parser.parse_args(arguments)
-    if not 1 <= given.count <= MOST:
-        parser.error(f"argument --count: {given.count} is not an integer from 1 to {MOST}")
+    if not 1 <= given.count <= MAX_EXAMPLES:
+        parser.error(f"argument --count: {given.count} is not an integer from 1 to {MAX_EXAMPLES}")
     try:
         if not given.check:
             stream = computational_reasoning(quick=given.quick, seed=given.seed).stream()

@@ -52,7 +52,7 @@ CALL = Call("some.command", ("--n=x",), "--n", "x", sure=True)
 
 
 @pytest.mark.parametrize(
-    ("status", "said", "why"),
+    ("status", "output", "why"),
     [
         (2, "usage: some.command [-h]\n   [--n N]\nsome.command: error: argument --n: invalid int value: 'x'\n", ""),
         (2, "unusable configuration:\n  n: x is not an integer\n", ""),
@@ -64,7 +64,7 @@ CALL = Call("some.command", ("--n=x",), "--n", "x", sure=True)
         (2, "1 validation error for Config\n", "says 'validation error'"),
     ],
 )
-def test_walk_tells_a_right_end_from_a_wrong_one(status: int | None, said: str, why: str) -> None:
-    found = verdict(CALL, Ended(status, said))
+def test_walk_tells_a_right_end_from_a_wrong_one(status: int | None, output: str, why: str) -> None:
+    found = verdict(CALL, Ended(status, output))
     assert found.startswith(why)
     assert bool(found) == bool(why)

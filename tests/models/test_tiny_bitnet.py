@@ -68,7 +68,7 @@ def test_answers_weigh_more_than_text_and_can_be_found_in_it(kind: str, text: Te
     several = 0
     for ids, weights in zip(rows.ids, rows.weights, strict=True):
         whole = TOKENIZER.decode(ids[weights > 0].tolist())
-        answers = [said.strip() for said in answered(ids, weights)]
+        answers = [output.strip() for output in answered(ids, weights)]
         several += len(answers) > 1
         if kind == "needles":
             told = re.findall(r"The special magic of (\S+) is (\d{7})\.", whole)

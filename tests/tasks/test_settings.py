@@ -42,8 +42,8 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_is_refused_in_words(name: str) -> None:
-    make, words = REFUSED[name]
-    with pytest.raises(ValueError, match=words):
+    make, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
         make()
 
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-MOST = 2**40  # far beyond any machine, and products of a few still fit in 64 bits
+MAX_SIZE = 2**40  # far beyond any machine, and products of a few still fit in 64 bits
 
 
 def _integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_SIZE
 
 
 def _device(value: object) -> bool:
