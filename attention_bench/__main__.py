@@ -14,9 +14,9 @@ from attentions.common.stopping import exit_on_signal, run_interruptible
 # Each runs as `python -m MODULE` does, with the same options and exit status.
 COMMANDS = {
     "sweep": ("harness.sweep", "measure what a configuration asks for, and write a report"),
-    "report": ("harness.report", "write the report of a run again"),
+    "report": ("harness.report", "rewrite the report of a run"),
     "regress": ("harness.regress", "compare a run with a baseline: pass, fail or ambiguous"),
-    "profile": ("harness.profile", "time the stages of the backends that name theirs, such as lsh_v2"),
+    "profile": ("harness.profile", "time the stages of backends that define stages, such as lsh_v2"),
     "contract": ("attentions.contract", "check an attention against the contract"),
     "inputs": ("harness.inputs", "show how uneven attention is on each kind of inputs"),
 }
@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name == "init":
         return run_interruptible(lambda: init(given[1:])) or 0
     if name not in COMMANDS:
-        said = f"{name!r} is no command" if name else "name a command"
-        print(f"{NAME}: {said}\n\n{usage()}", file=sys.stderr)
+        message = f"{name!r} is not a command" if name else "a command is required"
+        print(f"{NAME}: {message}\n\n{usage()}", file=sys.stderr)
         return UNUSABLE
     call_as(f"{NAME} {name}")
     sys.argv[1:] = given[1:]
@@ -69,7 +69,7 @@ def init(arguments: Sequence[str]) -> int:
         with path.open("x", encoding="utf-8") as file:
             file.write(default_configuration().read_text(encoding="utf-8"))
     except FileExistsError:
-        print(f"{path} exists already; name another file", file=sys.stderr)
+        print(f"{path} already exists; give another file", file=sys.stderr)
         return UNUSABLE
     except OSError as error:
         print(f"{path} cannot be written: {error.strerror}", file=sys.stderr)

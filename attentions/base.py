@@ -212,10 +212,12 @@ class Attention(nn.Module, ABC):
     def why_not(self, problem: Problem) -> str:
         """Return an empty string if the problem can run, else one plain sentence that says why it cannot."""
         if problem.queries > problem.keys:
-            return f"queries are the last of the keys' positions, so {problem.queries} queries need as many keys"
+            return (
+                f"queries are the last of the keys' positions, so {problem.queries} queries need at least as many keys"
+            )
         if problem.dtype not in self.tolerance:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in self.tolerance)
-            return f"dtype {str(problem.dtype).removeprefix('torch.')} is not among {names}"
+            return f"dtype {str(problem.dtype).removeprefix('torch.')} is not supported; supported are {names}"
         return ""
 
     def cost(self, problem: Problem) -> Cost:

@@ -68,11 +68,11 @@ class Flash(Attention):
         if self.impl == "flash-attn" and problem.device.type != "cuda":
             return "flash-attn needs a CUDA device"
         if problem.device.type == "cuda" and not half:
-            return "flash kernels on CUDA take float16 and bfloat16 alone"
+            return "flash kernels on CUDA support only float16 and bfloat16"
         if problem.device.type not in ("cpu", "cuda"):
             return f"torch has no flash kernel for {problem.device.type}"
         if problem.device.type == "cuda" and max(problem.head_dim, problem.value_dim) > 256:
-            return "flash kernels on CUDA take heads of up to 256"
+            return "flash kernels on CUDA support head dimensions up to 256"
         return ""
 
     def stream(self, batch: int) -> Stream | None:

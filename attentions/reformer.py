@@ -200,7 +200,7 @@ class Reformer(Selector, SupportAttention):
 
     def why_not(self, problem: Problem) -> str:
         if problem.queries != problem.keys:
-            return "queries and keys are one in Reformer, so there must be as many of each"
+            return "Reformer shares queries and keys, so there must be equally many of both"
         return super().why_not(problem)
 
     def cost(self, problem: Problem) -> Cost:

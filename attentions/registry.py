@@ -52,7 +52,7 @@ def resolve(name: str) -> type[Attention]:
         near = difflib.get_close_matches(name, BACKENDS, n=3)
         hint = f"did you mean {', '.join(near)}? " if near else ""
         raise ValueError(
-            f"no backend is called {name!r}; {hint}there are {', '.join(BACKENDS)} and package.module:Class"
+            f"unknown backend {name!r}; {hint}available are {', '.join(BACKENDS)} and package.module:Class"
         )
     module, _, attribute = name.partition(":")
     try:

@@ -39,14 +39,21 @@ HYBRID_RATIOS = (0.5, 0.75)
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the arguments and run the command."""
-    parser = command("ablation", "Every strategy and mode on the same samples.", max_new_tokens=32, method=False)
-    parser.add_argument("--tasks", nargs="+", default=["niah_single_2"], help=f"of {', '.join(TASKS)}")
-    parser.add_argument("--length", type=int, default=2048, help="tokens of prompt and answer")
-    parser.add_argument("--num_samples", type=int, default=40, help="a task")
-    parser.add_argument("--wording", default="ruler", choices=("ruler", "short"), help="short: for small models")
-    parser.add_argument("--num_bits", type=int, default=12)
-    parser.add_argument("--num_tables", type=int, default=20)
-    parser.add_argument("--no_baselines", action="store_true", help="the seventeen core runs only")
+    parser = command(
+        "ablation", "Evaluate every strategy and mode on the same samples.", max_new_tokens=32, method=False
+    )
+    parser.add_argument("--tasks", nargs="+", default=["niah_single_2"], help=f"tasks to run, from {', '.join(TASKS)}")
+    parser.add_argument("--length", type=int, default=2048, help="tokens of prompt and answer together")
+    parser.add_argument("--num_samples", type=int, default=40, help="samples per task")
+    parser.add_argument(
+        "--wording",
+        default="ruler",
+        choices=("ruler", "short"),
+        help="wording of the prompts; short is for small models",
+    )
+    parser.add_argument("--num_bits", type=int, default=12, help="bits per hash of the LSH methods (default: 12)")
+    parser.add_argument("--num_tables", type=int, default=20, help="hash tables of the LSH methods (default: 20)")
+    parser.add_argument("--no_baselines", action="store_true", help="only the seventeen core runs")
     run(_ablate, parser, arguments)
 
 
@@ -106,7 +113,9 @@ def result(
 def _together(made: Sequence[Generated]) -> tuple[list[Sample], Judge]:
     """Combine the samples of all tasks, each judged by its own task."""
     of = {sample.id: task for task in made for sample in task.samples}
-    return [sample for task in made for sample in task.samples], lambda sample, said: of[sample.id].judge(sample, said)
+    return [sample for task in made for sample in task.samples], lambda sample, response: of[sample.id].judge(
+        sample, response
+    )
 
 
 def render(rows: list[dict[str, Any]], given: argparse.Namespace) -> str:
@@ -114,7 +123,7 @@ def render(rows: list[dict[str, Any]], given: argparse.Namespace) -> str:
     full = sum(rows[0]["scores"]) / len(rows[0]["scores"])
     size = f"{given.compression_ratio:g} of the prompt" if given.compression_ratio else f"{given.budget} tokens"
     lines = [
-        f"{', '.join(given.tasks)}; {given.length} tokens, {given.num_samples} samples a task, budget {size}, "
+        f"{', '.join(given.tasks)}; {given.length} tokens, {given.num_samples} samples per task, budget {size}, "
         f"blocks of {given.block_size}, n = {given.protection_divisor}, seed {given.seed}, model {given.model_path}",
         "",
         "| method | mode | accuracy | 95 % | of full | kept tokens | cache |",

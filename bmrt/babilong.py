@@ -1,4 +1,4 @@
-"""Evaluates BABILong with a compressed cache.
+"""Evaluates Evaluate BABILong with a compressed cache.
 
     python -m bmrt.babilong --model_path DIR --dataset_config 4k --tasks qa1 qa2 --compression_ratio 0.25
     python -m bmrt.babilong --model_path DIR --data generated ...        # no network
@@ -27,12 +27,12 @@ from bmrt.evaluation.records import read_jsonl
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the arguments and run the command."""
-    parser = command("babilong", "BABILong with a compressed cache.", max_new_tokens=20)
+    parser = command("babilong", "Evaluate BABILong with a compressed cache.", max_new_tokens=20)
     parser.add_argument("--data", default=HUB, help=f"hub id (default: {HUB}), a .jsonl file, or 'generated'")
-    parser.add_argument("--dataset_config", default="16k", help="length: 0k, 1k, ... 10M")
-    parser.add_argument("--tasks", nargs="+", default=["qa1"], help="qa1 to qa20; generated: qa1, qa2")
-    parser.add_argument("--num_samples", type=int, default=100)
-    parser.add_argument("--start_sample_index", type=int, default=0)
+    parser.add_argument("--dataset_config", default="16k", help="context length: 0k, 1k, ... 10M")
+    parser.add_argument("--tasks", nargs="+", default=["qa1"], help="tasks qa1 to qa20 (generated: only qa1 and qa2)")
+    parser.add_argument("--num_samples", type=int, default=100, help="number of samples (default: 100)")
+    parser.add_argument("--start_sample_index", type=int, default=0, help="index of the first sample (default: 0)")
     run(_evaluate, parser, arguments)
 
 

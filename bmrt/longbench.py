@@ -29,7 +29,7 @@ from attentions.common.settings import require
 from bmrt.evaluation.evaluate import interval
 from bmrt.evaluation.hub import load_hub
 from bmrt.evaluation.options import command, engine_of, file_name, require_writable, run
-from bmrt.evaluation.records import Records, alone, digest_of, read_data, read_jsonl, require_unique
+from bmrt.evaluation.records import Records, digest_of, locked, read_data, read_jsonl, require_unique
 
 if TYPE_CHECKING:
     from bmrt.cache.engine import RecursiveCompressionEngine
@@ -64,18 +64,27 @@ CLASSES = (
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the arguments and run the evaluation, or score a folder."""
-    parser = command("longbench", "LongBench v2 with a compressed cache.", max_new_tokens=128, model_needed=False)
-    parser.add_argument("--data", default=HUB, help=f"the official .json, a .jsonl, or a hub id (default: {HUB})")
-    parser.add_argument("--num_samples", type=int, help="the first so many (default: all)")
-    parser.add_argument("--max_len", type=int, default=120_000, help="longer prompts lose their middle (tokens)")
-    parser.add_argument("--score", type=Path, help="score the files of this folder and do nothing else")
+    parser = command(
+        "longbench", "Evaluate LongBench v2 with a compressed cache.", max_new_tokens=128, model_needed=False
+    )
+    parser.add_argument(
+        "--data", default=HUB, help=f"the official .json file, a .jsonl file or a hub id (default: {HUB})"
+    )
+    parser.add_argument("--num_samples", type=int, help="number of items, from the first (default: all)")
+    parser.add_argument(
+        "--max_len",
+        type=int,
+        default=120_000,
+        help="maximum prompt length in tokens; longer prompts are cut in the middle",
+    )
+    parser.add_argument("--score", type=Path, help="only score the files in this folder")
     run(_run, parser, arguments)
 
 
 def _run(given: argparse.Namespace) -> str:
     if given.score is not None:
         return score_folder(given.score)
-    require(given.model_path is not None, "model_path", None, "given, unless --score is")
+    require(given.model_path is not None, "model_path", None, "given unless --score is")
     items = _items(given.data)[: given.num_samples]
     for folder in (given.save_dir, beside(given.save_dir, "settings")):
         require_writable(folder)
@@ -97,7 +106,7 @@ def answer_all(
     made_by = engine.identity() | {"max_len": max_len, "wording": BEFORE + AFTER}
     digests = {item["_id"]: digest_of({name: item[name] for name in (*FIELDS, "context")}) for item in items}
     notes = beside(path.parent, "settings") / f"{path.name}.json"
-    with alone(path, notes):
+    with locked(path, notes):
         records = Records(path, made_by, key="_id", samples=digests, notes=notes)
         done = records.done
         wanted = [item for item in items if item["_id"] not in done]
@@ -170,7 +179,7 @@ def _results(path: Path) -> list[dict[str, Any]]:
     for number, record in enumerate(records, 1):
         missing = [name for name in ("judge", "difficulty", "length") if name not in record]
         if missing:
-            raise ValueError(f"{path} is no file of LongBench results: line {number} {_kind(record, missing)}")
+            raise ValueError(f"{path} is not a file of LongBench results: line {number} {_kind(record, missing)}")
         require(record["judge"] in (True, False), f"judge in {path} line {number}", record["judge"], "true or false")
     require_unique((str(record["_id"]) for record in records if "_id" in record), f"_id in {path}")
     return records

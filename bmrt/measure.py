@@ -42,15 +42,19 @@ LENGTHS = tuple(2**power for power in range(9, 17))
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the arguments and run the command."""
-    parser = argparse.ArgumentParser(prog="python -m bmrt.measure", description="Memory and time of a bounded cache.")
-    parser.add_argument("what", choices=("memory", "growth", "overhead"))
-    parser.add_argument("--budget", type=int, default=256, help="tokens a layer and head (default: 256)")
-    parser.add_argument("--chunk", type=int, default=256, help="tokens a forward pass (default: 256)")
-    parser.add_argument("--strategies", nargs="+", default=["exact"], help=f"hybrid or of {', '.join(STRATEGIES)}")
-    parser.add_argument("--lengths", nargs="+", type=int, default=None, help="tokens of context")
+    parser = argparse.ArgumentParser(
+        prog="python -m bmrt.measure", description="Measure memory and time of a bounded cache."
+    )
+    parser.add_argument("what", choices=("memory", "growth", "overhead"), help="the quantity to measure")
+    parser.add_argument("--budget", type=int, default=256, help="tokens kept per layer and head (default: 256)")
+    parser.add_argument("--chunk", type=int, default=256, help="tokens per forward pass (default: 256)")
+    parser.add_argument(
+        "--strategies", nargs="+", default=["exact"], help=f"strategies to measure: hybrid, {', '.join(STRATEGIES)}"
+    )
+    parser.add_argument("--lengths", nargs="+", type=int, default=None, help="context lengths in tokens")
     parser.add_argument("--hidden", type=int, default=None, help="width of the model (default: 64; overhead: 512)")
     parser.add_argument("--plain_most", type=int, default=8192, help="growth: longest prompt for a plain cache")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="repetitions of each measurement (default: 3)")
     run(lambda given: {"memory": memory, "growth": growth, "overhead": overhead}[given.what](given), parser, arguments)
 
 

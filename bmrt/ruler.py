@@ -38,12 +38,17 @@ COLUMNS = ("context", "question", "answer_prefix", "answer", "task")
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the arguments and run the command."""
-    parser = command("ruler", "RULER's tasks with a compressed cache.", max_new_tokens=128)
+    parser = command("ruler", "Evaluate RULER's tasks with a compressed cache.", max_new_tokens=128)
     parser.add_argument("--data", default="generated", help="'generated' (default), a .jsonl file, or a hub id")
-    parser.add_argument("--tasks", nargs="+", default=list(RULER_TASKS), help=f"of {', '.join(TASKS)}")
-    parser.add_argument("--length", type=int, default=4096, help="tokens of prompt and answer")
-    parser.add_argument("--num_samples", type=int, default=50, help="a task")
-    parser.add_argument("--wording", default="ruler", choices=("ruler", "short"), help="short: for small models")
+    parser.add_argument("--tasks", nargs="+", default=list(RULER_TASKS), help=f"tasks to run, from {', '.join(TASKS)}")
+    parser.add_argument("--length", type=int, default=4096, help="tokens of prompt and answer together")
+    parser.add_argument("--num_samples", type=int, default=50, help="samples per task")
+    parser.add_argument(
+        "--wording",
+        default="ruler",
+        choices=("ruler", "short"),
+        help="wording of the prompts; short is for small models",
+    )
     run(_evaluate, parser, arguments)
 
 
@@ -94,7 +99,7 @@ def from_rows(rows: Iterable[dict[str, Any]], task: str, count: int) -> list[Sam
         if row["task"] == task and len(found) < count:
             question, facts = row["question"] + row["answer_prefix"], {"references": _references(row, number)}
             found.append(Sample(f"{task}-{number}", row["context"], question, ", ".join(facts["references"]), facts))
-    require(bool(found), "task", task, "one that the data has")
+    require(bool(found), "task", task, "one contained in the data")
     return found
 
 
@@ -102,7 +107,9 @@ def _references(row: dict[str, Any], number: int) -> list[str]:
     """Return the texts that an answer must contain. Raises ValueError if there are none or one is empty."""
     given = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
     fit = all(isinstance(x, str | Number) and printable(str(x)) for x in given)
-    require(bool(given) and fit, f"answer of row {number}", row["answer"], "a text, or a list of texts, none empty")
+    require(
+        bool(given) and fit, f"answer of row {number}", row["answer"], "a non-empty text or a list of non-empty texts"
+    )
     return [str(x) for x in given]
 
 

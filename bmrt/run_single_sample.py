@@ -25,13 +25,15 @@ from bmrt.evaluation.options import command, engine_of, file_name, require_writa
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the arguments and run the command."""
-    parser = command("run_single_sample", "Answer one sample of BABILong with a compressed cache.", max_new_tokens=100)
+    parser = command("run_single_sample", "Answer one BABILong sample with a compressed cache.", max_new_tokens=100)
     parser.add_argument("--data", default=HUB, help=f"hub id (default: {HUB}), a .jsonl file, or 'generated'")
-    parser.add_argument("--dataset_config", default="16k", help="length: 0k, 1k, ... 10M")
-    parser.add_argument("--dataset_split", default="qa1", help="task: qa1 to qa20; generated: qa1, qa2")
-    parser.add_argument("--start_sample_index", type=int, default=0)
-    parser.add_argument("--num_samples", type=int, default=1)
-    parser.add_argument("--results_file", type=Path, help="one line a run (default: <save_dir>/results.txt)")
+    parser.add_argument("--dataset_config", default="16k", help="context length: 0k, 1k, ... 10M")
+    parser.add_argument("--dataset_split", default="qa1", help="task, qa1 to qa20 (generated: only qa1 and qa2)")
+    parser.add_argument("--start_sample_index", type=int, default=0, help="index of the first sample (default: 0)")
+    parser.add_argument("--num_samples", type=int, default=1, help="number of samples (default: 1)")
+    parser.add_argument(
+        "--results_file", type=Path, help="file that gets one line per run (default: <save_dir>/results.txt)"
+    )
     run(_answer, parser, arguments)
 
 

@@ -40,7 +40,7 @@ class DecodeSubject:
         del store, key  # the store's inputs have one query, but a prompt needs all
         torch.set_grad_enabled(False)
         if case.mode != "decode" or case.level != "kernel":
-            raise Unsupported("a cache is measured in mode decode at kernel level")
+            raise Unsupported("a cache is measured only in mode decode at kernel level")
         attention = build_attention(case)
         stream = attention.stream(case.batch)
         if stream is None or not (isinstance(attention, BoundedAttention) or attention.exact):
@@ -87,7 +87,7 @@ class DecodeTrial(Trial):
         q, k, v = self._inputs[variant][0][:, :, -1:], self._sequence(1), self._sequence(2)
         visible = self._visible().repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         error = gate.relative_error(answer, softmax_attention(q, k, v, visible, self._scale))
-        return CheckResult({"naive_error": error}, gate.disagrees(error, self._tolerance, "softmax over what it kept"))
+        return CheckResult({"naive_error": error}, gate.disagrees(error, self._tolerance, "softmax over its kept keys"))
 
     def facts(self, *, thorough: bool) -> Facts:
         """Return the facts of a row; comparisons are those of the last token."""

@@ -69,7 +69,9 @@ def sweep(request: Request, interruption: Interruption) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s")
     earlier = old_run(request.resume) if request.resume else None
     if earlier and not request.conf and not earlier.config.exists():
-        raise FolderError(f"--resume: {earlier.path} was stopped before it noted what to measure; name a configuration")
+        raise FolderError(
+            f"--resume: {earlier.path} was stopped before it recorded its configuration; give a configuration"
+        )
     conf = earlier.config if earlier and not request.conf else Path(request.conf)
     config = load_config(conf, request.overrides, request.section)
     folder = earlier or new_run(config.out if request.out is None else request.out)

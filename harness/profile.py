@@ -49,8 +49,17 @@ def _parse(given: Sequence[str]) -> argparse.Namespace:
         program_name("harness.profile"), description=__doc__.split("\n")[0] if __doc__ else ""
     )
     parser.add_argument("conf", help="configuration; its grid's kernel-level forward cases are profiled")
-    parser.add_argument("--out", metavar="DIR", help="folder of rows and report (default: a new one in reports/runs)")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="replace a value")
+    parser.add_argument(
+        "--out", metavar="DIR", help="output folder for rows and report (default: a new one in reports/runs)"
+    )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="a.b=c",
+        help="override a value of the configuration",
+    )
     return parser.parse_args(given)
 
 
@@ -80,10 +89,10 @@ def profile(conf: Path, overrides: Sequence[str], out: str | None, command: str)
         interruption.check()
         plan = make_plan(config, executor, stages=True)
         if not plan.planned:
-            raise ConfigError(["no backend of this configuration names its stages"], str(conf))
+            raise ConfigError(["no backend in this configuration defines stages"], str(conf))
         planned = {one.case.backend for one in plan.planned}
         if left_out := [entry.name for entry in config.backends if entry.name not in planned]:
-            say(f"left out, because they name no stages: {', '.join(dict.fromkeys(left_out))}", sys.stderr)
+            say(f"left out because they define no stages: {', '.join(dict.fromkeys(left_out))}", sys.stderr)
         folder = new_run(config.out if out is None else out)
         folder.make()
         complete = measure(config, plan, folder, command, started, executor, interruption)

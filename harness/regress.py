@@ -51,7 +51,7 @@ from harness.results.disturbance import busy_cases, disturbance
 from harness.results.rows_file import JournalError, latest, read_rows
 from harness.results.run_file import RunFacts, RunFileError, read_facts
 from harness.results.series import Series, group_series
-from harness.stats.comparison import GRAVEST_FIRST, Judgement, compare, gravest
+from harness.stats.comparison import WORST_FIRST, Judgement, compare, worst_verdict
 from harness.stats.expectations import judge_expectations
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     busy, common_name = disturbance(rows), facts.machine.common_name
     judgements = compare(baseline, series, facts.machine.name, common_name=common_name, busy=busy)
     _show(judgements, facts, busy)
-    return EXIT_CODES[gravest(judgement.verdict for judgement in judgements)]
+    return EXIT_CODES[worst_verdict(judgement.verdict for judgement in judgements)]
 
 
 def _update(path: Path, series: Sequence[Series], facts: RunFacts) -> None:
@@ -95,11 +95,11 @@ def _update(path: Path, series: Sequence[Series], facts: RunFacts) -> None:
     save_baseline(path, written)
     rows = [row for one in series for row in one.rows]
     if busy := disturbance(rows) or busy_cases(rows):
-        print(f"recorded all the same: {busy}", file=sys.stderr)
+        print(f"recorded anyway: {busy}", file=sys.stderr)
     for line in _losses(kept, written, series) if kept is not None else ():
         print(line, file=sys.stderr)
-    where = shortened(str(path), LONGEST_MESSAGE)
-    say(f"{where}: holds {len(written.series)} series of {shortened(written.machine)}", sys.stdout)
+    place = shortened(str(path), LONGEST_MESSAGE)
+    say(f"{place}: holds {len(written.series)} series of {shortened(written.machine)}", sys.stdout)
 
 
 def _losses(kept: Baseline, written: Baseline, series: Sequence[Series]) -> Iterator[str]:
@@ -108,9 +108,9 @@ def _losses(kept: Baseline, written: Baseline, series: Sequence[Series]) -> Iter
         if one.key not in kept.series:
             continue
         if not one.measured():
-            yield f"{names[one.key]}: nothing was measured in this run, so what the baseline held of it stays"
+            yield f"{names[one.key]}: nothing was measured in this run, so its baseline entry is kept"
         elif lost := dropped(kept.series[one.key], written.series[one.key]):
-            yield f"{names[one.key]}: no longer in the baseline, since this run lacks it: {lost}"
+            yield f"{names[one.key]}: dropped from the baseline because this run lacks it: {lost}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,12 +118,12 @@ def _parser() -> argparse.ArgumentParser:
         prog=program_name("harness.regress"), description="Compare a run with a baseline: pass 0, fail 1, ambiguous 3."
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="a run folder, with rows.jsonl and run.json")
-    parser.add_argument("--baseline", type=Path, required=True, help="the baseline file, or the folder of all machines")
+    parser.add_argument("--baseline", type=Path, required=True, help="baseline file, or folder with a file per machine")
     parser.add_argument(
         "--update",
         action="store_true",
-        help="record the run in the baseline instead of comparing; series that it did not measure stay, those that it "
-        "did are replaced whole, and lengths that it lacks are dropped and named",
+        help="record the run in the baseline instead of comparing; unmeasured series are kept, measured "
+        "series are replaced entirely, and lengths missing from the run are dropped and reported",
     )
     return parser
 
@@ -132,7 +132,7 @@ def _read_run(folder: Path) -> tuple[RunFacts, list[Row]]:
     facts = read_facts(folder)
     rows = latest(read_rows(folder))
     if not rows:
-        raise BaselineError(f"{folder / 'rows.jsonl'}: there are no rows in it; measure something first")
+        raise BaselineError(f"{folder / 'rows.jsonl'}: it has no rows; measure something first")
     return facts, rows
 
 
@@ -142,7 +142,9 @@ def _baseline_path(wanted: Path, facts: RunFacts, *, update: bool) -> Path:
         return wanted
     name = facts.machine.name
     if not (0 < len(name) <= LONGEST_NAME and name.isprintable() and "/" not in name):
-        raise BaselineError(f"machine.name in run.json, {show(name)}, can be no file in {wanted}; name the file itself")
+        raise BaselineError(
+            f"machine.name in run.json, {show(name)}, cannot be a file name in {wanted}; give the file itself"
+        )
     path, older = (wanted / f"{name}.json" for name in (facts.machine.name, facts.machine.common_name))
     return older if not update and not path.exists() and older.exists() else path
 
@@ -171,7 +173,7 @@ def _print(console: Console, judgements: Sequence[Judgement], facts: RunFacts, b
         console.print(Text(f"in the baseline but not in this run: {', '.join(absent)}"))
     if busy:
         console.print(Text(busy))
-    verdict = gravest(judgement.verdict for judgement in judgements)
+    verdict = worst_verdict(judgement.verdict for judgement in judgements)
     counts = ", ".join(f"{sum(one.verdict == value for one in judgements)} {value}" for value in EXIT_CODES)
     timed = sum(bool(one.changes) for one in judgements)
     line = f"{verdict}: {counts}; times compared in {timed} of {len(judgements)} series"
@@ -180,7 +182,7 @@ def _print(console: Console, judgements: Sequence[Judgement], facts: RunFacts, b
 
 def _reasons(judgement: Judgement) -> tuple[Text, Text]:
     """Return the reasons, worst first, and the next steps."""
-    findings = sorted(judgement.findings, key=lambda finding: GRAVEST_FIRST.index(finding.verdict))
+    findings = sorted(judgement.findings, key=lambda finding: WORST_FIRST.index(finding.verdict))
     steps = dict.fromkeys(finding.next_step for finding in findings if finding.next_step)
     reasons = (shortened(finding.reason, LONGEST_CELL) for finding in findings)
     return Text("\n".join(reasons)), Text("\n".join(steps))

@@ -54,17 +54,28 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         program_name("harness.sweep"), description=__doc__.split("\n")[0] if __doc__ else ""
     )
-    parser.add_argument("conf", nargs="?", help="configuration; with --resume by default the one in the folder")
-    parser.add_argument("--out", metavar="DIR", help="folder of rows and report (default: a new one in reports/runs)")
-    parser.add_argument("--resume", metavar="DIR", help="go on with the run in this folder; nothing is measured twice")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="replace a value")
-    parser.add_argument("--section", metavar="NAME", help="measure what this section of conf asks for, such as vq")
+    parser.add_argument("conf", nargs="?", help="configuration file (with --resume, default: the one in the folder)")
+    parser.add_argument(
+        "--out", metavar="DIR", help="output folder for rows and report (default: a new one in reports/runs)"
+    )
+    parser.add_argument(
+        "--resume", metavar="DIR", help="continue the run in this folder without measuring anything twice"
+    )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="a.b=c",
+        help="override a value of the configuration",
+    )
+    parser.add_argument("--section", metavar="NAME", help="measure only this section of the configuration, such as vq")
     parser.add_argument("--dry-run", action="store_true", help="print what would be measured and write nothing")
     parsed = parser.parse_args(arguments)
     if parsed.conf is None and parsed.resume is None:
-        parser.error("name a configuration, such as conf.yml, or a run to --resume")
+        parser.error("give a configuration such as conf.yml, or a run with --resume")
     if parsed.out and parsed.resume:
-        parser.error("--out and --resume exclude each other: a run goes on in its own folder")
+        parser.error("--out and --resume cannot be combined: a run continues in its own folder")
     return parsed
 
 

@@ -134,7 +134,7 @@ class HyperAttention(Drawn):
             if x.ndim != 4 or not x.is_floating_point() or x.device != q.device or (x.dtype != q.dtype and not mixed):
                 raise ValueError(
                     f"{name} of shape {tuple(x.shape)}, {x.dtype} on {x.device}, is not allowed: it must have four "
-                    f"axes and floating-point numbers of the query's type, {q.dtype} on {q.device}"
+                    f"axes and floating-point numbers of the query's dtype and device, {q.dtype} on {q.device}"
                 )
         (batch, heads), (key_heads, keys), width = q.shape[:2], k.shape[1:3], self.lsh.projections.shape[1]
         for name, x, wanted in (
@@ -147,9 +147,9 @@ class HyperAttention(Drawn):
         if not key_heads or heads % key_heads:
             raise ValueError(f"heads={heads} is not allowed: it must be a multiple of {key_heads} key heads")
         if causal and q.shape[2] > keys:
-            raise ValueError(f"queries={q.shape[2]} is not allowed: causal attention needs at most {keys}")
+            raise ValueError(f"queries={q.shape[2]} is not allowed: causal attention allows at most {keys}")
         if q.shape[2] and not keys:
-            raise ValueError("keys=0 is not allowed: queries need a key at least")
+            raise ValueError("keys=0 is not allowed: queries need at least one key")
 
     def select(
         self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], causal: bool
@@ -248,7 +248,7 @@ class _Slope(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> None:
-        raise RuntimeError("HyperAttention has no second derivative: its gradient can be taken once")
+        raise RuntimeError("HyperAttention has no second derivative: its gradient cannot be differentiated again")
 
 
 def _forward_leaves(q: Tensor, k: Tensor, v: Tensor, scale: float, leaves: Leaves, out: Tensor, lse: Tensor) -> None:

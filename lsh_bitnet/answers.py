@@ -65,10 +65,10 @@ def measure_accuracy(
     scores: list[float] = []
     for start in range(0, samples, batch_size):  # examples are generated batch by batch
         examples = [task.example(index) for index in range(start, min(start + batch_size, samples))]
-        said = _answers(loaded, examples, use_cache=use_cache, bos=bos)
-        answers += said
+        texts = _answers(loaded, examples, use_cache=use_cache, bos=bos)
+        answers += texts
         targets += [example.answer for example in examples]
-        scores += [task.score(example, answer) for example, answer in zip(examples, said, strict=True)]
+        scores += [task.score(example, answer) for example, answer in zip(examples, texts, strict=True)]
     return Accuracy(sum(score >= 1 for score in scores), samples, tuple(answers), tuple(targets), tuple(scores))
 
 

@@ -78,7 +78,7 @@ def capture(
     _require_tokens(loaded, ids)
     count = loaded.model.config.get_text_config().num_hidden_layers
     if wrong := sorted(set(layers or ()) - set(range(count))):
-        raise ValueError(f"layers={wrong} are not allowed: the model's are 0 to {count - 1}")
+        raise ValueError(f"layers={wrong} are not allowed: the model has layers 0 to {count - 1}")
     folder, of = Path(folder), _identity(loaded, ids)
     require_place(folder, "folder")
     _require_own(folder, of)
@@ -95,11 +95,13 @@ def capture(
 
 def _require_tokens(loaded: Loaded, ids: Tensor) -> None:
     if ids.ndim != 2 or ids.numel() == 0 or ids.is_floating_point():
-        raise ValueError(f"text of shape {tuple(ids.shape)} is not allowed: it must be (batch, tokens), of one or more")
+        raise ValueError(
+            f"text of shape {tuple(ids.shape)} is not allowed: it must be (batch, tokens) with at least one of each"
+        )
     require_length(loaded, ids.shape[1])
     known = loaded.model.config.get_text_config().vocab_size
     if not 0 <= int(ids.min()) <= int(ids.max()) < known:
-        raise ValueError(f"text holds tokens outside 0 to {known - 1}, which {loaded.name} knows")
+        raise ValueError(f"text contains tokens outside 0 to {known - 1}, the vocabulary of {loaded.name}")
 
 
 def _identity(loaded: Loaded, ids: Tensor) -> dict[str, str]:
@@ -121,4 +123,4 @@ def _require_own(folder: Path, of: dict[str, str]) -> None:
         except (SafetensorError, OSError):
             found = None
         if found != of:
-            raise ValueError(f"{path} is of another model or text, or is damaged: take another folder, or remove it")
+            raise ValueError(f"{path} is from another model or text, or is damaged: use another folder, or remove it")

@@ -41,14 +41,14 @@ def run(parser: argparse.ArgumentParser, work: Callable[[], int]) -> int:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        parser.error("there is not enough memory: take a smaller batch or shorter sequences")
+        parser.error("there is not enough memory: use a smaller batch or shorter sequences")
     except KeyboardInterrupt:
         parser.exit(INTERRUPTED, f"{parser.prog}: interrupted\n")
 
 
 def add_out(parser: argparse.ArgumentParser) -> None:
     """Add the option `--out`; `require_out` checks it."""
-    parser.add_argument("--out", default=str(FOLDER), metavar="DIR", help="folder of the JSON file")
+    parser.add_argument("--out", default=str(FOLDER), metavar="DIR", help="folder for the JSON file with the results")
 
 
 def require_out(given: argparse.Namespace) -> Path:
@@ -66,12 +66,16 @@ def baseline_parser(command: str, description: str) -> argparse.ArgumentParser:
         description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--model", default="tiny-bitnet", help="name, folder or hub id; bitnet-2b is the hub's")
+    parser.add_argument(
+        "--model", default="tiny-bitnet", help="name, folder or hub id; bitnet-2b is downloaded from the hub"
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:<index> or mps")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES)
-    parser.add_argument("--attention", metavar="BACKEND", help="attention to swap in; the model's own if not given")
-    parser.add_argument("--settings", default="{}", metavar="JSON", help="settings of that attention")
-    parser.add_argument("--dense-layers", type=int, nargs="*", default=[], metavar="LAYER", help="stay exact")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="dtype of the weights (auto: as stored)")
+    parser.add_argument("--attention", metavar="BACKEND", help="attention to swap in (default: the model's own)")
+    parser.add_argument("--settings", default="{}", metavar="JSON", help="settings of that attention, as JSON")
+    parser.add_argument(
+        "--dense-layers", type=int, nargs="*", default=[], metavar="LAYER", help="layers that stay exact"
+    )
     add_out(parser)
     return parser
 
@@ -90,7 +94,9 @@ def attention_of(given: argparse.Namespace) -> dict[str, Any] | None:
     if given.attention is None:
         for option, value in (("--settings", settings), ("--dense-layers", given.dense_layers)):
             if value:
-                raise ValueError(f"{option} is not allowed without --attention: the model's own has no such settings")
+                raise ValueError(
+                    f"{option} is not allowed without --attention: the model's own attention has no such settings"
+                )
         return None
     return {"backend": given.attention, "settings": settings, "dense_layers": given.dense_layers}
 

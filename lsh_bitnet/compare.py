@@ -50,7 +50,7 @@ TITLES = {
     "comparison_ratio": "comparisons, of full",
     "perplexity": "perplexity",
     "loss": "perplexity over full",
-    "seeds": "seeds, low to high",
+    "seeds": "range over seeds",
     "bits_per_byte": "bits per byte",
     "accuracy": "accuracy",
     "speed_up": "speed-up",
@@ -62,16 +62,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the sweep, then write the table and the figure; returns the sweep's exit status."""
     parser = Parser(
         prog="python -m lsh_bitnet.compare",
-        description="Attentions inside one model, quality and cost over comparisons.",
+        description="Compare the quality and cost of attentions inside one model.",
     )
-    parser.add_argument("--conf", metavar="FILE", help=f"configuration of the harness (default: {CONF.name} here)")
-    parser.add_argument("--out", metavar="DIR", help="folder of rows, report, table and figure (default: a new one)")
-    parser.add_argument("--resume", metavar="DIR", help="go on with the run in this folder")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="replace a value")
+    parser.add_argument("--conf", metavar="FILE", help=f"harness configuration (default: {CONF.name} here)")
+    parser.add_argument(
+        "--out", metavar="DIR", help="output folder for rows, report, table and figure (default: a new one)"
+    )
+    parser.add_argument("--resume", metavar="DIR", help="continue the run in this folder")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="a.b=c",
+        help="override a value of the configuration",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what would be measured and write nothing")
     given = parser.parse_args(arguments)
     if given.out is not None and given.resume is not None:
-        parser.error("--out and --resume exclude each other: a run goes on in its own folder")
+        parser.error("--out and --resume cannot be combined: a run continues in its own folder")
     return run(parser, lambda: _compare(given))
 
 
@@ -106,9 +115,9 @@ def _require_full(cases: Sequence[Case]) -> None:
     lengths = {case.n for case in cases}
     if missing := sorted(lengths - {case.n for case in cases if case.backend == FULL}):
         at = ", ".join(map(str, missing))
-        raise ValueError(f"backends: at n = {at} there is nothing to compare with; {FULL} must be among them")
+        raise ValueError(f"backends: at n = {at} there is no reference; {FULL} must be among them")
     if len(subjects := {case.subject for case in cases}) > 1:
-        raise ValueError(f"subject: {', '.join(sorted(subjects))} are several; a comparison is of one model")
+        raise ValueError(f"subject: {', '.join(sorted(subjects))} were given; a comparison covers a single model")
 
 
 def _require_possible(cases: Sequence[Case]) -> None:
@@ -141,7 +150,7 @@ def _require_time(cases: Sequence[Case], case_s: float) -> None:
         if rate and flops > rate * case_s:
             raise ValueError(
                 f"lengths: n = {n} is not possible within budget.case_s = {case_s:g}: full attention takes at least "
-                f"{flops:.1e} operations, {flops / rate:.0f} s at the {rate:.1e} a second that this machine reaches"
+                f"{flops:.1e} operations, {flops / rate:.0f} s at the {rate:.1e} per second that this machine reaches"
             )
 
 
@@ -167,8 +176,8 @@ def _require_same(cases: Sequence[Case], rows: Sequence[Row]) -> None:
     for row in rows:
         if (case := row.case).digest() not in planned:
             raise ValueError(
-                f"--resume: the folder holds {case.label} at n = {case.n} of {case.subject} with other settings than "
-                "are asked for now; a comparison is of one model, text and settings, so take another folder"
+                f"--resume: the folder holds {case.label} at n = {case.n} of {case.subject} with settings other than "
+                "those requested now; a comparison covers one model, text and settings, so use another folder"
             )
 
 
@@ -184,7 +193,7 @@ def _require_content(folder: Path, found: dict[str, str]) -> None:
         noted = json.loads(place.read_text(encoding="utf8"))
         if noted != found:
             raise ValueError(
-                f"--resume: {folder} holds rows of other weights than {', '.join(found)} has now; take another folder"
+                f"--resume: {folder} holds rows of weights that {', '.join(found)} no longer has; use another folder"
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -209,7 +218,7 @@ def comparison(rows: Sequence[Row]) -> pd.DataFrame:
     good = pd.DataFrame([_flat(row) for row in rows if row.status == "ok"])
     full = good[good.backend == FULL] if len(good) else good
     if full.empty:
-        raise ValueError(f"there is nothing to compare with: the run has no `{FULL}` that ended well")
+        raise ValueError(f"there is no reference: the run has no successful `{FULL}`")
     of = good.groupby(["method", "backend", "control", "n"], as_index=False).median(numeric_only=True)
     base = full.groupby("n").median(numeric_only=True)
     of["loss"] = of.perplexity / of.n.map(base.perplexity) - 1

@@ -50,7 +50,9 @@ class Dispatch:
     ) -> None:
         decided = [setting for setting in MODEL_DECIDES if setting in settings]
         if decided:
-            raise ValueError(f"settings {decided} are not allowed: the model decides {', '.join(MODEL_DECIDES)}")
+            raise ValueError(
+                f"settings {decided} are not allowed: these are set by the model: {', '.join(MODEL_DECIDES)}"
+            )
         self.name, self.settings, self.dense, self.log = name, dict(settings), frozenset(dense), log
         self._built: WeakKeyDictionary[nn.Module, Attention] = WeakKeyDictionary()
         self._warned = False
@@ -75,7 +77,7 @@ class Dispatch:
     ) -> tuple[Float[Tensor, "B N H E"], None]:
         """Called by transformers. Raises ValueError, with the reason, for a problem that the attention cannot run."""
         if dropout:
-            raise ValueError(f"attention_dropout={dropout} is not allowed: these attentions drop nothing")
+            raise ValueError(f"attention_dropout={dropout} is not allowed: these attentions do not support dropout")
         if not getattr(module, "is_causal", True):
             raise ValueError(f"{type(module).__name__} is not allowed: it is not causal")
         require_slack(key.shape[2], extras.get("sliding_window"))
@@ -84,7 +86,7 @@ class Dispatch:
         query, key, value = one_dtype(query, key, value)
         attention = self._attention(module, query, key, value, scaling)
         if reason := attention.why_not(problem_of(attention, query, key, backward=query.requires_grad)):
-            raise ValueError(f"{self.name} cannot attend here: {reason}")
+            raise ValueError(f"{self.name} cannot be used here: {reason}")
         if spans is not None and not attention.exact:
             self._warn_of_positions(spans, extras.get("position_ids"), key.shape[2])
         if self.log is not None:
@@ -102,7 +104,7 @@ class Dispatch:
         if bool((begun != 0).any()):
             self._warned = True
             warnings.warn(
-                f"position_ids count the padding on the left, and with them what {self.name} selects changes: give "
+                f"position_ids count the padding on the left, which changes what {self.name} selects: give "
                 "attention_mask.cumsum(1) - 1, as generate() does",
                 stacklevel=2,
             )
@@ -140,8 +142,8 @@ class Dispatch:
         except ValueError:
             raise
         except Exception as error:  # settings of any type reach the constructor, which may be user code
-            words = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"{self.name} cannot be built with {self.settings}: {words}") from error
+            message = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{self.name} cannot be built with {self.settings}: {message}") from error
 
 
 def layer_of(module: nn.Module) -> int:

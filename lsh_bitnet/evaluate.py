@@ -88,9 +88,9 @@ def file_of(values: Mapping[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
-    parser = Parser(prog="python -m lsh_bitnet.evaluate", description="One experiment from a YAML file.")
-    parser.add_argument("config")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a value of the file")
+    parser = Parser(prog="python -m lsh_bitnet.evaluate", description="Run one experiment from a YAML file.")
+    parser.add_argument("config", help="YAML file of the experiment")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value of the file")
     add_out(parser)
     given = parser.parse_args(arguments)
 

@@ -16,8 +16,8 @@ CONFIGURED: Mapping[str, str] = {
     "attn_logit_softcapping": "capped scores",
     "alibi": "score biases by distance (ALiBi)",
     "relative_attention_num_buckets": "learned score biases by distance",
-    "is_encoder_decoder": "calls on an encoder's keys",
-    "use_bidirectional_attention": "tokens that see their future",
+    "is_encoder_decoder": "cross-attention to an encoder",
+    "use_bidirectional_attention": "tokens that attend to later tokens",
 }
 # Arguments of a layer's call that request a feature.
 ASKED: Mapping[str, str] = {
@@ -57,15 +57,15 @@ def require_plain(model: PreTrainedModel) -> None:
 def require_known(extras: Mapping[str, Any]) -> None:
     """Raise ValueError for an argument of a layer's call that these attentions would ignore."""
     if extras.get("is_causal") is False:
-        _refuse("is_causal=False", "tokens that see their future")
+        _refuse("is_causal=False", "tokens that attend to later tokens")
     for name, value in extras.items():
         if value is None or value is False:
             continue
         if name in ASKED:
             _refuse(name, ASKED[name])
         if isinstance(value, torch.Tensor) and name not in UNREAD:
-            _refuse(name, "further tensors")
+            _refuse(name, "additional tensors")
 
 
 def _refuse(name: str, what: str) -> None:
-    raise ValueError(f"{name} is not allowed: {what} are not among what these attentions compute")
+    raise ValueError(f"{name} is not allowed: these attentions do not support {what}")

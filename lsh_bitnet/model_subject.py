@@ -69,7 +69,7 @@ class ModelSubject:
     def why_not(self, case: Case) -> str:
         """Return why a case cannot be measured in this model, determined without its weights; empty if it can."""
         if case.mode != "forward" or not case.causal:
-            return "a language model is measured in causal forward calls"
+            return "a language model is measured only in causal forward calls"
         if case.dtype not in DTYPES:
             return f"a model is loaded in {', '.join(DTYPES[1:])}, not in {case.dtype}"
         config = config_of(self.model)
@@ -80,7 +80,7 @@ class ModelSubject:
         if case.n < 2:
             return "perplexity needs windows of at least 2 tokens"
         if (most := positions_of(config)) is not None and case.n > most:
-            return f"{self.model} was made for {most} tokens"
+            return f"{self.model} supports at most {most} tokens"
         if 2 * case.batch * case.n > (known := len(_held_out())):
             return f"two batches of {case.batch} x {case.n} tokens are needed; the text has {known} bytes"
         return ""
@@ -197,7 +197,7 @@ class ModelTrial(Trial):
         error = _error(found, want)
         if error <= self._rounding or error <= self._allowed:
             return ""
-        return f"logits differ from {whose} by {error:.2g}, {self._allowed:.2g} is allowed"
+        return f"logits differ from {whose} by {error:.2g}; the limit is {self._allowed:.2g}"
 
     @property
     def _rounding(self) -> float:
@@ -248,7 +248,7 @@ class ModelTrial(Trial):
             found = measure_perplexity(
                 self._loaded, self._text, seq_len=self._case.n, batch_size=1, max_batches=self._subject.windows
             )
-            assert swap.log is not None, "it was asked to count"
+            assert swap.log is not None, "counting was requested"
             return found, swap.log.ratio
 
     @cached_property

@@ -81,13 +81,13 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "auto") -> Loaded
     if pickles := _pickles(Path(place)):
         raise ValueError(
             f"model {name!r} cannot be loaded: its weights are pickled ({pickles[0]}), which can run code when they "
-            "are read; give them as model.safetensors (load them where you trust them, then `save_pretrained`)"
+            "are loaded; provide them as model.safetensors (load them where you trust them, then `save_pretrained`)"
         )
     try:
         model, missing, mismatched = _from_pretrained(place, dtype)
     except Exception as error:  # broken files raise many kinds of errors
         raise ValueError(f"model {name!r} cannot be loaded: {_in_a_line(error)}. {_how_to_get(name)}") from error
-    for weights, what in ((missing, "lack"), (mismatched, "hold in another shape than config.json asks for")):
+    for weights, what in ((missing, "lack"), (mismatched, "have shapes that differ from config.json for")):
         if weights:
             raise ValueError(
                 f"model {name!r} cannot be loaded: its files {what} {len(weights)} of its weights, such as "
@@ -101,7 +101,7 @@ def require_device(device: str) -> None:
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
         raise ValueError(f"device={device!r} is not allowed: it must be cpu, cuda, cuda:<index> or mps")
     if not resolve_device(device):
-        raise ValueError(f"device={device!r} is not allowed: torch {torch.__version__} finds no such device here")
+        raise ValueError(f"device={device!r} is not allowed: torch {torch.__version__} finds no such device")
 
 
 def _from_pretrained(place: str, dtype: str) -> tuple[Any, set[str], set[str]]:
@@ -241,7 +241,7 @@ def require_length(loaded: Loaded, tokens: int) -> None:
     """Raise ValueError if a sequence is longer than the model supports."""
     if loaded.positions is not None and tokens > loaded.positions:
         raise ValueError(
-            f"{tokens} tokens are not allowed: {loaded.name} was made for {loaded.positions} "
+            f"{tokens} tokens are not allowed: {loaded.name} supports {loaded.positions} "
             "(max_position_embeddings); use shorter sequences or another model"
         )
 
@@ -255,16 +255,16 @@ def _pickles(folder: Path) -> list[str]:
 
 def _in_a_line(error: BaseException) -> str:
     """Return an error's message in one line, or its type if there is no message."""
-    words = " ".join(str(error).split()).rstrip(".:")
-    words = words if len(words) <= 200 else words[:200] + "..."
-    return words or type(error).__name__
+    message = " ".join(str(error).split()).rstrip(".:")
+    message = message if len(message) <= 200 else message[:200] + "..."
+    return message or type(error).__name__
 
 
 def _how_to_get(name: str) -> str:
     known = [*SMALL, *HUB, *(f"random-{architecture}" for architecture in RANDOM)]
     if name in SMALL:
-        return f"Its folder models/{name} comes with the repository: run from a checkout, or give a folder"
+        return f"Its folder models/{name} is part of the repository: run from a checkout or give a folder"
     return (
         f"Known are {', '.join(known)}, a folder with config.json and weights, and any hub id; a hub model is "
-        "downloaded once where there is a network (`hf download ID`), and then found in the cache"
+        "downloaded once if there is a network (`hf download ID`), and then read from the cache"
     )

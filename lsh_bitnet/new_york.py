@@ -32,15 +32,17 @@ MOST_TOKENS = 2**33  # limit on the tokens of all prompts
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
-    parser = baseline_parser("new_york", "Accuracy on the New York task: the adjective before the n-th mention.")
+    parser = baseline_parser(
+        "new_york", "Measure accuracy on the New York task: the adjective before the n-th mention."
+    )
     parser.add_argument("--n-samples", type=count(), default=50, help="examples")
-    parser.add_argument("--batch-size", type=count(), default=1, help="prompts at once, padded on the left")
-    parser.add_argument("--length", type=count(), default=1024, help="tokens of a prompt with its answer, at most")
-    parser.add_argument("--nth", type=count(), default=2, help="mention that is asked, from 1")
-    parser.add_argument("--decoys", type=count(0), default=2, help="adjectives before other cities")
-    parser.add_argument("--distance", type=count(0), help="tokens from the mention to the answer; any if not given")
-    parser.add_argument("--wording", default="short", choices=list(QUESTIONS), help="of the question")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", type=count(), default=1, help="prompts per batch, padded on the left")
+    parser.add_argument("--length", type=count(), default=1024, help="maximum tokens of a prompt with its answer")
+    parser.add_argument("--nth", type=count(), default=2, help="mention asked for, counted from 1")
+    parser.add_argument("--decoys", type=count(0), default=2, help="number of adjectives before other cities")
+    parser.add_argument("--distance", type=count(0), help="tokens from the mention to the answer (default: any)")
+    parser.add_argument("--wording", default="short", choices=list(QUESTIONS), help="wording of the question")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the prompts (default: 0)")
     given = parser.parse_args(arguments)
 
     def work() -> int:
@@ -63,7 +65,7 @@ def require_size(length: int, samples: int) -> None:
     """Raise ValueError if the total number of tokens is too large to process."""
     if length * samples > MOST_TOKENS:
         raise ValueError(
-            f"--n-samples {samples} of --length {length} are not allowed: at most {MOST_TOKENS} tokens together"
+            f"--n-samples {samples} of --length {length} are not allowed: at most {MOST_TOKENS} tokens in total"
         )
 
 

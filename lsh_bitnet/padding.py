@@ -44,8 +44,8 @@ def real_spans(
     require_slack(kv_length + kv_offset, local_size)
     if kv_length + kv_offset != q_length + int(q_offset):
         raise ValueError(
-            f"{kv_length} keys for {q_length + int(q_offset)} tokens seen are not allowed: use DynamicCache, and an "
-            "attention_mask with a column for each token"
+            f"{kv_length} keys for {q_length + int(q_offset)} tokens seen are not allowed: use DynamicCache and an "
+            "attention_mask with one column per token"
         )
     if attention_mask is None:
         return None
@@ -53,7 +53,7 @@ def real_spans(
     if attention_mask.ndim != 2 or rows not in (1, batch_size) or columns not in (kv_length, kv_length + kv_offset):
         raise ValueError(
             f"an attention_mask of shape {tuple(attention_mask.shape)} is not allowed for {batch_size} rows and "
-            f"{kv_length + kv_offset} tokens, those in the cache included: give one of (batch, tokens), or none"
+            f"{kv_length + kv_offset} tokens, including those in the cache: give one of shape (batch, tokens), or none"
         )
     return _spans(attention_mask[:, -kv_length:].expand(batch_size, -1))
 
@@ -66,8 +66,8 @@ def _require_causal(mask_function: Callable[..., Any] | None, local_size: int | 
         window = local_size is not None and getattr(part, "__qualname__", "").startswith(WINDOWS)
         if part is not None and part is not causal_mask_function and not window:
             raise ValueError(
-                "this mask is not allowed: it is neither causal nor padding (packed sequences, tokens that see their "
-                "future); give one sequence a row, padded on the left"
+                "this mask is not allowed: it is neither causal nor padding (packed sequences, for example); give one "
+                "sequence per row, padded on the left"
             )
 
 
@@ -96,7 +96,7 @@ def _spans(real: Bool[Tensor, "B M"]) -> Int[Tensor, "B 2"] | None:
     if (begins > 1).any():
         row = int(begins.argmax())
         raise ValueError(
-            f"attention_mask of row {row} is not allowed: padding stands between its real tokens; pad on the left "
+            f"attention_mask of row {row} is not allowed: there is padding between its real tokens; pad on the left "
             "(tokenizer.padding_side = 'left') before decoding"
         )
     first = real.int().argmax(dim=1).where(begins > 0, real.shape[1])
@@ -160,4 +160,4 @@ def require_spans(mask: object) -> Int[Tensor, "B 2"] | None:
     if mask is None or (isinstance(mask, Tensor) and mask.shape[1:] == (2,) and mask.dtype == torch.int64):
         return mask
     shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-    raise ValueError(f"an attention_mask of shape {shape} is not allowed: give one of (batch, tokens), or none")
+    raise ValueError(f"an attention_mask of shape {shape} is not allowed: give one of shape (batch, tokens), or none")

@@ -48,7 +48,9 @@ def _tokens_of(loaded: Loaded, text: str, seq_len: int) -> Int[Tensor, " n"]:
     if len(tokens) < seq_len:
         raise ValueError(f"seq_len={seq_len} is not allowed: the text has only {len(tokens)} tokens")
     if (most := int(tokens.max())) >= (known := loaded.model.config.get_text_config().vocab_size):
-        raise ValueError(f"token {most} is not allowed: {loaded.name} knows {known}; its tokenizer is another model's")
+        raise ValueError(
+            f"token {most} is not allowed: {loaded.name} knows {known}; the tokenizer belongs to another model"
+        )
     return tokens
 
 

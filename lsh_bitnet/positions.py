@@ -36,8 +36,8 @@ def derive_positions(
         return None
     if bool(((mask != 0) & (mask != 1)).any()):
         raise ValueError(
-            "this attention_mask is not allowed: it must hold 1 for a real token and 0 for padding; numbers of packed "
-            "sequences and terms added to scores are neither"
+            "this attention_mask is not allowed: it must hold 1 for a real token and 0 for padding; packed-sequence "
+            "ids and additive score masks are not supported"
         )
     if given.get("position_ids") is not None or bool(mask[:, :1].all()):
         return None

@@ -16,7 +16,7 @@ from lsh_bitnet.models import require_device
 from lsh_bitnet.results import LONGEST_KIND
 from tasks.corpora import CORPORA
 
-MOST = 2**31 - 1
+MAX_COUNT = 2**31 - 1
 
 
 def _backend(name: str) -> str:
@@ -38,7 +38,7 @@ def _path(path: str) -> str:
 
 def _file_name(name: str) -> str:
     if (size := len(name.encode())) > LONGEST_KIND:
-        raise ValueError(f"files are named so: it must have at most {LONGEST_KIND} bytes, not {size}")
+        raise ValueError(f"it is used in file names: it must have at most {LONGEST_KIND} bytes, not {size}")
     return name
 
 
@@ -61,7 +61,7 @@ class AttentionSettings(_Part):
     backend: Annotated[Name, AfterValidator(_backend)] = Field(
         description="the name of a backend or package.module:Class"
     )
-    settings: dict[str, Any] = Field(default_factory=dict, description="a mapping of the backend's own settings")
+    settings: dict[str, Any] = Field(default_factory=dict, description="a mapping of the backend's settings")
     dense_layers: list[Layer] = Field(default_factory=list, description="a list of integers")
 
 
@@ -79,15 +79,15 @@ class Experiment(_Part):
     """One evaluation; the comments in `lsh_bitnet/configs/*.yaml` explain every key."""
 
     name: Annotated[str, Field(pattern=r"^[\w.+-]+$"), AfterValidator(_file_name)] = Field(
-        description="letters, digits, dots, hyphens and underscores: files are named so"
+        description="letters, digits, dots, hyphens and underscores, as it is used in file names"
     )
     model: Name = Field(description="the name of a model, a folder, or a hub id")
     attention: AttentionSettings | None = Field(None, description="null or a mapping with backend")
     text: TextSettings = Field(description="a mapping with corpus")
-    seq_len: int = Field(128, ge=2, le=MOST, strict=True, description="an integer of at least 2")
-    batch_size: int = Field(2, ge=1, le=MOST, strict=True, description="an integer of at least 1")
+    seq_len: int = Field(128, ge=2, le=MAX_COUNT, strict=True, description="an integer of at least 2")
+    batch_size: int = Field(2, ge=1, le=MAX_COUNT, strict=True, description="an integer of at least 1")
     max_batches: int | None = Field(
-        None, ge=1, le=MOST, strict=True, description="null (all) or an integer of at least 1"
+        None, ge=1, le=MAX_COUNT, strict=True, description="null (all) or an integer of at least 1"
     )
     device: Annotated[str, AfterValidator(_device)] = Field("cpu", description="cpu, cuda, cuda:<index> or mps")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

@@ -72,7 +72,9 @@ class Swap:
         model.set_attn_implementation(name)
         if model.config._attn_implementation != name:
             model.set_attn_implementation(self._before)
-            raise ValueError(f"{type(model).__name__} is not allowed: its layers do not look their attention up")
+            raise ValueError(
+                f"{type(model).__name__} is not allowed: its layers do not look up their attention function"
+            )
         decoder = model.get_decoder()
         self._hook = (
             decoder.register_forward_pre_hook(derive_positions, with_kwargs=True) if takes_positions(decoder) else None

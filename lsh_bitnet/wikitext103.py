@@ -30,12 +30,19 @@ OFFLINE = {*SMALL, *(f"random-{architecture}" for architecture in RANDOM)}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
-    parser = baseline_parser("wikitext103", "Perplexity on WikiText-103 in windows.")
-    parser.add_argument("--max-batches", type=count(), default=987, help="at most so many")
-    parser.add_argument("--batch-size", type=count(), default=2, help="windows at once")
-    parser.add_argument("--seq-len", type=count(2), default=128, help="tokens of a window")
-    parser.add_argument("--split", default="validation", choices=["train", "validation", "test"])
-    parser.add_argument("--corpus", default="auto", choices=["auto", "stdlib", *CORPORA])
+    parser = baseline_parser("wikitext103", "Measure perplexity on WikiText-103 in windows.")
+    parser.add_argument("--max-batches", type=count(), default=987, help="maximum number of windows")
+    parser.add_argument("--batch-size", type=count(), default=2, help="windows per batch")
+    parser.add_argument("--seq-len", type=count(2), default=128, help="tokens per window")
+    parser.add_argument(
+        "--split",
+        default="validation",
+        choices=["train", "validation", "test"],
+        help="split of the corpus (default: validation)",
+    )
+    parser.add_argument(
+        "--corpus", default="auto", choices=["auto", "stdlib", *CORPORA], help="corpus to evaluate on (default: auto)"
+    )
     parser.add_argument("--path", help="text file or folder of Parquet files, instead of the hub")
     given = parser.parse_args(arguments)
     corpus = given.corpus

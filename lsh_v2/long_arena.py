@@ -26,15 +26,19 @@ from pathlib import Path
 
 # Every child of the fork server imports this module before its own work, so slow imports are inside `main`.
 
-KEPT = "every row so far is kept, and the same command goes on"
+KEPT = "every row so far is kept, and the same command continues"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (default: `sys.argv`); returns the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(prog="python -m lsh_v2.long_arena", description="Cost and accuracy over lengths.")
+    parser = argparse.ArgumentParser(
+        prog="python -m lsh_v2.long_arena", description="Measure cost and accuracy over lengths."
+    )
     parser.add_argument("config", nargs="?", type=Path, help="a YAML file (default: lsh_v2/long_arena.yml)")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="replace a value")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="a.b=c", help="override a value of the configuration"
+    )
     parsed = parser.parse_args(given)
     from lsh_v2.arena.config import FULL, load_arena_config
     from lsh_v2.arena.run import run

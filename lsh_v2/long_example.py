@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run once and print the figures; the exit status is 2 for invalid settings."""
-    parser = argparse.ArgumentParser(prog="python -m lsh_v2.long_example", description="A long sequence, measured.")
+    parser = argparse.ArgumentParser(prog="python -m lsh_v2.long_example", description="Measure one long sequence.")
     parser.add_argument("--tokens", type=int, default=131_072, help="length of the sequence (default: 131072)")
     parser.add_argument("--size", default="100M", help="parameters of the model (default: 100M)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the model")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the model")
     given = parser.parse_args(arguments)
     try:
         model = model_of_command(given.size, given.set)

@@ -54,7 +54,7 @@ def write_package(root: Path, out: Path) -> dict[str, Any]:
     entries = dict(sorted(_entries(root)))
     if not any(name.startswith("final_results/") for name in entries):
         raise ValueError(
-            f"{shortened(str(root), LONGEST_PATH)} holds no final_results/pipeline_results.json: "
+            f"{shortened(str(root), LONGEST_PATH)} has no final_results/pipeline_results.json: "
             "run python -m lsh_v2.pipeline first"
         )
     manifest = {name: {"bytes": path.stat().st_size, "sha256": digest(path)} for name, path in entries.items()}
@@ -92,18 +92,18 @@ def check_package(path: Path) -> list[str]:
         with zipfile.ZipFile(path) as archive:
             manifest = from_json(archive.read(MANIFEST))  # rejects excessive nesting
             if not (isinstance(manifest, dict) and all(isinstance(one, dict) for one in manifest.values())):
-                raise ValueError(f"its {MANIFEST} is no mapping of names to sizes and hashes")
+                raise ValueError(f"its {MANIFEST} is not a mapping of names to sizes and hashes")
             names = set(archive.namelist()) - {MANIFEST}
             faults = [f"{name} is not in the manifest" for name in sorted(names - set(manifest))]
             faults += [f"{name} is missing" for name in sorted(set(manifest) - names)]
             for name in sorted(names & set(manifest)):
                 with archive.open(name) as file:
                     if hashlib.file_digest(file, "sha256").hexdigest() != manifest[name].get("sha256"):  # type: ignore[arg-type]
-                        faults.append(f"{name} has another SHA-256 than the manifest says")
+                        faults.append(f"{name} has a SHA-256 that differs from the manifest")
             return faults
     except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) else one_line(error)
-        raise ValueError(f"{shortened(str(path), LONGEST_PATH)} is no package: {reason}") from error
+        raise ValueError(f"{shortened(str(path), LONGEST_PATH)} is not a valid package: {reason}") from error
 
 
 def _entries(root: Path) -> Iterator[tuple[str, Path]]:
@@ -130,17 +130,19 @@ def _info(name: str) -> zipfile.ZipInfo:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write or check the zip; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m lsh_v2.package", description="Source and results in one zip.")
+    parser = argparse.ArgumentParser(
+        prog="python -m lsh_v2.package", description="Pack source and results into one zip."
+    )
     parser.add_argument(
         "--root", type=Path, default=Path(), help="folder with data/ and final_results/ (default: here)"
     )
-    parser.add_argument("--out", type=Path, help=f"the zip (default: {NAME} in the root)")
-    parser.add_argument("--check", type=Path, metavar="ZIP", help="compare a zip with its manifest instead")
+    parser.add_argument("--out", type=Path, help=f"path of the zip (default: {NAME} in the root)")
+    parser.add_argument("--check", type=Path, metavar="ZIP", help="check a zip against its manifest instead")
     given = parser.parse_args(arguments)
     try:
         if given.check is not None:
             faults = check_package(given.check)
-            print("\n".join(faults) or f"{given.check} is whole")
+            print("\n".join(faults) or f"{given.check} is intact")
             return 1 if faults else 0
         out = given.out or given.root / NAME
         manifest = write_package(given.root, out)

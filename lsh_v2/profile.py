@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.config.grid import MOST
+from harness.config.grid import MAX_SIZE
 from harness.results.run_dir import require_folder
 from lsh_v2.common.endings import UNUSABLE, end
 from lsh_v2.model.component_profile import LENGTHS, PROFILES, profile_model
@@ -37,13 +37,19 @@ REPORT = "component_report"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Profile a trained model, or a new one of a given size; prints a table and the path of the file."""
-    parser = argparse.ArgumentParser(prog="python -m lsh_v2.profile", description="Where a forward pass spends time.")
+    parser = argparse.ArgumentParser(
+        prog="python -m lsh_v2.profile", description="Measure where a forward pass spends time."
+    )
     parser.add_argument("checkpoint", nargs="?", type=Path, help="a checkpoint or a run's folder")
-    parser.add_argument("--size", help="of a new model, where there is no checkpoint (default: 25M)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the new model")
-    parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), metavar="N", help="in tokens")
+    parser.add_argument("--size", help="parameters of a new model, without a checkpoint (default: 25M)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the new model"
+    )
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", default=list(LENGTHS), metavar="N", help="sequence lengths in tokens"
+    )
     parser.add_argument("--out", type=Path, default=Path("data/results"), help="folder (default: data/results)")
-    parser.add_argument("--no-report", action="store_true", help="leave the harness's report on the attention out")
+    parser.add_argument("--no-report", action="store_true", help="skip the harness's report on the attention")
     given = parser.parse_args(arguments)
     try:
         require_folder(given.out, "--out")
@@ -81,12 +87,12 @@ def stretched(model: LSHv2Model, n: int) -> LSHv2Model:
 
 def _model(given: argparse.Namespace) -> LSHv2Model:
     """Build the requested model. Raises ValueError for invalid lengths and keys."""
-    if wrong := [n for n in given.lengths if not 1 <= n <= MOST]:
-        raise ValueError(f"--lengths {wrong[0]} is not allowed; it must be integers from 1 to {MOST}")
+    if wrong := [n for n in given.lengths if not 1 <= n <= MAX_SIZE]:
+        raise ValueError(f"--lengths {wrong[0]} is not allowed; it must be integers from 1 to {MAX_SIZE}")
     if given.checkpoint is None:
         return model_of_command(given.size or "25M", given.set)
     if given.set or given.size:
-        raise ValueError("--set and --size are not allowed with a checkpoint, whose model is what was trained")
+        raise ValueError("--set and --size are not allowed with a checkpoint, whose model is fixed")
     return stretched(load_model(given.checkpoint), max(given.lengths))
 
 

@@ -23,7 +23,7 @@ def report_stages(config: ModelConfig, out: Path, *, lengths: Sequence[int], tot
     """
     backend = resolve(config.attention)
     if backend.components is Attention.components:
-        print(f"{config.attention} names no stages, so there is no report on them")
+        print(f"{config.attention} defines no stages, so there is no report on them")
         return 0
     size = next((name for name in ("bucket_size", "window") if name in settings_of(backend)), None)
     settings = ({} if size is None else {size: config.bucket_size}) | config.attention_settings

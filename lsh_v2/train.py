@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train with a configuration and print the path of the metrics."""
     parser = argparse.ArgumentParser(prog="python -m lsh_v2.train", description="Train the language model.")
     parser.add_argument("config", nargs="?", type=Path, default=FULL, help="a YAML file (default: lsh_v2/train.yml)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key, a.b=value")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key, a.b=value")
     given = parser.parse_args(arguments)
     out = Path()
     try:
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return FAILED
     except (Exception, KeyboardInterrupt) as error:
-        return end(error, out, "the checkpoints written so far are whole, and the same command goes on")
+        return end(error, out, "checkpoints written so far are complete, and the same command continues")
     from accelerate import PartialState  # lsh_v2.training reports how to install it if it is missing
 
     if PartialState(cpu=config.device == "cpu").is_main_process:

@@ -224,9 +224,11 @@ class TrainingRun:
         except FileNotFoundError as error:
             raise ValueError(f"--resume: there is no state in {self.work}; start without --resume") from error
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            raise ValueError(f"--resume: {place} cannot be read: it is damaged, or no state of this command") from error
+            raise ValueError(
+                f"--resume: {place} cannot be read: it is damaged or not a state of this command"
+            ) from error
         if state.get("plan") != self.plan.model_dump(mode="json"):
-            raise ValueError(f"--resume: {place} is of another plan; take that plan, or another folder for --work")
+            raise ValueError(f"--resume: {place} is from another plan; use that plan, or another folder for --work")
         self.model.load_state_dict(state["model"])
         for (optimizer, _), stored in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(stored)
@@ -288,12 +290,14 @@ def read_plan(path: Path) -> TrainingPlan:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train with the given plan."""
     parser = Parser(prog="python -m models.tiny_bitnet", description="Train the small BitNet.")
-    parser.add_argument("--plan", type=Path, default=FOLDER / "train.yaml")
-    parser.add_argument("--out", type=Path, default=FOLDER)
-    parser.add_argument("--work", type=Path, required=True, help="folder for the state and the text")
+    parser.add_argument("--plan", type=Path, default=FOLDER / "train.yaml", help="YAML file of the training plan")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder for the model and the log")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for the training state and the downloaded text"
+    )
     parser.add_argument("--every", type=count(1), default=500_000, help="tokens between evaluations")
     parser.add_argument("--examples", type=count(1), default=16, help="examples of each task in an evaluation")
-    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--resume", action="store_true", help="continue from the state in --work")
     given = parser.parse_args(arguments)
 
     def work() -> int:

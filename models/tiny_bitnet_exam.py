@@ -78,7 +78,7 @@ def _cell(name: str, value: float, examples: int) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table."""
-    parser = Parser(prog="python -m models.tiny_bitnet_exam", description="Examine the stored tiny BitNet.")
+    parser = Parser(prog="python -m models.tiny_bitnet_exam", description="Evaluate the stored tiny BitNet.")
     parser.add_argument(
         "--lengths", type=count(LEAST), nargs="+", default=[384, 1024, 2048], help=f"tokens; at least {LEAST}"
     )

@@ -42,7 +42,7 @@ def draw(log: Path, figure: Path) -> None:
         above.text(place, 1.0, f" {length}", transform=above.get_xaxis_transform(), va="top", fontsize="small")
     for name, title in ACCURACIES.items():
         below.plot(lines.tokens / 1e6, 100 * lines[name], marker=".", label=title)
-    below.set(xlabel="million tokens read", ylabel="accuracy, %", ylim=(-3, 103))
+    below.set(xlabel="million training tokens", ylabel="accuracy, %", ylim=(-3, 103))
     below.legend()
     drawing.savefig(figure)
     plt.close(drawing)
@@ -53,9 +53,9 @@ def _lines(log: Path) -> pd.DataFrame:
     try:
         lines = pd.read_json(log.open(encoding="utf8"), lines=True)
     except (ValueError, AttributeError) as error:  # from pandas: not JSON, or not one mapping per line
-        raise ValueError(f"{log} cannot be read: it does not hold a JSON mapping a line") from error
+        raise ValueError(f"{log} cannot be read: it must have one JSON mapping per line") from error
     if missing := {"tokens", "length", "bits_per_byte", *ACCURACIES} - set(lines):
-        raise ValueError(f"{log} is no log of a training: {', '.join(sorted(missing))} are missing")
+        raise ValueError(f"{log} is not a training log: it lacks {', '.join(sorted(missing))}")
     return lines
 
 
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="python -m models.tiny_bitnet_figure", description="Draw the learning curve of the tiny BitNet."
     )
-    parser.add_argument("--log", type=Path, default=FOLDER / "log.jsonl")
+    parser.add_argument("--log", type=Path, default=FOLDER / "log.jsonl", help="training log to draw")
     given = parser.parse_args(arguments)
 
     def work() -> int:

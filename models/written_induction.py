@@ -160,7 +160,9 @@ def _write_value(attention: LlamaAttention, head: int, where: slice, *, gain: fl
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the model's folder."""
     parser = Parser(prog="python -m models.written_induction", description="Write the weights of the induction model.")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "written-induction")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "written-induction", help="output folder of the model"
+    )
     given = parser.parse_args(arguments)
 
     def work() -> int:

@@ -62,7 +62,9 @@ def load_corpus(name: str, split: str = "validation", *, path: str | Path | None
         raise ValueError(f"split={split!r} is not allowed: it must be {', '.join(SPLITS)}")
     if name == "stdlib":
         if path is not None:
-            raise ValueError(f"path={str(path)!r} is not allowed for stdlib, which is this Python's own source")
+            raise ValueError(
+                f"path={str(path)!r} is not allowed for stdlib, which is the source of this Python installation"
+            )
         whole = TextBytes()
         return _share(bytes(whole.tokens(len(whole)).tolist()), split, STDLIB_SHARES)
     corpus = CORPORA[name]
@@ -101,8 +103,8 @@ def _from_datasets(name: str, corpus: Corpus, split: str, folder: Path | None) -
             text = "".join(_joined(_column(pd.read_parquet(path), path), path) for path in files)
     except (OSError, ValueError, DatasetsError) as error:
         raise ValueError(
-            f"corpus {name!r} cannot be read from {folder or 'the hub, ' + corpus.repository}: {error}. Where there is "
-            "a network it is downloaded once, and then found in the cache; without one, give path=FILE with its text "
+            f"corpus {name!r} cannot be read from {folder or 'the hub, ' + corpus.repository}: {error}. With a "
+            "network it is downloaded once and then read from the cache; without one, give path=FILE with its text "
             "or a folder that holds the repository's Parquet files, or use 'stdlib'"
         ) from error
     return _share(text.encode("utf-8"), split, corpus.shares) if corpus.shares else text

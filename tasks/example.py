@@ -78,7 +78,7 @@ def contained(references: list[str], output: str) -> float:
     Raises ValueError if there are no references or one is empty, because every output contains an empty string.
     """
     if not references or not all(references):
-        raise ValueError(f"references={references} are not allowed: there must be at least one, and none empty")
+        raise ValueError(f"references={references} are not allowed: there must be at least one, and none may be empty")
     return sum(reference.lower() in output.lower() for reference in references) / len(references)
 
 
@@ -93,7 +93,7 @@ def require_range(name: str, value: tuple[int, int], *, least: int, most: int | 
     low, high = value
     if not least <= low <= high or (most is not None and high > most):
         limit = f"{least} to {most}" if most is not None else f"at least {least}"
-        raise ValueError(f"{name}={value} is not allowed: it must be two numbers, fewest and most, {limit}")
+        raise ValueError(f"{name}={value} is not allowed: it must be two numbers, minimum and maximum, {limit}")
 
 
 class Mixed(Task):
@@ -108,7 +108,7 @@ class Mixed(Task):
         if not tasks or len(weights) != len(tasks) or min(weights) < 0 or not sum(weights):
             raise ValueError(
                 f"weights={weights} for {len(tasks)} tasks is not allowed: there must be at least one task and one "
-                "weight for each, none negative and not all zero"
+                "weight per task, none negative and not all zero"
             )
         self.tasks, self.weights = tasks, weights
 

@@ -47,8 +47,8 @@ class FuzzyRegex(Task):
         require_range("words", words, least=1)
         if parts < 1 or not 0 <= fuzzy <= 1 or not 0 <= errors <= 3:
             raise ValueError(
-                f"parts={parts}, fuzzy={fuzzy}, errors={errors} are not allowed: at least one part, fuzzy from 0 to 1, "
-                "errors from 0 to 3"
+                f"parts={parts}, fuzzy={fuzzy}, errors={errors} are not allowed: parts must be "
+                "at least 1, fuzzy from 0 to 1, errors from 0 to 3"
             )
         self.words, self.parts, self.fuzzy, self.errors = words, parts, fuzzy, errors
 

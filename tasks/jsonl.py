@@ -66,49 +66,49 @@ def _line(example: Example) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         half, near = text[error.start], text[max(0, error.start - 40) : error.start]
-        raise ValueError(f"an example cannot be written: {half!r} after {near!r} is half a character") from error
+        raise ValueError(f"an example cannot be written: {half!r} after {near!r} is a lone surrogate") from error
     return text
 
 
-def _parse(line: bytes, where: str) -> Example:
+def _parse(line: bytes, location: str) -> Example:
     try:
         data = from_json(line)  # rejects invalid text and nesting beyond 200 levels
     except ValueError as error:
         reason, _, place = str(error).partition(" at line 1 column ")
         near = line[max(0, int(place) - NEAR) : int(place) + NEAR].decode("utf-8", errors="backslashreplace").strip()
-        allowed = "a line must be a JSON object in UTF-8, of whole characters and nested at most 200 deep"
-        raise ValueError(f"{where} is no JSON: {reason} at byte {place}, near {near!r}; {allowed}") from error
+        allowed = "a line must be a JSON object in UTF-8, without lone surrogates, nested at most 200 deep"
+        raise ValueError(f"{location} is not valid JSON: {reason} at byte {place}, near {near!r}; {allowed}") from error
     if not isinstance(data, dict):
-        raise ValueError(f"{where} is no example: it must be an object with prompt and answer: {_shown(data)}")
+        raise ValueError(f"{location} is not an example: it must be an object with prompt and answer: {_shown(data)}")
     if unknown := set(data) - {"prompt", "answer", "metadata", "spans"}:
-        known = "there are prompt, answer, metadata and spans"
-        raise ValueError(f"{where} has unknown keys: {', '.join(map(_shown, sorted(unknown)))}; {known}")
-    _require(data, "prompt", str, where)
-    _require(data, "answer", str, where)
-    metadata: dict[str, Any] = _require({"metadata": {}, **data}, "metadata", dict, where)
+        known = "known keys are prompt, answer, metadata and spans"
+        raise ValueError(f"{location} has unknown keys: {', '.join(map(_shown, sorted(unknown)))}; {known}")
+    _require(data, "prompt", str, location)
+    _require(data, "answer", str, location)
+    metadata: dict[str, Any] = _require({"metadata": {}, **data}, "metadata", dict, location)
     if isinstance(kind := metadata.get("task", ""), bool) or not isinstance(kind, str | int | float):
-        raise ValueError(f"{where}: metadata: task must be text or a number: {_shown(kind)}")
-    return Example(data["prompt"], data["answer"], metadata, _spans(data, where))
+        raise ValueError(f"{location}: metadata: task must be text or a number: {_shown(kind)}")
+    return Example(data["prompt"], data["answer"], metadata, _spans(data, location))
 
 
-def _require(data: dict[str, Any], key: str, kind: type, where: str) -> Any:
+def _require(data: dict[str, Any], key: str, kind: type, location: str) -> Any:
     """Return the value of a key. Raises ValueError if it has the wrong type."""
     if not isinstance(data.get(key), kind):
         found = _shown(data[key]) if key in data else "it is missing"
-        raise ValueError(f"{where}: {key} must be {'text' if kind is str else 'an object'}: {found}")
+        raise ValueError(f"{location}: {key} must be {'text' if kind is str else 'an object'}: {found}")
     return data[key]
 
 
-def _spans(data: dict[str, Any], where: str) -> tuple[tuple[int, int], ...]:
+def _spans(data: dict[str, Any], location: str) -> tuple[tuple[int, int], ...]:
     allowed = "spans must be [start, end] pairs within the prompt, in order"
     spans = data.get("spans", [])
     if not isinstance(spans, list):
-        raise ValueError(f"{where}: {allowed}: {_shown(spans)}")
+        raise ValueError(f"{location}: {allowed}: {_shown(spans)}")
     end, found = 0, []
     for span in spans:
         ordered = isinstance(span, list) and len(span) == 2 and all(type(place) is int for place in span)
         if not ordered or not end <= span[0] <= span[1] <= len(data["prompt"]):
-            raise ValueError(f"{where}: {allowed}: {_shown(span)}")
+            raise ValueError(f"{location}: {allowed}: {_shown(span)}")
         found.append((span[0], span[1]))
         end = span[1]
     return tuple(found)

@@ -46,7 +46,7 @@ class ListOps(Task):
         if max_depth < 1 or max_args < 2 or max_length - min_length < 2:
             raise ValueError(
                 f"max_depth={max_depth}, max_args={max_args}, min_length={min_length}, max_length={max_length} are not "
-                "allowed: at least depth 1, 2 arguments, and a length in between"
+                "allowed: max_depth must be at least 1, max_args 2 and max_length min_length + 2"
             )
         self.max_depth, self.max_args, self.min_length, self.max_length = max_depth, max_args, min_length, max_length
 

@@ -55,8 +55,8 @@ class MQAR:
         one_of("fillers", fillers, ("blank", "random"))
         if length % 2 or not 1 <= pairs <= min(length // 4, vocab // 2 - 1):
             raise ValueError(
-                f"length={length}, pairs={pairs}, vocab={vocab} are not allowed: the length is even, and pairs are 1 "
-                "to length/4 and at most vocab/2 - 1"
+                f"length={length}, pairs={pairs}, vocab={vocab} are not allowed: length must be even, and pairs "
+                "from 1 to length/4 and at most vocab/2 - 1"
             )
         self.length, self.pairs, self.vocab = length, pairs, vocab
         self.power, self.fillers, self.seed = power, fillers, seed

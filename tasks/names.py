@@ -18,7 +18,7 @@ def distinct(draw: random.Random, low: int, high: int) -> Iterator[int]:
         if (number := draw.randrange(low, high)) not in seen:
             seen.add(number)
             yield number
-    raise ValueError(f"this prompt is not possible: it needs more than the {high - low} different names there are")
+    raise ValueError(f"this prompt is not possible: it needs more than the {high - low} different names available")
 
 
 def letters(draw: random.Random, width: int, alphabet: str = string.ascii_uppercase) -> Iterator[str]:

@@ -102,8 +102,8 @@ class Needles(Task):
         one_of("wording", wording, tuple(WORDINGS))
         if not 1 <= queries <= needles or values_each < 1:
             raise ValueError(
-                f"needles={needles}, queries={queries}, values_each={values_each} are not allowed: at least one of "
-                "each, and no more queries than needles"
+                f"needles={needles}, queries={queries}, values_each={values_each} are not allowed: each must be "
+                "at least 1, with no more queries than needles"
             )
         if depth is not None and not 0 <= depth <= 1:
             raise ValueError(f"depth={depth} is not allowed: it must be 0 (first line) to 1 (last), or None")

@@ -73,8 +73,8 @@ class NewYork(Task):
         mentions = nth + 1 if mentions is None else mentions
         if not 1 <= nth <= mentions or decoys < 0 or mentions + decoys > len(ADJECTIVES):
             raise ValueError(
-                f"nth={nth}, mentions={mentions}, decoys={decoys} are not allowed: nth is 1 to mentions, and mentions "
-                f"and decoys together are at most {len(ADJECTIVES)}, the number of adjectives"
+                f"nth={nth}, mentions={mentions}, decoys={decoys} are not allowed: nth must be 1 to mentions, and "
+                f"mentions and decoys together at most {len(ADJECTIVES)}, the number of adjectives"
             )
         if distance is not None and not 0 <= distance < length:
             raise ValueError(f"distance={distance} is not allowed: it must be 0 to length={length}, or None")

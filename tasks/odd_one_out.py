@@ -63,7 +63,7 @@ class OddOneOut(Task):
         require_range("highest", (highest, highest), least=99, most=99_999)
         if kind not in KEYS or not set(keys or ()) <= set(KEYS[kind]):
             allowed = {name: ", ".join(known) for name, known in KEYS.items()}
-            raise ValueError(f"kind={kind!r}, keys={keys} are not allowed: kinds and their keys are {allowed}")
+            raise ValueError(f"kind={kind!r}, keys={keys} are not allowed: allowed kinds and keys are {allowed}")
         self.items, self.kind, self.keys, self.highest = items, kind, keys or tuple(KEYS[kind]), highest
 
     def example(self, index: int) -> Example:

@@ -22,7 +22,7 @@ from tasks.jsonl import read_examples, write_examples
 from tasks.odd_one_out import OddOneOut
 from tasks.set_data import SetData
 
-MOST = 2**31 - 1  # maximum number of examples in a file
+MAX_EXAMPLES = 2**31 - 1  # maximum number of examples in a file
 
 
 def computational_reasoning(*, quick: bool = False, seed: int = 0) -> Mixed:
@@ -41,16 +41,18 @@ def computational_reasoning(*, quick: bool = False, seed: int = 0) -> Mixed:
 def main(arguments: list[str] | None = None) -> None:
     """Write or check a file of examples."""
     parser = argparse.ArgumentParser(
-        prog="python -m tasks.synthetic", description="Examples of computational reasoning."
+        prog="python -m tasks.synthetic", description="Write or read examples of computational reasoning."
     )
     parser.add_argument("file", type=Path, help="a .jsonl file")
-    parser.add_argument("--count", type=int, default=1000, help="how many examples to write (default: 1000)")
-    parser.add_argument("--seed", type=int, default=0, help="which examples (default: 0)")
-    parser.add_argument("--quick", action="store_true", help="the easy settings that a few minutes of training learn")
-    parser.add_argument("--check", action="store_true", help="read the file instead of writing it")
+    parser.add_argument("--count", type=int, default=1000, help="number of examples to write (default: 1000)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the examples (default: 0)")
+    parser.add_argument(
+        "--quick", action="store_true", help="use the easy settings, which a few minutes of training suffice to learn"
+    )
+    parser.add_argument("--check", action="store_true", help="read the file and count its tasks instead of writing it")
     given = parser.parse_args(arguments)
-    if not 1 <= given.count <= MOST:
-        parser.error(f"argument --count: {given.count} is not an integer from 1 to {MOST}")
+    if not 1 <= given.count <= MAX_EXAMPLES:
+        parser.error(f"argument --count: {given.count} is not an integer from 1 to {MAX_EXAMPLES}")
     try:
         if not given.check:
             stream = computational_reasoning(quick=given.quick, seed=given.seed).stream()

@@ -52,7 +52,7 @@ class TextBytes:
         if min(count, start, seed) < 0:
             raise ValueError(f"count={count}, start={start}, seed={seed} are not allowed: none may be negative")
         if start + count > len(self):
-            raise ValueError(f"{self.origin} is too short: it has {len(self)} bytes, {start + count} are needed")
+            raise ValueError(f"{self.origin} is too short: it has {len(self)} bytes, but {start + count} are needed")
         begin = (((seed * GOLDEN) % 2**64) * len(self) >> 64) + start
         indices = torch.arange(begin, begin + count).remainder_(len(self))
         return self._bytes[indices]
@@ -68,7 +68,7 @@ class TextBytes:
 def _file(path: Path) -> bytes:
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe or a device may be endless
-            raise ValueError(f"text file {str(path)!r} cannot be read: it is no regular file")
+            raise ValueError(f"text file {str(path)!r} cannot be read: it is not a regular file")
         return path.read_bytes()
     except OSError as error:
         raise ValueError(f"text file {str(path)!r} cannot be read: {error.strerror}") from error

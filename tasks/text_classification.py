@@ -80,7 +80,9 @@ def _lines(family: str, split: str) -> tuple[str, ...]:
     root = Path(sysconfig.get_path("stdlib"))
     files = [path for path in (root / family).rglob("*.py") if not SKIPPED_FOLDERS & set(path.relative_to(root).parts)]
     if len(files) < 2:
-        raise ValueError(f"this installation of Python has no source of {family!r} below {root}: install it in full")
+        raise ValueError(
+            f"this installation of Python has no source of {family!r} in {root}: install the full standard library"
+        )
     files.sort(key=lambda path: hashlib.sha256(path.relative_to(root).as_posix().encode()).digest())
     sizes = list(itertools.accumulate(path.stat().st_size for path in files))
     held_out = min(1 + sum(size < HELD_OUT * sizes[-1] for size in sizes), len(files) - 1)

@@ -94,5 +94,5 @@ def load_tokenizer(name: str = "bytes") -> Tokenizer:
     except OSError as error:
         raise ValueError(
             f"tokenizer {name!r} cannot be loaded: {error}. Give 'bytes', a folder with tokenizer files, or a hub id "
-            "that is in the cache or can be downloaded"
+            "that is cached or can be downloaded"
         ) from error

@@ -67,7 +67,8 @@ class VariableTracking(Task):
         super().__init__(seed=seed)
         if chains < 1 or hops < 0:
             raise ValueError(
-                f"chains={chains}, hops={hops} are not allowed: at least one chain and no fewer than 0 hops"
+                f"chains={chains}, hops={hops} are not allowed: there must be at least one chain, and hops must be at "
+                "least 0"
             )
         one_of("haystack", haystack, ("noise", "text"))
         one_of("wording", wording, tuple(WORDINGS))

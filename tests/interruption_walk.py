@@ -36,18 +36,18 @@ LIGHT = ("__future__", "attentions.common.stopping")  # what a command imports b
 def end_of(command: str, moment: int, number: signal.Signals) -> tuple[int, str]:
     """Exit status and stderr of a command in a fork that sends itself a signal."""
     with tempfile.TemporaryDirectory() as folder:
-        said = Path(folder, "said")
+        output = Path(folder, "output")
         child = os.fork()
         if child == 0:
-            _child(command, moment, number, folder, said)
+            _child(command, moment, number, folder, output)
         _, status = os.waitpid(child, 0)
-        return os.waitstatus_to_exitcode(status), said.read_text(encoding="utf-8", errors="replace")
+        return os.waitstatus_to_exitcode(status), output.read_text(encoding="utf-8", errors="replace")
 
 
-def _child(command: str, moment: int, number: signal.Signals, folder: str, said: Path) -> NoReturn:
+def _child(command: str, moment: int, number: signal.Signals, folder: str, output: Path) -> NoReturn:
     os.setsid()
     os.chdir(folder)
-    for stream, path in ((0, Path("/dev/null")), (1, Path("/dev/null")), (2, said)):
+    for stream, path in ((0, Path("/dev/null")), (1, Path("/dev/null")), (2, output)):
         file = os.open(path, os.O_RDONLY if stream == 0 else os.O_WRONLY | os.O_CREAT, 0o600)
         os.dup2(file, stream)
     sys.argv = [command, *NEEDED.get(command, [])]
@@ -99,10 +99,10 @@ def _arrange(moment: int, tell: Callable[[], None]) -> None:
     argparse.ArgumentParser.parse_known_args = parse  # type: ignore[method-assign]
 
 
-def verdict(moment: int, status: int, said: str) -> str:
+def verdict(moment: int, status: int, output: str) -> str:
     """What is wrong with how a command ended; empty if nothing is."""
-    lines = [line for line in said.splitlines() if "interrupted" in line]
-    if "Traceback" in said or "Exception ignored" in said:
+    lines = [line for line in output.splitlines() if "interrupted" in line]
+    if "Traceback" in output or "Exception ignored" in output:
         return "prints a traceback"
     if moment > 1 and not lines and status in (0, 1, 2, 3):
         return ""  # it had ended before
@@ -130,10 +130,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in names:
         for moment in (IMPORT, COMMAND_LINE, *given.calls):
             for number in SIGNALS:
-                status, said = end_of(name, moment, number)
+                status, output = end_of(name, moment, number)
                 count += status == INTERRUPTED
-                if why := verdict(moment, status, said):
-                    wrong.append([name, moment, number.name, why, said[-1000:]])
+                if why := verdict(moment, status, output):
+                    wrong.append([name, moment, number.name, why, output[-1000:]])
     print(json.dumps(wrong, indent=1))
     print(f"{count} interruptions of {len(names)} commands, {len(wrong)} wrong", file=sys.stderr)
     return 1 if wrong else 0

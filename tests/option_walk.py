@@ -74,7 +74,7 @@ class Ended:
     """How a call ended: its exit status, None if it was still working, and what it wrote to stderr."""
 
     status: int | None
-    said: str
+    stderr: str
 
 
 def commands() -> list[str]:
@@ -118,8 +118,8 @@ def parsers(command: str) -> list[tuple[list[str], argparse.ArgumentParser]]:
 def calls(command: str, *, doubtful: bool) -> Iterator[Call]:
     """Each option of a command, and its positional arguments, with each wrong value."""
     needed = NEEDED.get(command, [])
-    for words, parser in parsers(command):
-        yield Call(command, (*needed, *words, "--no-such-option"), "--no-such-option", "--no-such-option", sure=True)
+    for prefix, parser in parsers(command):
+        yield Call(command, (*needed, *prefix, "--no-such-option"), "--no-such-option", "--no-such-option", sure=True)
         for action in parser._actions:
             if action.nargs == 0 or isinstance(action, argparse._HelpAction | argparse._VersionAction):
                 continue
@@ -128,10 +128,10 @@ def calls(command: str, *, doubtful: bool) -> Iterator[Call]:
                     continue
                 if action.option_strings:
                     option = max(action.option_strings, key=len)
-                    given = (*needed, *words, f"{option}={value}")
+                    given = (*needed, *prefix, f"{option}={value}")
                 else:
                     option = action.dest
-                    given = (*words, value, *(needed[1:] if needed and needed[0][0] != "-" else needed))
+                    given = (*prefix, value, *(needed[1:] if needed and needed[0][0] != "-" else needed))
                 yield Call(command, given, option, value, sure)
 
 
@@ -162,10 +162,10 @@ def _takes(action: argparse.Action, value: str) -> bool:
 def run(call: Call) -> Ended:
     """The call in a fork, in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        said, limit = Path(folder, "said"), time.monotonic() + (REFUSED_S if call.sure else WORKING_S)
+        log, limit = Path(folder, "stderr"), time.monotonic() + (REFUSED_S if call.sure else WORKING_S)
         child = os.fork()
         if child == 0:
-            os._exit(_child(call, folder, said))
+            os._exit(_child(call, folder, log))
         while True:
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
@@ -177,15 +177,15 @@ def run(call: Call) -> Ended:
                 os.waitpid(child, 0)
                 break
             time.sleep(0.005)
-        return Ended(code, said.read_text(encoding="utf-8", errors="replace") if said.exists() else "")
+        return Ended(code, log.read_text(encoding="utf-8", errors="replace") if log.exists() else "")
 
 
-def _child(call: Call, folder: str, said: Path) -> int:
+def _child(call: Call, folder: str, log: Path) -> int:
     os.setsid()  # whatever it starts can be stopped with it
     os.chdir(folder)
     os.mkdir("work")  # noqa: PTH102
     os.chdir("work")
-    for number, path in ((0, Path("/dev/null")), (1, Path("/dev/null")), (2, said)):
+    for number, path in ((0, Path("/dev/null")), (1, Path("/dev/null")), (2, log)):
         file = os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT, 0o600)
         os.dup2(file, number)
     try:
@@ -210,11 +210,11 @@ def _main(command: str, arguments: list[str]) -> int | str | None:
 
 def verdict(call: Call, ended: Ended) -> str:
     """What is wrong with how a call ended; empty if nothing is."""
-    lines = [line for line in ended.said.splitlines() if line.strip()]
+    lines = [line for line in ended.stderr.splitlines() if line.strip()]
     if lines and lines[0].startswith("usage:"):
         lines = list(itertools.dropwhile(lambda line: line.startswith(("usage:", " ")), lines))
     messages = [line for line in lines if not line.startswith(" ")]  # a message may go on in indented lines
-    if found := TRACES.search(ended.said.replace(": error: ", "")):
+    if found := TRACES.search(ended.stderr.replace(": error: ", "")):
         return f"says {found[0]!r}"
     if call.sure and ended.status != 2:
         return f"exit {ended.status} where 2 is expected"
@@ -250,7 +250,7 @@ def main(arguments: list[str] | None = None) -> int:
             count += 1
             if why := verdict(call, ended):
                 shown = " ".join(x if len(x) < 80 else f"{x[:20]}...({len(x)})" for x in call.arguments)
-                wrong.append({"command": f"{name} {shown}", "why": why, "stderr": ended.said[-400:]})
+                wrong.append({"command": f"{name} {shown}", "why": why, "stderr": ended.stderr[-400:]})
     print(json.dumps(wrong, indent=1))
     print(f"{count} calls of {len(names)} commands, {len(wrong)} wrong", file=sys.stderr)
     return 1 if wrong else 0

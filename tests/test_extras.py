@@ -60,8 +60,8 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("package", COMMANDS)
 def test_commands_without_a_package_of_an_extra_say_what_to_install(package: str) -> None:
     done = run("-c", WITHOUT, package, *COMMANDS[package])
-    said = f"MissingExtraError: {says(package)}"
-    assert json.loads(done.stdout) == dict.fromkeys(COMMANDS[package], said), done.stderr
+    output = f"MissingExtraError: {says(package)}"
+    assert json.loads(done.stdout) == dict.fromkeys(COMMANDS[package], output), done.stderr
 
 
 def test_missing_extra_ends_a_program_in_one_line() -> None:

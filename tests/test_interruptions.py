@@ -138,9 +138,9 @@ def test_a_command_that(does: str, number: signal.Signals, tmp_path: Path) -> No
         "import sys\nsys.modules['__main__'].tell()\nfor i in range(10**5):\n    pass\nmade = 1\n"
     )
     (tmp_path / "hanging.py").write_text("import sys, time\nsys.modules['__main__'].tell()\ntime.sleep(600)\n")
-    program, status, printed, said = PROGRAMS[does]
+    program, status, printed, output = PROGRAMS[does]
     done = run("-c", f"{BEGINNING}\n{program}\nsys.exit(run_interruptible(main))", str(int(number)), str(tmp_path))
-    assert (done.returncode, done.stdout, done.stderr) == (status, printed, said)
+    assert (done.returncode, done.stdout, done.stderr) == (status, printed, output)
 
 
 @pytest.mark.parametrize("package", ["attentions", "bmrt", "harness.inputs", "harness.report", "lsh_bitnet", "lsh_v2"])

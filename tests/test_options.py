@@ -7,7 +7,9 @@ from subprocess import CompletedProcess
 import pytest
 
 from tests import preloaded
-from tests.option_walk import Call, Ended, calls, commands, verdict
+from tests.option_walk import Call, Ended, calls, commands, parsers, verdict
+
+PACKAGE_COMMANDS = [name for name in commands() if not name.startswith("benchmarks.")]
 
 
 def walk(*options: str) -> CompletedProcess[str]:
@@ -38,11 +40,17 @@ def test_walk_reaches_the_options_of_every_command() -> None:
     assert all(call.sure for call in found)
 
 
+@pytest.mark.parametrize("command", PACKAGE_COMMANDS)
+def test_every_argument_has_a_help_text(command: str) -> None:
+    actions = [action for _, parser in parsers(command) for action in parser._actions]
+    assert [action.dest for action in actions if not (action.help or "").strip()] == []
+
+
 CALL = Call("some.command", ("--n=x",), "--n", "x", sure=True)
 
 
 @pytest.mark.parametrize(
-    ("status", "said", "why"),
+    ("status", "output", "why"),
     [
         (2, "usage: some.command [-h]\n   [--n N]\nsome.command: error: argument --n: invalid int value: 'x'\n", ""),
         (2, "unusable configuration:\n  n: x is not an integer\n", ""),
@@ -54,7 +62,7 @@ CALL = Call("some.command", ("--n=x",), "--n", "x", sure=True)
         (2, "1 validation error for Config\n", "says 'validation error'"),
     ],
 )
-def test_walk_tells_a_right_end_from_a_wrong_one(status: int | None, said: str, why: str) -> None:
-    found = verdict(CALL, Ended(status, said))
+def test_walk_tells_a_right_end_from_a_wrong_one(status: int | None, output: str, why: str) -> None:
+    found = verdict(CALL, Ended(status, output))
     assert found.startswith(why)
     assert bool(found) == bool(why)

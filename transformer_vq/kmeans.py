@@ -44,7 +44,7 @@ def kmeans(
     equal. Raises ValueError if there are no rows.
     """
     if not x.shape[1]:
-        raise ValueError("rows=0 is not allowed: a codebook is learnt from at least 1 row")
+        raise ValueError("rows=0 is not allowed: a codebook needs at least 1 row to learn from")
     x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
     codebook = _seeds(x, codes, generator)
     for _ in range(iterations):

@@ -41,10 +41,10 @@ def grid(settings: dict[str, Any]) -> dict[str, Any]:
     config = TransformerConfig(**settings)
     if not config.causal:
         raise ValueError(
-            "vq.causal: false is not allowed here; the loop predicts the next byte, which must not be seen"
+            "vq.causal: false is not allowed here; the model predicts the next byte, so it must not see it"
         )
     if (needed := least_bytes(config)) > (there := psutil.virtual_memory().total):
-        raise ValueError(f"vq: training such a layer takes at least {needed} bytes, and there are {there} here")
+        raise ValueError(f"vq: training such a layer takes at least {needed} bytes, but this machine has {there}")
     return {
         "subject": f"{HERE}:Training",
         "backends": [{"name": f"{HERE}:VQSection", "label": "VQAttentionQK", "section": settings}],
@@ -141,9 +141,7 @@ class TrainingTrial(Trial):
         del variant
         metrics = {"loss_before": self.loss_before, "loss_after": self.loss_after}
         if not all(map(math.isfinite, (*metrics.values(), float(answer)))):
-            return CheckResult(
-                wrong=f"the loss is not finite: {metrics}, and {float(answer)} in the step that was timed"
-            )
+            return CheckResult(wrong=f"the loss is not finite: {metrics}, and {float(answer)} in the timed step")
         if self.loss_after >= self.loss_before:
             return CheckResult(metrics, f"the held-out loss rose from {self.loss_before:.4g} to {self.loss_after:.4g}")
         return CheckResult(metrics)

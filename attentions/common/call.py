@@ -42,7 +42,9 @@ def _without_rows(name: str, attention: Attention, given: tuple[Tensor, ...], ro
     """Return what such a method gives for no sequences or no rows."""
     q = given[0]
     if name == "prepare":
-        raise ValueError(f"q has shape {tuple(q.shape)}: a calibration sample has a sequence and a position at least")
+        raise ValueError(
+            f"q has shape {tuple(q.shape)}: a calibration sample needs at least one sequence and one position"
+        )
     if name == "comparisons":
         return torch.zeros(q.shape[:2], dtype=torch.int64, device=q.device)
     return {} if name == "components" else empty_output(attention, *given, rows=rows).double()

@@ -51,4 +51,4 @@ class _Refusing(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Gradients:
-        raise RuntimeError(f"{ctx.of} has no second derivative: its gradient can be taken once")
+        raise RuntimeError(f"{ctx.of} has no second derivative: its gradient cannot be differentiated again")

@@ -34,7 +34,7 @@ class Growing:
     @property
     def filled(self) -> Tensor:
         """All positions appended so far."""
-        assert self._buffer is not None, "nothing was appended yet"
+        assert self._buffer is not None, "nothing has been appended yet"
         return self._buffer[:, :, : self._length]
 
     def select(self, index: Int[Tensor, " B"]) -> None:

@@ -67,9 +67,9 @@ def _refuse(a: Attention, given: dict[str, Tensor]) -> None:
         if x.ndim != 4:
             raise ValueError(f"{name} has shape {tuple(x.shape)}: it must have four axes, {LAYOUTS[name]}")
         if x.dtype != q.dtype:
-            raise ValueError(f"{name} is {x.dtype} and q is {q.dtype}: q, k and v must have one dtype")
+            raise ValueError(f"{name} is {x.dtype} and q is {q.dtype}: q, k and v must have the same dtype")
         if x.device != q.device:
-            raise ValueError(f"{name} is on {x.device} and q on {q.device}: q, k and v must be on one device")
+            raise ValueError(f"{name} is on {x.device} and q on {q.device}: q, k and v must be on the same device")
         if x.layout is not torch.strided:
             raise ValueError(f"{name} has the layout {x.layout}: it must be dense (torch.strided)")
     batch, keys = q.shape[0], k.shape[2]
@@ -81,7 +81,7 @@ def _refuse(a: Attention, given: dict[str, Tensor]) -> None:
     for name, x in given.items():
         if x.shape != wanted[name]:
             raise ValueError(
-                f"{name} has shape {tuple(x.shape)}: beside q of batch {batch} and k of length {keys} it must have "
+                f"{name} has shape {tuple(x.shape)}: with q of batch {batch} and k of length {keys} it must have "
                 f"{wanted[name]}, for heads={a.heads}, kv_heads={a.kv_heads}, head_dim={a.head_dim} and "
                 f"value_dim={a.value_dim}"
             )
@@ -92,7 +92,7 @@ def check_first(first: Tensor, q: Tensor, k: Tensor) -> None:
     require_tensors({"first": first})
     if first.dtype not in INTEGERS or first.shape != q.shape[:1]:
         raise ValueError(
-            f"first is {first.dtype} of shape {tuple(first.shape)}: it must hold one integer a sequence, "
+            f"first is {first.dtype} of shape {tuple(first.shape)}: it must hold one integer per sequence, "
             f"shape {tuple(q.shape[:1])}"
         )
     if first.device != q.device and first.device.type != "cpu":
@@ -112,9 +112,11 @@ def check_tokens(x: Tensor, weight: Tensor, *, first: Tensor | None = None, rows
     if x.ndim != 3 or x.shape[2] != width:
         raise ValueError(f"x has shape {tuple(x.shape)}: it must be (B, N, {width}), batch, tokens and model_dim")
     if x.device != weight.device:
-        raise ValueError(f"x is on {x.device} and the block's weights on {weight.device}: they must be on one device")
+        raise ValueError(
+            f"x is on {x.device} and the block's weights on {weight.device}: they must be on the same device"
+        )
     if x.dtype != weight.dtype and not (x.is_floating_point() and under_autocast(x)):
-        raise ValueError(f"x is {x.dtype} and the block's weights are {weight.dtype}: they must have one dtype")
+        raise ValueError(f"x is {x.dtype} and the block's weights are {weight.dtype}: they must have the same dtype")
     if first is not None:
         check_first(first, x[:, None], x[:, None])
     if rows is not None:

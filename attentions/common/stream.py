@@ -41,10 +41,10 @@ class Stream(ABC):
         q, k, v = one_dtype(q, k, v, dtype=self._dtype)
         check_call(self._checks, q, k, v)
         if len(q) != self.batch:
-            raise ValueError(f"q has a batch of {len(q)}: the stream was made for {self.batch}")
+            raise ValueError(f"q has a batch of {len(q)}: the stream was created for {self.batch}")
         if q.shape[2] != k.shape[2] or q.shape[2] == 0:
             raise ValueError(
-                f"{q.shape[2]} queries and {k.shape[2]} keys: a piece has one of each a token, at least one"
+                f"{q.shape[2]} queries and {k.shape[2]} keys: a piece needs as many queries as keys, and at least one"
             )
         if q.dtype != (self._dtype or q.dtype):
             raise ValueError(f"q is {q.dtype}: the stream holds {self._dtype}")

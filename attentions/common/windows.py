@@ -169,7 +169,7 @@ def counts(
         keep = keep & (key != table.skip[row, query])
     for other in tables[:index] if once else []:
         m = other.members
-        assert m is not None, "a union needs to know the members of its windows"
+        assert m is not None, "a union needs the members of its windows"
         differ = (m.key_code[row, at] ^ m.query_code[row, query]) >> m.shift[row, query]
         within = (m.oldest[row, query] <= key) & (key <= m.newest[row, query])
         keep = keep & ~((differ == 0) & within)

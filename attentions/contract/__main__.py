@@ -32,11 +32,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("backends", nargs="*", metavar="backend", help="a name in BACKENDS or package.module:Class")
     parser.add_argument("--all", action="store_true", help="every backend in BACKENDS")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
-    parser.add_argument("--quiet", action="store_true", help="print what fails, and a count")
+    parser.add_argument("--quiet", action="store_true", help="print only failures and a count")
     chosen = parser.parse_args(arguments)
     names = list(BACKENDS) if chosen.all else chosen.backends
     if not names:
-        parser.error("name a backend, or --all")
+        parser.error("give a backend or --all")
     try:
         backends = {name: resolve(name) for name in names}
     except ValueError as error:
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
             found = outcomes(Candidate(backend, {"causal": causal}, device))
             failed = [outcome for outcome in found.values() if outcome.startswith("FAILS")]
             failures += len(failed)
-            print(f"{name}, {'causal' if causal else 'not causal'}: {len(failed)} of {len(found)} checks fail")
+            print(f"{name}, {'causal' if causal else 'not causal'}: {len(failed)} of {len(found)} checks failed")
             for check, outcome in found.items():
                 if not chosen.quiet or outcome in failed:
                     print(f"  {check:32} {outcome}")

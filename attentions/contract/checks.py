@@ -52,7 +52,7 @@ def seed_decides(c: Candidate) -> None:
     """Two attentions with the same seed give bitwise identical outputs."""
     one, two = c.make(seed=5), c.make(seed=5)
     inputs = c.sample(one, 67, 67)
-    assert torch.equal(one(*inputs), two(*inputs)), "two attentions of one seed differ"
+    assert torch.equal(one(*inputs), two(*inputs)), "two attentions with the same seed differ"
 
 
 def agrees_with_naive(c: Candidate) -> None:
@@ -83,8 +83,8 @@ def padding_changes_nothing(c: Candidate) -> None:
     first = torch.tensor([0, 23], device=c.device)
     out, want = a(q, k, v, first=first), a(q[1:, :, 23:], k[1:, :, 23:], v[1:, :, 23:])
     agree(out[1:, :, 23:], want, 1e-10, "padded row")
-    assert not out[1, :, :23].any(), "padded queries do not give zeros"
-    agree(out[:1], a(q[:1], k[:1], v[:1]), 1e-10, "row without padding beside a padded one")
+    assert not out[1, :, :23].any(), "outputs of padded queries are not zero"
+    agree(out[:1], a(q[:1], k[:1], v[:1]), 1e-10, "unpadded row next to a padded row")
     agree(out, a.naive(q, k, v, first=first), 1e-10, "padded naive")
 
 
@@ -111,7 +111,7 @@ def prefix_is_unchanged(c: Candidate) -> None:
     q, k, v = c.sample(a, 199, 199)
     whole = a(q, k, v)
     for t in (1, 64, 127, 198):
-        agree(a(q[:, :, :t], k[:, :, :t], v[:, :, :t]), whole[:, :, :t], EXACTLY, f"first {t} tokens alone")
+        agree(a(q[:, :, :t], k[:, :, :t], v[:, :, :t]), whole[:, :, :t], EXACTLY, f"first {t} tokens only")
 
 
 def future_changes_nothing(c: Candidate) -> None:
@@ -151,11 +151,13 @@ def extreme_inputs_stay_finite(c: Candidate) -> None:
             if a.why_not(problem_of(a, inputs[0], inputs[1])):
                 continue
             out = a(*inputs)
-            assert torch.isfinite(out).all(), f"{name} inputs in {dtype} give NaN or infinity"
+            assert torch.isfinite(out).all(), f"{name} inputs in {dtype} give an output with NaN or infinity"
             if name == "huge":
                 continue
             grads = torch.autograd.grad(out.sum(), inputs, allow_unused=True, materialize_grads=True)
-            assert all(torch.isfinite(x).all() for x in grads), f"{name} inputs in {dtype} give such gradients"
+            assert all(torch.isfinite(x).all() for x in grads), (
+                f"{name} inputs in {dtype} give gradients with NaN or infinity"
+            )
 
 
 def future_nan_stays_there(c: Candidate) -> None:
@@ -184,11 +186,11 @@ def comparisons_are_counted(c: Candidate) -> None:
     q = q * 0.1  # so that no weight underflows to zero
     count = a.comparisons(q, k)
     bound = a.cost(problem_of(a, q, k)).comparisons
-    assert count.sum() <= bound, f"{count.sum()} comparisons are more than the {bound} that cost() allows"
+    assert count.sum() <= bound, f"{count.sum()} comparisons exceed the bound {bound} from cost()"
     if isinstance(a, SupportAttention):
         assert torch.equal(count, a.multiplicity(q, k).sum((2, 3))), "comparisons() differs from the support's size"
     elif not a.exact:
-        raise NotApplicable("scores are not between queries and keys; the bound holds")
+        raise NotApplicable("scores are not pairs of a query and a key; only the bound is checked")
     if not isinstance(a, SupportAttention) or a.once:
         weights = a(q, k, torch.eye(keys, dtype=q.dtype, device=q.device).expand(B, G, keys, keys))
         assert torch.equal(count, (weights != 0).sum((2, 3))), "comparisons() differs from the number of weights"
@@ -198,7 +200,7 @@ def streams_like_forward(c: Candidate) -> None:
     """Any split of a sequence through `extend` gives the rows of `forward`; `reorder` keeps the named sequences."""
     a = c.make()
     if a.stream(B) is None:
-        raise NotApplicable("it does not decode")
+        raise NotApplicable("it does not support decoding")
     q, k, v = c.sample(a, 101, 101)
     want = a(q, k, v)
     for split in ([1] * 29 + [72], [101], [37, 1, 1, 62], [64, 37]):
@@ -214,7 +216,7 @@ def streams_like_forward(c: Candidate) -> None:
     got = [stream.extend(*(x[index, :, i : i + 1] for x in (q, k, v))) for i in (50, 51)]
     agree(torch.cat(got, dim=2), want[index, :, 50:52], 1e-10, "stream after reorder")
     problem = problem_of(a, q, k)
-    assert stream.state_bytes <= a.cost(problem).state_bytes, "the state is larger than cost() says"
+    assert stream.state_bytes <= a.cost(problem).state_bytes, "the state is larger than the bound from cost()"
 
 
 def says_why_not(c: Candidate) -> None:

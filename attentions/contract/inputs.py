@@ -27,18 +27,18 @@ def refuses_what_disagrees(c: Candidate) -> None:
         "values shorter than keys": (q, k, v[:, :, :9]),
         "keys shorter than values": (q, k[:, :, :9], v),
         "more queries than keys": (q, k[:, :, :9], v[:, :, :9]),
-        "a batch of queries alone": (q[:1], k, v),
-        "a batch of keys alone": (q, k[:1], v),
-        "a batch of values alone": (q, k, v[:1]),
-        "a query head too few": (q[:, 1:], k, v),
-        "a key head too few": (q, k[:, 1:], v),
-        "a value head too few": (q, k, v[:, 1:]),
+        "a different batch size for queries": (q[:1], k, v),
+        "a different batch size for keys": (q, k[:1], v),
+        "a different batch size for values": (q, k, v[:1]),
+        "one query head too few": (q[:, 1:], k, v),
+        "one key head too few": (q, k[:, 1:], v),
+        "one value head too few": (q, k, v[:, 1:]),
         "wider queries": (torch.cat((q, q[..., :1]), dim=3), k, v),
         "wider keys": (q, wide, v),
         "wider queries and keys": (torch.cat((q, q[..., :1]), dim=3), wide, v),
         "narrower values": (q, k, v[..., 1:]),
-        "queries of three axes": (q[0], k, v),
-        "keys of five axes": (q, k[None], v),
+        "queries with three axes": (q[0], k, v),
+        "keys with five axes": (q, k[None], v),
         "float32 queries": (q.float(), k, v),
         "float32 keys": (q, k.float(), v),
         "bfloat16 values": (q, k, v.bfloat16()),
@@ -51,18 +51,18 @@ def refuses_what_disagrees(c: Candidate) -> None:
     for what, first in {
         "before the start": torch.tensor([0, -1]),
         "after the end": torch.tensor([14, 0]),
-        "of one sequence": torch.tensor([3]),
+        "for only one sequence": torch.tensor([3]),
         "of floats": torch.tensor([0.0, 3.0]),
-        "of truths": torch.tensor([False, True]),
-        "of two axes": torch.tensor([[0], [3]]),
+        "of booleans": torch.tensor([False, True]),
+        "with two axes": torch.tensor([[0], [3]]),
     }.items():
         _refused(lambda first=first: a(q, k, v, first=first.to(c.device)), f"a first {what}")
     if a.stream(B) is None:
         return
     pieces = {what: inputs for what, inputs in wrong.items() if what not in ("float32 queries", "integers")}
     pieces |= {
-        "another batch": (q[:1], k[:1], v[:1]),
-        "no token": (q[:, :, :0], k[:, :, :0], v[:, :, :0]),
+        "another batch size": (q[:1], k[:1], v[:1]),
+        "no tokens": (q[:, :, :0], k[:, :, :0], v[:, :, :0]),
         "more keys than queries": (q[:, :, :9], k, v),
     }
     for what, inputs in pieces.items():
@@ -70,7 +70,7 @@ def refuses_what_disagrees(c: Candidate) -> None:
     stream = _stream(a)
     stream.extend(q, k, v)
     _refused(lambda: stream.extend(q.float(), k.float(), v.float()), "a stream's piece in another dtype")
-    for what, index in {"a sequence that is not there": [0, B], "a negative one": [-1], "floats": [0.0]}.items():
+    for what, index in {"a sequence that does not exist": [0, B], "a negative index": [-1], "floats": [0.0]}.items():
         _refused(lambda index=index: stream.reorder(torch.tensor(index, device=c.device)), f"a reorder by {what}")
 
 
@@ -96,7 +96,7 @@ def empty_gives_empty(c: Candidate) -> None:
     stream = a.stream(0)
     if stream is not None:
         out = stream.extend(*(x[:0] for x in c.sample(a, 5, 5)))
-        assert out.shape == (0, H, 5, E), f"a stream of no sequence gives {tuple(out.shape)}"
+        assert out.shape == (0, H, 5, E), f"a stream with no sequences gives {tuple(out.shape)}"
 
 
 def padding_alone_gives_zeros(c: Candidate) -> None:
@@ -109,7 +109,7 @@ def padding_alone_gives_zeros(c: Candidate) -> None:
         agree(out, definition, 1e-10, f"naive, first={first}")
         grads = torch.autograd.grad(out.square().sum(), (q, k, v), allow_unused=True, materialize_grads=True)
         for b, real in enumerate(first):
-            assert not out[b, :, :real].any(), f"padded rows do not give zeros, first={first}"
+            assert not out[b, :, :real].any(), f"outputs of padded rows are not zero, first={first}"
             for name, grad in zip("qkv", grads, strict=True):
                 assert torch.isfinite(grad).all(), f"gradient of {name}, first={first}: NaN or infinite values"
                 assert not grad[b, :, :real].any(), f"padded positions have a gradient in {name}, first={first}"
@@ -184,7 +184,7 @@ def inference_mode_ends_nowhere(c: Candidate) -> None:
     """A stream filled under inference mode can continue outside it, and vice versa, also after a reorder."""
     a = c.make()
     if a.stream(B) is None:
-        raise NotApplicable("it does not decode")
+        raise NotApplicable("it does not support decoding")
     q, k, v = c.sample(a, 70, 70)
     index = torch.tensor([1, 0], device=c.device)
     with torch.no_grad():

@@ -25,10 +25,12 @@ def state_is_all_there_is(c: Candidate) -> None:
     inputs = c.sample(one, 67, 67)
     state = one.state_dict()
     for name, value in state.items():
-        assert isinstance(value, Tensor), f"state_dict() holds {name}={value!r}, which is no tensor"
+        assert isinstance(value, Tensor), f"state_dict() holds {name}={value!r}, which is not a tensor"
     two.load_state_dict(state)
-    assert torch.equal(one(*inputs), two(*inputs)), "a module of another seed with the same state answers otherwise"
-    agree(two.naive(*inputs), one.naive(*inputs), EXACTLY, "naive of a module of another seed with the same state")
+    assert torch.equal(one(*inputs), two(*inputs)), (
+        "a module with another seed and the same state gives a different output"
+    )
+    agree(two.naive(*inputs), one.naive(*inputs), EXACTLY, "naive of a module with another seed and the same state")
 
 
 def copies_answer_alike(c: Candidate) -> None:
@@ -39,7 +41,7 @@ def copies_answer_alike(c: Candidate) -> None:
     torch.save(a, file)
     file.seek(0)
     for what, one in {"deep": copy.deepcopy(a), "saved": torch.load(file, weights_only=False)}.items():
-        assert torch.equal(one(*inputs), want), f"a {what} copy answers otherwise"
+        assert torch.equal(one(*inputs), want), f"a {what} copy gives a different output"
 
 
 def conversion_keeps_what_selects(c: Candidate) -> None:

@@ -234,7 +234,7 @@ class LSHv2(Attention):
 
     def _scan(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Global context in float32 or wider: values behind a closed gate can overflow half precision."""
-        assert self.context is not None, "it is switched on"
+        assert self.context is not None, "global context is enabled"
         return self.context.scan(*(_wide(x) for x in (q, k, v)))
 
     def _estimates(self, q: Tensor, k: Tensor, v: Tensor) -> Iterator[Estimate]:

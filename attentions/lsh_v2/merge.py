@@ -70,7 +70,7 @@ class _Merged(torch.autograd.Function):
         found = None
         for part in parts:
             found = part_attention(part, scale, found)
-        assert found is not None, "there is a band at least"
+        assert found is not None, "at least one band is required"
         out, lse = found
         if any(ctx.needs_input_grad[2:]):
             ctx.save_for_backward(out, lse, *tensors)

@@ -186,7 +186,7 @@ def sample_windows(
     found = []
     for table, codes in zip(tables, samples.pools.codes[: len(tables)], strict=True):
         m = table.members
-        assert m is not None, "windows of buckets know their members"
+        assert m is not None, "windows of buckets must have members"
         oldest, newest = m.oldest, m.newest
         if index is not None:
             last = index.shape[1] - 1

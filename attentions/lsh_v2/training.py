@@ -6,7 +6,7 @@ is
 
     - Σ_ij A_ij (1 - Π_rounds (1 - p(q_i)·p(k_j)))  -  balance · entropy of the mean assignment
 
-The first term is the kept mass itself, so the rounds divide the work: with a sum of logarithms they all learn the same
+The first term is the attention recall, so the rounds divide the work: with a sum of logarithms they all learn the same
 buckets, and more training finds less. The entropy is Rényi's of order two, the logarithm of how many keys share a
 bucket, which is what a window has room for. The sum over j is estimated with keys drawn from A. The optimiser is Adam
 with its own random generator: torch's global random state is not touched.

@@ -54,11 +54,11 @@ def library(name: str) -> ctypes.CDLL | None:
         try:
             return ctypes.CDLL(str(path))
         except OSError as error:  # intact, but built for another kind of machine
-            _say(f"the native library {path} cannot be loaded and is built again: {error}")
+            _say(f"the native library {path} cannot be loaded and will be rebuilt: {error}")
             _checksum(path).unlink(missing_ok=True)
             return ctypes.CDLL(str(build(name)))
     except (BuildError, OSError) as error:
-        log.warning("native kernel %s is not available, torch is used instead: %s", name, error)
+        log.warning("native kernel %s is not available; using torch instead: %s", name, error)
         return None
 
 
@@ -89,11 +89,11 @@ def build(name: str) -> Path:
                 if not _whole(target):
                     _compile([*compiler, *flags, str(source)], target)
             if reasons:
-                _say(f"native kernels are kept in {target.parent}: {reasons[0]}")
+                _say(f"native kernels are stored in {target.parent}: {reasons[0]}")
             return target
         except OSError as error:
             reasons.append(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    raise BuildError(f"no folder for built libraries can be used: {'; '.join(reasons)}")
+    raise BuildError(f"no usable folder for built libraries: {'; '.join(reasons)}")
 
 
 def find_compiler() -> list[str]:
@@ -125,7 +125,7 @@ def temporary_folder() -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise PermissionError(errno.EACCES, "others can write libraries there", str(folder))
+        raise PermissionError(errno.EACCES, "other users can write to this folder", str(folder))
     return folder
 
 
@@ -144,7 +144,7 @@ def _compile(command: list[str], target: Path) -> None:
         Path(name).replace(target)
         _checksum(target).write_text(sum_of, encoding="utf8")
     except subprocess.TimeoutExpired as error:
-        raise BuildError(f"{command[0]} took over {BUILD_LIMIT_S:.0f} s") from error
+        raise BuildError(f"{command[0]} took more than {BUILD_LIMIT_S:.0f} s") from error
     finally:
         Path(name).unlink(missing_ok=True)
 
@@ -157,7 +157,7 @@ def _whole(target: Path) -> bool:
         return False
     if found[0] == found[1]:
         return True
-    _say(f"the native library {target} is damaged and is built again")
+    _say(f"the native library {target} is damaged and will be rebuilt")
     return False
 
 
@@ -185,7 +185,7 @@ def _lock(path: Path) -> Iterator[None]:
     try:
         held = FileLock(path, timeout=LOCK_LIMIT_S).acquire()
     except Timeout as error:
-        raise BuildError(f"another process has held {path} for over {LOCK_LIMIT_S:.0f} s") from error
+        raise BuildError(f"another process has held {path} for more than {LOCK_LIMIT_S:.0f} s") from error
     with held:
         yield
 
@@ -197,7 +197,7 @@ def _digest(source: Path, compiler: list[str], flags: list[str]) -> str:
             asked, capture_output=True, text=True, timeout=VERSION_LIMIT_S, check=False, errors="replace"
         ).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildError(f"{shlex.join(compiler)} does not run: {error}") from error
+        raise BuildError(f"{shlex.join(compiler)} cannot be run: {error}") from error
     texts = [path.read_text(encoding="utf8") for path in (source, *sorted(source.parent.glob("*.hpp")))]
     parts = [*texts, shlex.join(compiler), version, " ".join(flags), platform.machine(), _processor()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

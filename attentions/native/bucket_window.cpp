@@ -97,10 +97,10 @@ struct Block {
     ranks.clear();
     for (int i = 0; i < kBlock; ++i) {
       query[i] = t.query_order[row * p.queries + first + std::min(i, count - 1)];
-      require(0 <= query[i] && query[i] < p.queries, "query_order holds a query that is not there");
+      require(0 <= query[i] && query[i] < p.queries, "query_order holds a query that does not exist");
       const int64_t at = row * p.queries + query[i];
       const int32_t size = i < count ? t.end[at] - t.start[at] : 0;  // lanes past the end have no keys
-      require(size <= 0 || (0 <= t.start[at] && t.end[at] <= t.places), "a window reaches beyond the sorted keys");
+      require(size <= 0 || (0 <= t.start[at] && t.end[at] <= t.places), "a window extends beyond the sorted keys");
       // Both ends are monotone, so a non-empty window ends where the union so far ends.
       if (size > 0) append(ranks, t.start[at], t.end[at]);
       end[i] = static_cast<int32_t>(ranks.size()), start[i] = end[i] - size;
@@ -124,7 +124,7 @@ struct Block {
   int32_t key(const Problem<T> &p, size_t table, int32_t place) const {
     const Table &t = p.tables[table];
     const int32_t found = t.key_order[row * t.places + ranks[place]];
-    require(t.by_rank || (0 <= found && found < p.keys), "key_order holds a key that is not there");
+    require(t.by_rank || (0 <= found && found < p.keys), "key_order holds a key that does not exist");
     return found;
   }
 

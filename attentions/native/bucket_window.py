@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attentions.common.windows import Members, Windows
 from attentions.native import library
-from attentions.native.calls import MOST, NAMES, Buffer, call, plain
+from attentions.native.calls import MAX_INDEX, NAMES, Buffer, call, plain
 
 
 def available(device: torch.device) -> bool:
@@ -86,10 +86,14 @@ def windows(
     """
     (X, Q), M, (bits, fewest) = query_codes.shape, key_codes.shape[1], forest
     places = M * (bits + 1)
-    if max(places, Q, codes) > MOST:
-        raise ValueError(f"{places} sorted keys, {Q} queries and {codes} codes: a row has at most {MOST} of each")
+    if max(places, Q, codes) > MAX_INDEX:
+        raise ValueError(
+            f"{places} sorted keys, {Q} queries and {codes} codes: a row can have at most {MAX_INDEX} of each"
+        )
     if heads < 1 or Q % heads or (limit is None and Q // heads > M):
-        raise ValueError(f"{Q} queries of {heads} heads and {M} keys: each head has as many queries, no more than keys")
+        raise ValueError(
+            f"{Q} queries of {heads} heads and {M} keys: queries must divide evenly among heads and not outnumber keys"
+        )
     dtype = query_codes.dtype if query_codes.dtype == key_codes.dtype == torch.int32 else torch.int64
     key_order = torch.empty(X, places, dtype=torch.int32)
     key_code = torch.empty(X, M, dtype=torch.int32)
@@ -148,15 +152,17 @@ def _index(tables: list[Windows], X: int, Q: int, M: int, once: bool) -> list[Bu
     found = []
     for table in tables:
         m, P = table.members, table.key_order.shape[1]
-        if P > MOST or (table.by_rank and P != M):
-            raise ValueError(f"{P} sorted keys of {M}: there are at most {MOST}, and by rank as many as keys")
+        if P > MAX_INDEX or (table.by_rank and P != M):
+            raise ValueError(
+                f"{P} sorted keys of {M}: at most {MAX_INDEX} are allowed, and by rank exactly one per key"
+            )
         members = (None,) * 5 if m is None else (m.key_code, m.query_code, m.shift, m.oldest, m.newest)
         by_query = (table.query_order, table.start, table.end, table.before, table.skip)
         shapes = [(X, P), *[(X, Q)] * 5, (X, M), *[(X, Q)] * 4]
         parts = zip((table.key_order, *by_query, *members), shapes, strict=True)
         found += [Buffer(None if x is None else x.contiguous(), shape, torch.int32) for x, shape in parts]
     if once and not all(table.members for table in tables[:-1]):
-        raise ValueError("a union needs to know its windows' members")
+        raise ValueError("a union needs the members of its windows")
     return found
 
 

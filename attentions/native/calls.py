@@ -16,7 +16,7 @@ from attentions.native import library
 NAMES = {torch.float32: "float32", torch.float64: "float64", torch.int32: "int32", torch.int64: "int64"}
 VECTOR_BYTES = 64  # the widest vector that the kernels use
 ALONE = 1 << 14  # numbers that one thread processes before a second thread would have started
-MOST = 2**31 - 2  # ranks and codes are stored in 32 bits
+MAX_INDEX = 2**31 - 2  # ranks and codes are stored in 32 bits
 
 
 class Buffer(NamedTuple):
@@ -35,7 +35,7 @@ def call(kernel: str, function: str, **arguments: Buffer | Sequence[Buffer] | li
     for memory that is not what the kernel expects and for an index outside it, and MemoryError if memory runs out.
     """
     found = library(kernel)
-    assert found is not None, f"ask whether {kernel} is available first"
+    assert found is not None, f"check that {kernel} is available first"
     run = getattr(found, function)
     run.restype = ctypes.c_char_p
     passed: list[object] = []
@@ -70,7 +70,7 @@ def call(kernel: str, function: str, **arguments: Buffer | Sequence[Buffer] | li
 def constant(kernel: str, function: str) -> int:
     """Return the result of a function without parameters."""
     found = library(kernel)
-    assert found is not None, f"ask whether {kernel} is available first"
+    assert found is not None, f"check that {kernel} is available first"
     run = getattr(found, function)
     run.restype = ctypes.c_int64
     return run()
@@ -90,7 +90,7 @@ def useful_threads(work: int) -> int:
 def filled(x: Tensor, wide: int, shape: tuple[int, ...]) -> Tensor:
     """Return x, which must have this shape, contiguous, with its last axis zero-padded to `wide`."""
     if x.shape != shape:
-        raise ValueError(f"a tensor of shape {tuple(x.shape)} was given to a kernel that takes one of shape {shape}")
+        raise ValueError(f"a tensor of shape {tuple(x.shape)} was given to a kernel that expects shape {shape}")
     return (F.pad(x, (0, wide - x.shape[-1])) if wide > x.shape[-1] else x).contiguous()  # F.pad by nothing would copy
 
 
@@ -108,8 +108,8 @@ def _refuse(
     Raises RuntimeError inside a transform of torch.func, whose tensors have no data of their own.
     """
     if is_functorch_wrapped_tensor(x):
-        raise RuntimeError(f"{name} is within a transform of torch.func (vmap, grad, jvp), which no native kernel has")
+        raise RuntimeError(f"{name} is inside a torch.func transform (vmap, grad, jvp), which native kernels lack")
     raise ValueError(
         f"{name} is {x.dtype} of shape {tuple(x.shape)} and strides {x.stride()} on {x.device}: the kernel "
-        f"takes {dtype} of shape {shape}, {strides or 'contiguous'}, on the CPU"
+        f"expects {dtype} of shape {shape}, {strides or 'contiguous'}, on the CPU"
     )

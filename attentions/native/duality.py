@@ -82,7 +82,7 @@ def _inputs(
     """Arguments that both functions share, widths in whole vectors, parts, and rows sharing b and c."""
     (B, G, T, E), (K, R), S, dtype = x.shape, c.shape[1:3], b.shape[-1], x.dtype
     if chunk < 1 or K < 1 or G % K:
-        raise ValueError(f"chunk={chunk} and {K} keys for {G} rows: a chunk has a position, and rows share evenly")
+        raise ValueError(f"chunk={chunk} and {K} keys for {G} rows: chunk must be at least 1 and keys must divide rows")
     wide, states = whole_vectors(E, dtype), whole_vectors(S, dtype)
     threads, sharing = useful_threads(x.numel() * states), G // K
     divisible = sharing if sharing > 1 else wide // whole_vectors(1, dtype)

@@ -102,7 +102,7 @@ def _inputs(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> dict[s
     """Arguments that both functions of the kernel share."""
     (B, G, M, E), (R, N), dtype = u.shape, c.shape[2:4], u.dtype
     if N > M:
-        raise ValueError(f"c has {N} queries: they stand last among the {M} positions of u")
+        raise ValueError(f"c has {N} queries: they must be the last of the {M} positions of u")
     wide = whole_vectors(E, dtype)
     threads = useful_threads(u.numel() * STATES)
     return {

@@ -33,7 +33,7 @@ def forward(
 ) -> tuple[Float[Tensor, "B G R N E"], Float[Tensor, "B G E S"], Tensor | None]:
     """Return output, last state and, with `checkpoints`, the states from which `backward` starts its chunks."""
     B, G, M, E = u.shape
-    assert a.shape[2] == STATES, "bring the states into groups of 16 first"
+    assert a.shape[2] == STATES, "group the states by 16 first"
     y, last = u.new_empty(*c.shape[:-1], E), torch.empty_like(state, memory_format=torch.contiguous_format)
     states = u.new_empty(B, G, triton.cdiv(M, CHUNK), E, STATES) if checkpoints else None
     inputs = [x.contiguous() for x in (u, delta, a, b, c, state)]

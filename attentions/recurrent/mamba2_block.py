@@ -126,7 +126,7 @@ class Mamba2Block(nn.Module):
         from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
         model = self.out_proj.out_features
-        require(self.causal, "causal", self.causal, "True: transformers has no mixer that reads both ways")
+        require(self.causal, "causal", self.causal, "True: transformers has no bidirectional mixer")
         require(self.inner % model == 0, "inner_dim", self.inner, f"a multiple of {model}")
         config = Mamba2Config(
             hidden_size=model,

@@ -97,7 +97,7 @@ class MambaBlock(nn.Module):
         from transformers.models.mamba.modeling_mamba import MambaMixer
 
         inner, model = self.out_proj.in_features, self.out_proj.out_features
-        require(self.causal, "causal", self.causal, "True: transformers has no mixer that reads both ways")
+        require(self.causal, "causal", self.causal, "True: transformers has no bidirectional mixer")
         require(inner % model == 0, "inner_dim", inner, f"a multiple of {model}")
         config = MambaConfig(
             hidden_size=model,

@@ -106,7 +106,7 @@ def _groups(
     kernel: ModuleType, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Split states into groups of 16 for the kernels, padded with zeros, and add up the groups' outputs."""
-    assert not state.requires_grad, "the kernels give no gradient of the state they start from"
+    assert not state.requires_grad, "the kernels do not compute the gradient of the initial state"
     size = a.shape[-1]
     fill = -size % native.STATES
     a, b, c, state = (F.pad(x, (0, fill)) if fill else x for x in (a, b, c, state))

@@ -58,7 +58,7 @@ class BoundedAttention(Attention):
         first: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B H N E"]:
         if first is not None or q.shape[2] != k.shape[2]:
-            raise ValueError("a bounded cache needs rows without padding and a query for every key")
+            raise ValueError("a bounded cache needs rows without padding and one query per key")
         stream = self.stream(len(q))
         blocks = zip(*(x.split(self.block_tokens, dim=2) for x in (q, k, v)), strict=True)
         return torch.cat([stream.extend(*block) for block in blocks], dim=2)
@@ -79,7 +79,9 @@ class BoundedAttention(Attention):
 
     def why_not(self, problem: Problem) -> str:
         if problem.queries != problem.keys:
-            return "a bounded cache chooses by queries, so every key needs its own; see bmrt.subjects for decoding"
+            return (
+                "a bounded cache selects by queries, so every key needs its own query; see bmrt.subjects for decoding"
+            )
         if not problem.causal:
             return "a cache is causal"
         return super().why_not(problem)

@@ -115,12 +115,14 @@ class BoundedCache(Cache):
         self._require_whole()
         if self._probe and self._probe >= tokens:
             raise ValueError(
-                f"a question of {self._probe} tokens in {tokens}: there must be tokens that are kept before it"
+                f"a question of {self._probe} tokens in {tokens}: it must be preceded by tokens that are kept"
             )
         self._require_rows(given.shape[0])
         first = _first(arguments.get("attention_mask"), given.shape[0], self.bounded[0].seen + tokens)
         if first is not None and self._rotary is not None:
-            raise ValueError("positions='compact' does not take a padded batch: use 'absolute', or rows of one length")
+            raise ValueError(
+                "positions='compact' does not support a padded batch: use 'absolute', or rows of equal length"
+            )
         for layer in self.bounded:
             layer.begin(Moment(self._probe, first))
         if self._rotary is not None:
@@ -132,7 +134,7 @@ class BoundedCache(Cache):
         """Finish a forward pass; called by the hooks."""
         if not failed and any(layer.shown is not None for layer in self.bounded):
             raise RuntimeError(
-                f"the attention of {type(self._decoder).__name__} does not go through transformers' attention "
+                f"the attention of {type(self._decoder).__name__} does not use transformers' attention "
                 "functions, so its queries cannot be seen"
             )
 
@@ -162,7 +164,7 @@ class BoundedCache(Cache):
         require("full_attention" in kinds, "model", type(model).__name__, "one with layers of full attention")
         if self._rotary is not None and set(kinds) & set(SLIDING):
             raise ValueError(
-                "positions='compact' is not possible beside sliding windows, whose keys stay where they were"
+                "positions='compact' cannot be combined with sliding windows, whose keys keep their positions"
             )
         return [
             BoundedLayer(number, self.plan, self.strategy, self._rotary)
@@ -175,13 +177,15 @@ class BoundedCache(Cache):
         """Check that all layers have seen the same tokens; they have not if a forward pass was interrupted."""
         layers = self.bounded
         if len({layer.seen for layer in layers}) > 1 or any(layer.shown is not None for layer in layers):
-            raise RuntimeError("an earlier forward pass with this cache broke off half-way: reset() it")
+            raise RuntimeError("an earlier forward pass with this cache was interrupted: call reset()")
 
     def _require_rows(self, batch: int) -> None:
         """Check that the number of sequences has not changed."""
         layer = self.bounded[0]
         if layer.is_initialized and len(layer.keys) != batch:
-            raise ValueError(f"a cache of {len(layer.keys)} sequences does not take {batch}: make one, or reset() it")
+            raise ValueError(
+                f"a cache of {len(layer.keys)} sequences cannot be used for {batch}: create a new cache or call reset()"
+            )
 
     def _compacted(self, arguments: dict[str, Any], given: Tensor) -> dict[str, Any]:
         """Place the new tokens directly after the kept ones."""
@@ -195,7 +199,7 @@ class BoundedCache(Cache):
             remedy = "smaller chunks" if self._rotary is not None else "positions='compact'"
             warnings.warn(
                 f"position {reached - 1} is beyond the {self._most_positions} that the model was trained for; "
-                f"{remedy} would stay within them",
+                f"{remedy} would stay within this limit",
                 stacklevel=2,
             )
             self._most_positions = None  # warn only once
@@ -205,7 +209,7 @@ def require_compatible(mode: str, strategy: Strategy) -> None:
     """Raise ValueError for a strategy that rescores every token in a mode that judges each token once."""
     if mode == "accumulate" and strategy.accumulates:
         name = type(strategy).__name__
-        raise ValueError(f"{name} is not allowed with compression_mode='accumulate': it scores every token again")
+        raise ValueError(f"{name} is not allowed with compression_mode='accumulate': it rescores every token")
 
 
 def _first(mask: Any, batch: int, tokens: int) -> tuple[int, ...] | None:

@@ -29,7 +29,7 @@ class Budget:
 
         Raises ValueError for a ratio outside (0, 1].
         """
-        require(0 < ratio <= 1, "compression_ratio", ratio, "above 0 and at most 1: the share of tokens that is kept")
+        require(0 < ratio <= 1, "compression_ratio", ratio, "above 0 and at most 1 (the share of tokens to keep)")
         return cls(max(divisor, int(ratio * tokens)), divisor)
 
     @property

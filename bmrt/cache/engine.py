@@ -52,7 +52,7 @@ class RecursiveCompressionEngine:
         **settings: Any,
     ) -> None:
         require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "an integer of at least 1")
-        require(all(stop_words or ()), "stop_words", stop_words, "texts that are not empty")
+        require(all(stop_words or ()), "stop_words", stop_words, "non-empty texts")
         self.settings = settings_of(settings)
         self.model: Any = load_model(model_path, device)
         self.prompts = Prompts(load_tokenizer(tokenizer, model_path))
@@ -68,10 +68,12 @@ class RecursiveCompressionEngine:
         """
         settings = settings_of(vars(self.settings) | changes) if changes else self.settings
         context, question = self.prompts.split(prompt_context, prompt_query)
-        require(bool(question), "prompt_query", prompt_query, "a text that is not empty")
+        require(bool(question), "prompt_query", prompt_query, "a non-empty text")
         known = self.model.get_input_embeddings().num_embeddings
         highest = max(context + question)
-        require(highest < known, "tokenizer's token", highest, f"one of the model's {known}: give its own tokenizer")
+        require(
+            highest < known, "tokenizer's token", highest, f"one of the model's {known}; use the tokenizer of the model"
+        )
         ids = torch.tensor([context + question], device=self.model.device)
         with torch.inference_mode():
             cache = self._cache(settings, len(context) + len(question))
@@ -137,8 +139,8 @@ class StopWords(StoppingCriteria):
         self.words, self.decode, self.prompt_tokens = words, decode, prompt_tokens
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        said = [self.decode(row[self.prompt_tokens :].tolist()) for row in input_ids]
-        ended = [any(word in text for word in self.words) for text in said]
+        texts = [self.decode(row[self.prompt_tokens :].tolist()) for row in input_ids]
+        ended = [any(word in text for word in self.words) for text in texts]
         return torch.tensor(ended, device=input_ids.device)
 
 
@@ -166,9 +168,11 @@ def require_device(device: str) -> None:
     try:
         there = torch.empty(0, device=device).device.type != "meta"
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
-        said = str(error).partition("\n")[0].partition(". ")[0]
-        raise ValueError(f"device={device!r} is not allowed: it must be one that torch has here: {said}") from error
-    require(there, "device", device, "one that can compute")
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise ValueError(
+            f"device={device!r} is not allowed: it must be one that torch supports here: {reason}"
+        ) from error
+    require(there, "device", device, "one that supports computation")
 
 
 def load_model(model: str | PreTrainedModel, device: str | None = None) -> PreTrainedModel:
@@ -183,11 +187,11 @@ def load_model(model: str | PreTrainedModel, device: str | None = None) -> PreTr
     except LOADING as error:
         raise ValueError(
             f"model_path={model!r} cannot be loaded: {error}. Give a folder with a causal language model, or a hub id "
-            "that is in the cache or can be downloaded"
+            "that is cached or can be downloaded"
         ) from error
     loaded, info = found
     if lacking := sorted(str(name) for name in {*info["missing_keys"], *info["mismatched_keys"]}):
-        raise ValueError(f"model_path={model!r} has no weights for {', '.join(lacking[:3])}: they would be random")
+        raise ValueError(f"model_path={model!r} has no weights for {', '.join(lacking[:3])}; they would be random")
     return loaded.to(device).eval()
 
 
@@ -202,5 +206,5 @@ def load_tokenizer(tokenizer: Any, model: str | PreTrainedModel) -> Any:
         return AutoTokenizer.from_pretrained(path)
     except LOADING as error:
         raise ValueError(
-            f"no tokenizer can be loaded from {path!r}: {error}. Give 'bytes' for a model of bytes, or a folder"
+            f"no tokenizer can be loaded from {path!r}: {error}. Give 'bytes' for a byte-level model, or a folder"
         ) from error

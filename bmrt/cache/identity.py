@@ -21,8 +21,8 @@ def model_digest(model: Any) -> str:
     """Digest a model's configuration and weights, independent of where they were loaded from."""
     digest = hashlib.sha256(type(model).__name__.encode())
     for config in (model.config, getattr(model, "generation_config", None)):
-        said = {} if config is None else config.to_dict()
-        digest.update(_text({name: value for name, value in said.items() if name not in NAMES}))
+        facts = {} if config is None else config.to_dict()
+        digest.update(_text({name: value for name, value in facts.items() if name not in NAMES}))
     for name, x in sorted(model.state_dict().items()):
         digest.update(f"{name} {x.dtype} {tuple(x.shape)}\0".encode())
         for piece in x.detach().reshape(-1).split(PIECE):
@@ -38,9 +38,9 @@ def tokenizer_digest(tokenizer: Any) -> str:
         rules = {name: value for name, value in rules.items() if name not in ("truncation", "padding")}  # set by calls
     else:
         rules = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else None
-    said = [type(tokenizer).__name__, rules]
-    said += [getattr(tokenizer, name, None) for name in ("special_tokens_map", "chat_template")]
-    return hashlib.sha256(_text(said)).hexdigest()[:16]
+    facts = [type(tokenizer).__name__, rules]
+    facts += [getattr(tokenizer, name, None) for name in ("special_tokens_map", "chat_template")]
+    return hashlib.sha256(_text(facts)).hexdigest()[:16]
 
 
 @cache

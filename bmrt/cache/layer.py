@@ -84,7 +84,7 @@ class BoundedLayer(CacheLayerMixin):
             if start != row.first if before else start < self.seen:
                 raise ValueError(
                     f"row {number} is padded up to {start} in this attention mask, and was up to {row.first} before: "
-                    "a mask must go on covering the padding"
+                    "a mask must keep covering the padding"
                 )
         self.rows = [replace(row, first=start) for row, start in zip(rows, first, strict=True)]
         self.moment = moment
@@ -114,7 +114,7 @@ class BoundedLayer(CacheLayerMixin):
             self._settle(queries, scale)
 
     def _settle(self, queries: Tensor, scale: float) -> None:
-        assert self.shown is not None, "attention has just looked at it"
+        assert self.shown is not None, "attention has just read the layer"
         (keys, values), self.shown = self.shown, None
         if (pads := self._padding_of(queries.shape[2])) is not None:
             queries = queries.masked_fill(pads, 0)
@@ -187,7 +187,7 @@ class BoundedLayer(CacheLayerMixin):
             self.rows = [row for row in self.rows for _ in range(repeats)]
 
     def crop(self, tokens_to_remove: int) -> None:
-        raise ValueError(f"crop({tokens_to_remove}) is not possible: what was dropped to make room cannot come back")
+        raise ValueError(f"crop({tokens_to_remove}) is not possible: dropped tokens cannot be restored")
 
     def offload(self) -> None:
         self._each(lambda x: x.to("cpu", non_blocking=True))
@@ -275,7 +275,7 @@ class BoundedLayer(CacheLayerMixin):
         scores = self.strategy.score(view)
         if scores.shape != view.positions.shape:
             name, found, wanted = type(self.strategy).__name__, tuple(scores.shape), tuple(view.positions.shape)
-            raise ValueError(f"{name} gave scores of shape {found} where {wanted} was asked for")
+            raise ValueError(f"{name} gave scores of shape {found} instead of {wanted}")
         return scores
 
     def _drop(self, scores: Tensor, candidates: Tensor, counts: list[int]) -> None:

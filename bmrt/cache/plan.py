@@ -40,9 +40,7 @@ class CompressionPlan:
             allowed = f"from 0 to {self.budget.memory - 1}, below the global memory's size"
             require(0 <= self.slack < self.budget.memory, "slack", self.slack, allowed)
         if self.mode == "accumulate":
-            allowed = (
-                "the length to come, at least 1, since compression_mode='accumulate' shares its memory out over it"
-            )
+            allowed = "the expected length, at least 1, since compression_mode='accumulate' divides its memory over it"
             require((self.context_tokens or 0) >= 1, "context_tokens", self.context_tokens, allowed)
 
     @property

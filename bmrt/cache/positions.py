@@ -33,7 +33,7 @@ class Rotary:
                 f"it must be one of {', '.join(FIXED_KINDS)}, whose angles do not change with the length"
             )
         if "layer_type" in inspect.signature(self._angles.forward).parameters:
-            raise ValueError("positions='compact' is not possible where rotary embeddings differ from layer to layer")
+            raise ValueError("positions='compact' is not possible if rotary embeddings differ between layers")
         self._require_halves(decoder)
 
     def rotate(self, x: Float[Tensor, "B G M D"], positions: Int[Tensor, "b M"]) -> Float[Tensor, "B G M D"]:

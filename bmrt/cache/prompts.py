@@ -39,19 +39,23 @@ class Prompts:
         before, after = self._around(MARK)
         message = context + question
         text = self._templated(message)
-        said = text[len(before) : len(text) - len(after)]
-        if not text.startswith(before) or not text.endswith(after) or said.strip() != message.strip():
-            raise ValueError("the tokenizer's chat template changes messages, so the question cannot be told from them")
+        body = text[len(before) : len(text) - len(after)]
+        if not text.startswith(before) or not text.endswith(after) or body.strip() != message.strip():
+            raise ValueError(
+                "the tokenizer's chat template changes messages, so the question cannot be located in them"
+            )
         # Some templates strip the message.
-        lost = len(message) - len(message.lstrip()) if len(said) < len(message) and said == said.lstrip() else 0
-        end = len(before) + min(max(0, len(context) - lost), len(said))
+        lost = len(message) - len(message.lstrip()) if len(body) < len(message) and body == body.lstrip() else 0
+        end = len(before) + min(max(0, len(context) - lost), len(body))
         return self._encode(text[:end]), self._encode(text[end:])  # the template adds its own BOS token
 
     def _around(self, mark: str) -> tuple[str, str]:
         """Return what the chat template puts before and after a message."""
         before, *after = self._templated(mark).split(mark)
         if len(after) != 1:
-            raise ValueError(f"the tokenizer's chat template has a message {len(after)} times; it must have it once")
+            raise ValueError(
+                f"the tokenizer's chat template repeats a message {len(after)} times; it must contain it once"
+            )
         return before, after[0]
 
     def _templated(self, message: str) -> str:
@@ -59,7 +63,7 @@ class Prompts:
         try:
             return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
-            raise ValueError(f"the tokenizer's chat template takes no message of a user: {error}") from error
+            raise ValueError(f"the tokenizer's chat template rejects a user message: {error}") from error
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Decode generated tokens, without special tokens."""
@@ -93,6 +97,6 @@ class Prompts:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             wrong = text[error.start]
-            raise ValueError(f"a text holds {wrong!r}, half of a character, which no tokenizer can read") from error
+            raise ValueError(f"a text holds {wrong!r}, a lone surrogate, which no tokenizer can read") from error
         encode: Callable[..., list[int]] = self.tokenizer.encode
         return encode(text) if self._bytes else encode(text, add_special_tokens=False)

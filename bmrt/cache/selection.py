@@ -21,7 +21,7 @@ def keep(
     above hidden tokens. Raises ValueError for NaN scores, so that a scoring error is not mistaken for a choice.
     """
     if scores.isnan().any():
-        raise ValueError("a strategy gave scores that are not numbers (NaN), so nothing can be chosen by them")
+        raise ValueError("a strategy gave NaN scores, so no selection is possible")
     floor = torch.finfo(scores.dtype).min
     priority = scores.clamp(min=floor, max=-floor).masked_fill(forced, torch.inf).masked_fill(hidden, -torch.inf)
     best = priority.flip(-1).sort(dim=-1, descending=True, stable=True).indices[..., :count]

@@ -108,8 +108,8 @@ def require_watched(cache: Watched) -> None:
     """Raise RuntimeError unless a forward pass of this cache's own model is running."""
     if _cache.get() is not cache:
         raise RuntimeError(
-            "a BoundedCache works with the model that it was made for, called through its forward or generate; "
-            "make another one for another model"
+            "a BoundedCache works only with the model that it was created for, called through its forward or "
+            "generate; create another one for another model"
         )
 
 

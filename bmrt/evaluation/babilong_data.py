@@ -218,11 +218,11 @@ def right(sample: Sample, response: str) -> float:
     """
     asked, target = _words(sample.facts["question"]), _words(sample.target)
     labels = _labels(sample.id.partition("-")[0], set(target)) - (set(asked) - set(target))
-    said = _first_sentence(response).translate(APOSTROPHES)
+    sentence = _first_sentence(response).translate(APOSTROPHES)
     for pattern, words in REPHRASED:
-        said = pattern.sub(words, said)
-    spelled = bool(set(NUMBERS) & set(_words(said, digits=False)))
-    clauses = [_words(clause, digits=not spelled) for clause in CLAUSE_END.split(said)]
+        sentence = pattern.sub(words, sentence)
+    spelled = bool(set(NUMBERS) & set(_words(sentence, digits=False)))
+    clauses = [_words(clause, digits=not spelled) for clause in CLAUSE_END.split(sentence)]
     named = [word for clause in clauses for word in clause if word in labels]
     if any(_denies(clause, set(target)) for clause in clauses):
         return 0.0
@@ -261,8 +261,8 @@ def _labels(task: str, target: set[str]) -> set[str]:
 
 def _first_sentence(response: str) -> str:
     """Return the text up to a full stop (not after a digit), a blank line, or another example made up by the model."""
-    said = re.split(r"\n\s*\n|<context>|<example>|\bquestion\s*:", response.lower().strip())[0]
-    return re.split(r"(?<!\d)\.", said)[0]
+    sentence = re.split(r"\n\s*\n|<context>|<example>|\bquestion\s*:", response.lower().strip())[0]
+    return re.split(r"(?<!\d)\.", sentence)[0]
 
 
 def _words(text: str, *, digits: bool = True) -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import track
 
-from bmrt.evaluation.records import Records, alone, digest_of, require_unique
+from bmrt.evaluation.records import Records, digest_of, locked, require_unique
 
 if TYPE_CHECKING:
     from bmrt.cache.engine import RecursiveCompressionEngine
@@ -44,7 +44,7 @@ def evaluate(
     require_unique((sample.id for sample in samples), "sample id")
     digests = {sample.id: digest_of(asdict(sample)) for sample in samples}
     made_by = engine.identity() | {"judge": getattr(judge, "__qualname__", type(judge).__qualname__)}
-    with alone(path):
+    with locked(path):
         records = Records(path, made_by, samples=digests)
         done = records.done
         wanted = [sample for sample in samples if sample.id not in done]

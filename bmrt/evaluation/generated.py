@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 RULER_TASKS = (*RULER, "vt")
 TASKS = (*RULER_TASKS, "new_york")
-MOST = 2**33  # tokens or bytes of all samples, which are generated up front
+MAX_TOTAL = 2**33  # tokens or bytes of all samples, which are generated up front
 
 
 class Generated:
@@ -47,7 +47,7 @@ class Generated:
 def require_size(length: int, count: int) -> None:
     """Raise ValueError if all samples together would not fit in memory."""
     size = f"{length:,} times {count:,}"
-    require(length * count <= MOST, "length and number of samples", size, f"at most {MOST:,} together")
+    require(length * count <= MAX_TOTAL, "length and number of samples", size, f"at most {MAX_TOTAL:,} in total")
 
 
 class CountedBy:

@@ -23,5 +23,5 @@ def load_hub(name: str, config: str | None, split: str) -> Any:
     except (OSError, ValueError, RuntimeError, LookupError, DatasetsError) as error:
         raise ValueError(
             f"data set {shortened(name)!r} ({config}, {split}) cannot be loaded: {one_line(error)}. Give a .jsonl "
-            "file, 'generated', or a hub id that is in the cache or can be downloaded"
+            "file, 'generated', or a hub id that is cached or can be downloaded"
         ) from error

@@ -20,7 +20,7 @@ from bmrt.cache.engine import RecursiveCompressionEngine, require_device
 from bmrt.cache.settings import LSH_MODES, SELECTORS, Settings
 from bmrt.evaluation.records import digest_of
 from bmrt.strategies.ties import TIES
-from harness.common.command_line import MOST, one_line
+from harness.common.command_line import MAX_COUNT, one_line
 
 SETTINGS = {  # option of the command line -> setting
     "method": "selector_type",
@@ -64,18 +64,23 @@ def command(
     parser = argparse.ArgumentParser(prog=f"python -m bmrt.{name}", description=description)
     parser.add_argument("--model_path", required=model_needed, help="folder or hub id of a causal language model")
     parser.add_argument("--tokenizer", help="folder, hub id, or 'bytes' (default: the model's own)")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
-    parser.add_argument("--max_new_tokens", type=int, default=max_new_tokens)
-    parser.add_argument("--stop_words", nargs="*", help="texts that end an answer")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: cuda if available)")
+    parser.add_argument(
+        "--max_new_tokens",
+        type=int,
+        default=max_new_tokens,
+        help=f"maximum tokens of an answer (default: {max_new_tokens})",
+    )
+    parser.add_argument("--stop_words", nargs="*", help="strings that end an answer")
     # LongBench's own script reads everything in its folder, so other commands do not write there by default.
     folder = Path("results" if name == "longbench" else f"results_{name}")
-    parser.add_argument("--save_dir", type=Path, default=folder, help=f"where results are written (default: {folder})")
-    parser.add_argument("--block_size", type=int, default=4096, help="tokens of context a forward pass")
+    parser.add_argument("--save_dir", type=Path, default=folder, help=f"folder for results (default: {folder})")
+    parser.add_argument("--block_size", type=int, default=4096, help="context tokens per forward pass")
     parser.add_argument(
-        "--protection_divisor", type=int, default=4, help="n: anchors and local window are budget/n each"
+        "--protection_divisor", type=int, default=4, help="n: the anchors and the local window each get budget/n"
     )
     parser.add_argument("--positions", default="absolute", help="absolute, or compact to go beyond the trained length")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random draws (default: 0)")
     _add_sizes(parser)
     if method:
         _add_method(parser)
@@ -116,10 +121,10 @@ def run(
         except (ValueError, OSError, ImportError) as error:
             parser.exit(2, f"{parser.prog}: {one_line(error)}\n")
         except torch.OutOfMemoryError as error:
-            said = " ".join(str(error).split())
-            parser.exit(2, f"{parser.prog}: {said} Smaller blocks (--block_size) or a smaller --budget need less\n")
+            message = " ".join(str(error).split())
+            parser.exit(2, f"{parser.prog}: {message} Use smaller blocks (--block_size) or a smaller --budget\n")
         except KeyboardInterrupt:
-            parser.exit(130, f"{parser.prog}: interrupted; answers so far are kept, the same command goes on\n")
+            parser.exit(130, f"{parser.prog}: interrupted; answers so far are kept, and the same command continues\n")
 
 
 def file_name(*parts: str) -> str:
@@ -128,10 +133,10 @@ def file_name(*parts: str) -> str:
     A name that is too long or contains characters that are not allowed ends in a hash of the parts, so that no two
     share a file.
     """
-    whole = "_".join(parts)
-    name = re.sub(r"[^\w.+-]+", "_", whole).lstrip(".")
+    joined = "_".join(parts)
+    name = re.sub(r"[^\w.+-]+", "_", joined).lstrip(".")
     short = name.encode()[: LONGEST_NAME - 9].decode(errors="ignore")
-    return whole if name == whole and len(whole.encode()) <= LONGEST_NAME else f"{short}_{digest_of(whole)[:8]}"
+    return joined if name == joined and len(joined.encode()) <= LONGEST_NAME else f"{short}_{digest_of(joined)[:8]}"
 
 
 def require_writable(folder: Path, name: str = "save_dir") -> None:
@@ -148,16 +153,16 @@ def require_writable(folder: Path, name: str = "save_dir") -> None:
 
 def require_distinct(name: str, values: Sequence[str]) -> None:
     """Raise ValueError for a list with duplicates."""
-    require(len(set(values)) == len(values), name, " ".join(values), "a list without repetitions")
+    require(len(set(values)) == len(values), name, " ".join(values), "a list without duplicates")
 
 
 def _require_counts(given: argparse.Namespace) -> None:
     for name, least in LEAST.items():
         value = getattr(given, name, None)
-        allowed = f"an integer from {least} to {MOST}"
-        require(value is None or least <= value <= MOST, name, value, allowed)
+        allowed = f"an integer from {least} to {MAX_COUNT}"
+        require(value is None or least <= value <= MAX_COUNT, name, value, allowed)
     for length in getattr(given, "lengths", None) or ():
-        require(1 <= length <= MOST, "lengths", length, f"integers from 1 to {MOST}")
+        require(1 <= length <= MAX_COUNT, "lengths", length, f"integers from 1 to {MAX_COUNT}")
 
 
 def _settings(given: argparse.Namespace) -> dict[str, Any]:
@@ -166,18 +171,34 @@ def _settings(given: argparse.Namespace) -> dict[str, Any]:
 
 def _add_sizes(parser: argparse.ArgumentParser) -> None:
     sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument("--budget", type=int, default=4096, help="tokens kept a layer and head (default: 4096)")
-    sizes.add_argument("--compression_ratio", type=float, help="share of each prompt's tokens that is kept, instead")
+    sizes.add_argument("--budget", type=int, default=4096, help="tokens kept per layer and head (default: 4096)")
+    sizes.add_argument(
+        "--compression_ratio", type=float, help="share of each prompt's tokens to keep, instead of --budget"
+    )
 
 
 def _add_method(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--method", default="exact", choices=SELECTORS)
-    parser.add_argument("--lsh_mode", default="frequency_rank", choices=LSH_MODES)
-    parser.add_argument("--mode", default="l2", choices=TIES, help="what orders equal collision counts")
-    parser.add_argument("--compression_mode", default="recursive", choices=("recursive", "accumulate"))
-    parser.add_argument("--backend", default="eager", choices=("eager", "flash"))
-    parser.add_argument("--num_bits", type=int, default=12)
-    parser.add_argument("--num_tables", type=int, default=20)
-    parser.add_argument("--hybrid_primary", default="exact")
-    parser.add_argument("--hybrid_secondary", default="lsh")
-    parser.add_argument("--hybrid_ratio", type=float, default=0.5)
+    parser.add_argument("--method", default="exact", choices=SELECTORS, help="how keys are selected (default: exact)")
+    parser.add_argument(
+        "--lsh_mode",
+        default="frequency_rank",
+        choices=LSH_MODES,
+        help="variant of method lsh (default: frequency_rank)",
+    )
+    parser.add_argument("--mode", default="l2", choices=TIES, help="how keys with equal collision counts are ordered")
+    parser.add_argument(
+        "--compression_mode",
+        default="recursive",
+        choices=("recursive", "accumulate"),
+        help="recursive (default): later blocks compete with kept tokens; accumulate: each block keeps its own share",
+    )
+    parser.add_argument(
+        "--backend", default="eager", choices=("eager", "flash"), help="how exact scores are computed (default: eager)"
+    )
+    parser.add_argument("--num_bits", type=int, default=12, help="bits per hash of the LSH methods (default: 12)")
+    parser.add_argument("--num_tables", type=int, default=20, help="hash tables of the LSH methods (default: 20)")
+    parser.add_argument("--hybrid_primary", default="exact", help="first strategy of method hybrid (default: exact)")
+    parser.add_argument("--hybrid_secondary", default="lsh", help="second strategy of method hybrid (default: lsh)")
+    parser.add_argument(
+        "--hybrid_ratio", type=float, default=0.5, help="share of the memory for the first strategy (default: 0.5)"
+    )

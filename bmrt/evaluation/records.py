@@ -73,9 +73,11 @@ class Records:
 
     def _require_same(self, made: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """Return all questions, including earlier ones. Raises ValueError if the file was made differently."""
-        remedy = "give another folder, or delete it"
+        remedy = "give another folder or delete the file"
         if not self._notes.exists():
-            raise ValueError(f"{self.path} is there, but not {self._notes}, which says how it was made: {remedy}")
+            raise ValueError(
+                f"{self.path} exists, but {self._notes}, which records how it was made, does not: {remedy}"
+            )
         before = _parsed(self._notes.read_text(encoding="utf-8"), str(self._notes))
         if not isinstance(before, dict) or not all(isinstance(before.get(name), dict) for name in made):
             raise ValueError(f"{self._notes} does not say how {self.path} was made: {remedy}")
@@ -89,7 +91,7 @@ class Records:
             raise ValueError(f"{self.path} was made with other settings ({'; '.join(changed)}): {remedy}")
         asked, now = before["samples"], made["samples"]
         if others := [name for name in now if asked.get(name, now[name]) != now[name]]:
-            raise ValueError(f"{self.path} has answers to another question called {others[0]!r}: {remedy}")
+            raise ValueError(f"{self.path} has answers to a different question with id {others[0]!r}: {remedy}")
         return asked | now
 
     def _read(self) -> list[dict[str, Any]]:
@@ -113,7 +115,7 @@ class Records:
 
 
 @contextmanager
-def alone(path: Path, notes: Path | None = None) -> Iterator[None]:
+def locked(path: Path, notes: Path | None = None) -> Iterator[None]:
     """Lock `path` against writing by other processes. Raises ValueError if another process holds the lock."""
     lock = (notes or _notes_beside(path)).with_suffix(".lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +129,7 @@ def alone(path: Path, notes: Path | None = None) -> Iterator[None]:
 def require_unique(names: Iterable[str], what: str) -> None:
     """Raise ValueError that names the first duplicate in `names`."""
     for name, times in Counter(names).items():
-        require(times == 1, what, name, f"there once, not {times} times")
+        require(times == 1, what, name, f"unique, not repeated {times} times")
 
 
 def digest_of(value: Any) -> str:
@@ -149,13 +151,13 @@ def read_data(path: Path) -> list[dict[str, Any]]:
     Raises ValueError also for unpaired surrogates.
     """
     rows = _numbered(path)
-    for where, row in rows:
+    for location, row in rows:
         text = json.dumps(row, ensure_ascii=False)
         try:
             text.encode()
         except UnicodeEncodeError as error:
             half = text[error.start]
-            raise ValueError(f"{where} holds {half!r}, half of a character, which no tokenizer can read") from error
+            raise ValueError(f"{location} holds {half!r}, a lone surrogate, which no tokenizer can read") from error
     return [row for _, row in rows]
 
 
@@ -171,9 +173,9 @@ def _numbered(path: Path) -> list[tuple[str, dict[str, Any]]]:
         return [(f"{path} item {i}", x) for i, x in enumerate(found, 1)]
     # Split at "\n" only: JSON strings may contain other line separators.
     lines = [(f"{path} line {i}", line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-    rows = [(where, _parsed(line, where)) for where, line in lines]
-    for where, row in rows:
-        require(isinstance(row, dict), "data", where, "an object")
+    rows = [(location, _parsed(line, location)) for location, line in lines]
+    for location, row in rows:
+        require(isinstance(row, dict), "data", location, "an object")
     return rows
 
 
@@ -185,8 +187,8 @@ def _dumped(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def _parsed(text: str, where: str) -> Any:
+def _parsed(text: str, location: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is no JSON: {error}") from error
+        raise ValueError(f"{location} is not valid JSON: {error}") from error

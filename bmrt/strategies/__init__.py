@@ -43,4 +43,4 @@ def build_strategy(name: str, **settings: Any) -> Strategy:
     try:
         return STRATEGIES[name](**settings)
     except TypeError as error:
-        raise ValueError(f"strategy {name!r} does not take these settings: {error}") from error
+        raise ValueError(f"strategy {name!r} does not accept these settings: {error}") from error

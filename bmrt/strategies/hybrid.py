@@ -40,7 +40,7 @@ class Hybrid(Strategy):
         """Rank from 0 for the best candidate; infinity for other tokens and those without evidence."""
         scores = part.score(_narrowed(view, part)).masked_fill(~view.candidates, -math.inf)
         if scores.isnan().any():
-            raise ValueError(f"{type(part).__name__} gave scores that are not numbers (NaN)")
+            raise ValueError(f"{type(part).__name__} gave NaN scores")
         return _ranks(-scores).masked_fill(scores.isneginf(), math.inf)
 
 

@@ -89,4 +89,4 @@ def _log_sum_exp(
         aligned.copy_(bias)
         found = fused._scaled_dot_product_efficient_attention(queries, keys, keys, aligned, True, scale=scale)
         return found[1][..., : queries.shape[2]]
-    raise ValueError(f"backend='flash' has no kernel on {queries.device.type}: it runs on cpu and cuda; use 'eager'")
+    raise ValueError(f"backend='flash' is not available on {queries.device.type}, only on cpu and cuda; use 'eager'")

@@ -15,7 +15,7 @@ from attentions.buckets.hashing import SimHash
 from attentions.common.settings import require
 from bmrt.strategies.base import View, require_seed, wide
 
-MOST = 2**15 - 1  # maximum number of tables; matches are counted in 16 bits
+MAX_TABLES = 2**15 - 1  # maximum number of tables; matches are counted in 16 bits
 QUERIES = 32  # queries compared at a time; affects memory only, not results
 
 
@@ -24,7 +24,7 @@ class Tables:
 
     def __init__(self, *, bits: int, tables: int, seed: int) -> None:
         require_seed(seed)
-        require(tables <= MOST, "num_tables", tables, f"at most {MOST}")
+        require(tables <= MAX_TABLES, "num_tables", tables, f"at most {MAX_TABLES}")
         self.bits, self.tables, self.seed = bits, tables, seed
         self._drawn: dict[tuple[int, int, int, torch.device], SimHash] = {}
         SimHash(1, 1, bits=bits, tables=tables, seed=seed)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 
 from harness.common.text import LONGEST_PATH, shortened
 
-MOST = 2**31 - 1  # upper limit of any count given on a command line
+MAX_COUNT = 2**31 - 1  # upper limit of any count given on a command line
 
 
-def count(least: int = 1, most: int = MOST) -> Callable[[str], int]:
+def count(least: int = 1, most: int = MAX_COUNT) -> Callable[[str], int]:
     """Return an argparse type that accepts an integer from `least` to `most`."""
 
     def read(text: str) -> int:

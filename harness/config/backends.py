@@ -58,12 +58,14 @@ def entry_mistakes(entry: Backend, path: str) -> list[str]:
     known, mistakes = settings_of(backend), []
     for name, value in entry.settings.items():
         if name in inspect.signature(Attention).parameters and name not in known:
-            mistakes.append(f"{path}.{name}: this is no setting of a backend; the grid's own keys decide it")
+            mistakes.append(f"{path}.{name}: this is not a backend setting; a key of the grid decides it")
         elif name not in known:
             hint = nearest(name, known)
             mistakes.append(f"{path}.{name}: this setting is unknown; {hint}{entry.name} has {', '.join(known)}")
         elif not _plain(value) or value == []:
-            mistakes.append(f"{path}.{name}: {show(value)} is not allowed; it must be plain finite data, no empty axis")
+            mistakes.append(
+                f"{path}.{name}: {show(value)} is not allowed; it must be plain finite data without an empty axis"
+            )
         elif wanted := _other_type(backend, name, value):
             mistakes.append(f"{path}.{name}: {show(value)} is not allowed; it must be {wanted}, or a list of these")
     return mistakes
@@ -119,8 +121,8 @@ def label_clashes(series: Sequence[LabelledBackend]) -> list[str]:
         owner = owners.setdefault(one.label, one)
         if (owner.backend, owner.settings, owner.control) != (one.backend, one.settings, one.control):
             mistakes.append(
-                f"{one.path}.label: {show(one.label)} is not allowed; {owner.path} has it already, "
-                "and a label must name one series"
+                f"{one.path}.label: {show(one.label)} is not allowed; {owner.path} already uses it, "
+                "and a label must name a single series"
             )
     return mistakes
 

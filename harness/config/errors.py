@@ -12,12 +12,12 @@ from harness.common.import_path import nearest
 from harness.config.yaml_source import dotted, show
 
 Path = tuple[int | str, ...]
-MOST = 200
+MAX_ERRORS = 200
 
 
 def mistakes_of(error: ValidationError, model: type[BaseModel], raw: dict[str, Any]) -> list[str]:
-    """Return one line per mistake in `raw`, the validated data, up to the first `MOST` mistakes."""
-    return [_line(details, model, raw) for details in error.errors()[:MOST]]
+    """Return one line per mistake in `raw`, the validated data, up to the first `MAX_ERRORS` mistakes."""
+    return [_line(details, model, raw) for details in error.errors()[:MAX_ERRORS]]
 
 
 def reason_of(details: ErrorDetails) -> str:
@@ -36,7 +36,7 @@ def _line(details: ErrorDetails, model: type[BaseModel], raw: dict[str, Any]) ->
     kind = details["type"]
     if kind == "extra_forbidden":
         known = list(owner.model_fields)
-        return f"{dotted(path)}: this key is unknown; {nearest(str(path[-1]), known)}there are {', '.join(known)}"
+        return f"{dotted(path)}: this key is unknown; {nearest(str(path[-1]), known)}known keys are {', '.join(known)}"
     if kind == "missing":
         return f"{dotted(path)}: this key is missing; it must be {allowed}"
     if kind == "value_error":

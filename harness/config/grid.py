@@ -26,7 +26,7 @@ from harness.common.import_path import is_path, nearest
 
 SUBJECTS = ("attention", "accuracy")
 
-MOST = 2**40  # tokens, heads, etc.: far beyond any machine
+MAX_SIZE = 2**40  # tokens, heads, etc.: far beyond any machine
 MOST_ROUNDS = 1000
 
 T = TypeVar("T")
@@ -45,19 +45,19 @@ def _as_axis(value: object) -> object:
 def _distinct(axis: tuple[T, ...]) -> tuple[T, ...]:
     repeated = [value for value, count in Counter(axis).items() if count > 1]
     if repeated:
-        raise ValueError(f"{repeated[0]} is there twice; once is allowed")
+        raise ValueError(f"{repeated[0]} is repeated; each value may appear only once")
     return axis
 
 
 def _countable(size: int) -> int:
-    if size > MOST:
-        raise ValueError(f"at most {MOST} is allowed")
+    if size > MAX_SIZE:
+        raise ValueError(f"it must be at most {MAX_SIZE}")
     return size
 
 
 def _affordable(rounds: int) -> int:
     if rounds > MOST_ROUNDS:
-        raise ValueError(f"at most {MOST_ROUNDS} is allowed")
+        raise ValueError(f"it must be at most {MOST_ROUNDS}")
     return rounds
 
 
@@ -121,10 +121,10 @@ class Grid(Checked):
     lengths: Axis[Size] = Field(description="an integer of at least 1, or a list of these")
     batch: Axis[Size] = Field(description="an integer of at least 1, or a list of these")
     heads: Axis[Size] = Field(description="an integer of at least 1, or a list of these")
-    kv_heads: Axis[Size | None] = Field((None,), description="null (as many as heads), a divisor of heads, or a list")
+    kv_heads: Axis[Size | None] = Field((None,), description="null (same as heads), a divisor of heads, or a list")
     head_dim: Axis[Size] = Field(description="an integer of at least 1, or a list of these")
     value_dim: Axis[Size | None] = Field(
-        (None,), description="null (as head_dim), an integer of at least 1, or a list of these"
+        (None,), description="null (same as head_dim), an integer of at least 1, or a list of these"
     )
     causal: Axis[bool] = Field(description="true, false or a list of both")
     level: Axis[Literal["kernel", "layer"]] = Field(description="kernel, layer or a list of both")

@@ -55,7 +55,7 @@ class SweepBudget(Checked):
 
     case_s: Seconds = Field(description=f"a number of seconds above 0 and at most {MOST_S:.0f}")
     memory_gb: Gigabytes | None = Field(
-        None, description=f"null (three quarters of what is free) or gigabytes above 0 and at most {MOST_GB:.0f}"
+        None, description=f"null (three quarters of free memory) or gigabytes above 0 and at most {MOST_GB:.0f}"
     )
     total_s: Seconds = Field(description=f"a number of seconds above 0 and at most {MOST_S:.0f}")
 
@@ -91,9 +91,9 @@ class Config(Grid):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(description="an integer from 0 to 2**63 - 1")
     executor: Literal["local"] = Field(description="local")
     expect: dict[str, Expectation] = Field(
-        default_factory=dict, description="a mapping of backend names or labels to what must hold"
+        default_factory=dict, description="a mapping of backend names or labels to expected limits"
     )
-    out: Line | None = Field(None, description="null (a new folder below reports/runs) or the path of a folder")
+    out: Line | None = Field(None, description="null (a new folder in reports/runs) or the path of a folder")
 
     @model_validator(mode="before")
     @classmethod

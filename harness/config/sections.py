@@ -44,7 +44,7 @@ def section_mistakes(name: str, given: object) -> list[str]:
             mistakes.append(f"{name}.{key}: {show(given[key])} is not allowed; {why}")
         else:
             known = ", ".join(allowed)
-            mistakes.append(f"{name}.{key}: this key is unknown; {nearest(str(key), allowed)}there are {known}")
+            mistakes.append(f"{name}.{key}: this key is unknown; {nearest(str(key), allowed)}known keys are {known}")
     return mistakes
 
 

@@ -75,7 +75,7 @@ class _Loader(yaml.SafeLoader):
         self._values += 1
         if self._depth > DEEPEST:
             raise _TooMuch(
-                problem=f"more than {DEEPEST} lists and mappings within each other", problem_mark=event.start_mark
+                problem=f"more than {DEEPEST} levels of nested lists and mappings", problem_mark=event.start_mark
             )
         if self._values > 2 * MOST_VALUES:  # a mapping's keys count too
             raise _TooMuch(problem=f"more than {MOST_VALUES} values", problem_mark=event.start_mark)
@@ -126,13 +126,13 @@ def parse(text: str, source: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        wrong = "" if isinstance(error, _TooMuch) else "not YAML: "
+        wrong = "" if isinstance(error, _TooMuch) else "not valid YAML: "
         raise ConfigError([f"{place}{wrong}{error.problem}"], source) from error
     except yaml.reader.ReaderError as error:
         letter = f"U+{error.character:04X}" if isinstance(error.character, int) else str(error.character)
-        raise ConfigError([f"not YAML: the character {letter} is not allowed"], source) from error
+        raise ConfigError([f"not valid YAML: the character {letter} is not allowed"], source) from error
     except UnicodeEncodeError as error:
-        raise ConfigError([f"not YAML: half a character at {error.start}"], source) from error
+        raise ConfigError([f"not valid YAML: a lone surrogate at {error.start}"], source) from error
     finally:
         if loader is not None:
             loader.dispose()
@@ -157,7 +157,7 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str], everywhere: 
             if not (equals and all(_steps(path))):
                 raise ValueError("must have the form key=value or key.key=value")
             if len(_steps(path)) > DEEPEST:
-                raise ValueError(f"a path has at most {DEEPEST} steps")
+                raise ValueError(f"a path can have at most {DEEPEST} steps")
             _put(data, _steps(path), parse(text, "--set"))
         except ConfigError as error:
             mistakes += [f"--set {shortened(override)}: {mistake}" for mistake in error.mistakes]
@@ -218,16 +218,16 @@ class _Judge:
     def mistakes(self, node: yaml.Node) -> list[str]:
         found = list(self._mistakes(node, (), ()))
         if not found and self._counts[id(node)] > MOST_VALUES:
-            found.append(f"more than {MOST_VALUES} values, those included that aliases repeat")
+            found.append(f"more than {MOST_VALUES} values, including those repeated by aliases")
         return found
 
     def _mistakes(self, node: yaml.Node, path: tuple[object, ...], above: tuple[yaml.Node, ...]) -> Iterator[str]:
         if any(node is parent for parent in above):
-            yield f"{_at(path)}an alias to what contains it is not allowed"
+            yield f"{_at(path)}an alias to a node that contains it is not allowed"
         elif id(node) not in self._counts:
             self._counts[id(node)] = 1
             if node.tag.removeprefix(_TAG) not in _KINDS[type(node)]:
-                yield f"{_at(path)}the tag {shortened(node.tag)} is not allowed; only plain YAML is"
+                yield f"{_at(path)}the tag {shortened(node.tag)} is not allowed; only plain YAML is accepted"
             elif isinstance(node, yaml.ScalarNode):
                 yield from _scalar_mistakes(node, path)
             else:
@@ -244,11 +244,11 @@ class _Judge:
         for key, value in node.value:
             line = key.start_mark.line + 1
             if key.tag not in (f"{_TAG}str", f"{_TAG}merge"):
-                yield f"{_at(path)}the key {show(key.value)} in line {line} is not allowed; keys are text"
+                yield f"{_at(path)}the key {show(key.value)} in line {line} is not allowed; keys must be text"
                 continue
             yield from _scalar_mistakes(key, (*path, key.value))
             if key.value in seen:
-                yield f"{dotted((*path, key.value))}: the key is there twice, again in line {line}; once is allowed"
+                yield f"{dotted((*path, key.value))}: the key is repeated in line {line}; it may appear only once"
             seen.add(key.value)
             yield from self._mistakes(value, (*path, key.value), above)
 
@@ -259,11 +259,11 @@ def _scalar_mistakes(node: yaml.ScalarNode, path: tuple[object, ...]) -> Iterato
         try:
             node.value.encode()
         except UnicodeEncodeError:
-            yield f"{_at(path)}{show(node.value)} is not allowed; it holds half a character"
+            yield f"{_at(path)}{show(node.value)} is not allowed; it contains a lone surrogate"
         return
     name = node.tag.removeprefix(_TAG)
     if not re.fullmatch(_CORE[name][0], node.value):
-        yield f"{_at(path)}{show(node.value)} is not allowed; it is no {name}"
+        yield f"{_at(path)}{show(node.value)} is not allowed; it is not a valid {name}"
 
 
 def _read(path: Path) -> str:
@@ -306,7 +306,7 @@ def _put(data: Any, path: list[str], value: object) -> None:
             place = place.setdefault(step, {})
         elif isinstance(place, list):
             if not (step.isdecimal() and int(step) < len(place)):
-                known = f"0 to {len(place) - 1}" if place else "none, it is empty"
+                known = f"0 to {len(place) - 1}" if place else "none, since it is empty"
                 raise ValueError(f"{dotted(path[:depth])} is a list and has no item {step!r}; its items are {known}")
             if last:
                 place[int(step)] = value

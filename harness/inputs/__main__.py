@@ -27,7 +27,7 @@ from harness.inputs.make import make_inputs
 
 ROWS = 128
 HEADER = """\
-| inputs | heads | n | entropy, nats | of at most | mass in the top 1 % of keys |
+| inputs | heads | n | entropy, nats | maximum, nats | weight on the top 1 % of keys |
 |---|---|---|---|---|---|"""
 
 

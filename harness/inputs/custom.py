@@ -75,7 +75,7 @@ class Custom(InputKind):
         tensors = list(parts) if isinstance(parts, list | tuple) else [parts]
         shapes = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in tensors]
         if shapes != wanted:
-            raise ValueError(f"{self.path} returned {shapes}, needed are tensors of {wanted}")
+            raise ValueError(f"{self.path} returned {shapes}; it must return tensors of {wanted}")
         return [part.detach().cpu().to(sizes.dtype) for part in tensors if isinstance(part, Tensor)]
 
 

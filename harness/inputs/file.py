@@ -82,7 +82,7 @@ class File(InputKind):
 
     def _shapes(self) -> dict[str, list[int]]:
         if Path(self.path).exists() and not Path(self.path).is_file():
-            raise OSError("it is no regular file")  # opening a pipe would wait forever
+            raise OSError("it is not a regular file")  # opening a pipe would wait forever
         with safe_open(self.path, framework="pt") as file:
             return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118, not a mapping
 
@@ -90,15 +90,15 @@ class File(InputKind):
         """Return what is wrong with the numbers of a tensor that a case attends to; "" if nothing."""
         with safe_open(self.path, framework="pt") as file:
             if (kind := file.get_slice(name).get_dtype()) not in KINDS:
-                return f"{name} has the dtype {kind}, needed is one of {', '.join(KINDS)}"
+                return f"{name} has dtype {kind}; it must be one of {', '.join(KINDS)}"
         file = Path(self.path).stat()
         settled = time.time_ns() - file.st_mtime_ns > SETTLED_NS
         stamp = (file.st_mtime_ns, file.st_size, file.st_ino) if settled else (uuid4().int,)
         size = largest(self.path, name, case.batch, sizes_of(case, 0).positions, stamp)
         if not math.isfinite(size):
-            return f"{name} has NaN or infinite values, finite ones are needed"
+            return f"{name} has NaN or infinite values; all must be finite"
         most = torch.finfo(getattr(torch, case.dtype)).max
-        return f"{name} reaches {size:.3g}, and {case.dtype} ends at {most:.3g}" if size > most else ""
+        return f"{name} reaches {size:.3g}, above the {case.dtype} maximum of {most:.3g}" if size > most else ""
 
     def _read(self, name: str, case: Case, variant: int) -> Tensor:
         sizes = sizes_of(case, variant)
@@ -111,7 +111,7 @@ class File(InputKind):
                 data = part[region.rows, :, region.positions]
         data = data.to(sizes.dtype)
         if not torch.isfinite(data).all():
-            raise ValueError(f"{self.path}: {name} has NaN or infinite values as {case.dtype}, finite ones are needed")
+            raise ValueError(f"{self.path}: {name} has NaN or infinite values as {case.dtype}; all must be finite")
         return other_half(data, sizes.shared, negate=name in "vx") if variant == 1 else data
 
     def _region(self, shape: list[int], case: Case, variant: int) -> Region:
@@ -125,8 +125,8 @@ class File(InputKind):
         if rows > case.batch:
             return Region(slice(case.batch, 2 * case.batch), slice(0, sizes.positions))
         raise ValueError(
-            f"{self.path} has nothing left to calibrate on: {rows} sequences of {positions} positions, all of them "
-            f"attended to at n={case.n}, batch={case.batch}; a longer file or a further sequence is needed"
+            f"{self.path} has no data left for calibration: {rows} sequences of {positions} positions, all of them "
+            f"attended to at n={case.n}, batch={case.batch}; use a longer file or one with more sequences"
         )
 
 
@@ -176,7 +176,7 @@ def misfit(name: str, shapes: dict[str, list[int]], wanted: tuple[int, ...]) -> 
     if fits:
         return ""
     words = ", ".join(f"at least {size}" if axis in growing else str(size) for axis, size in enumerate(wanted))
-    return f"{name} has the shape {tuple(shape)}, needed is ({words})"
+    return f"{name} has shape {tuple(shape)}; it must be ({words})"
 
 
 def other_half(data: Tensor, shared: int, *, negate: bool) -> Tensor:

@@ -39,7 +39,7 @@ def kind_of(name: str) -> InputKind:
         return Custom(name)
     hint = nearest(name, KINDS)
     allowed = f"{', '.join(KINDS)}, text:<file>, a .safetensors file or package.module:function"
-    raise ValueError(f"no inputs are called {name!r}; {hint}there are {allowed}")
+    raise ValueError(f"unknown inputs {name!r}; {hint}allowed are {allowed}")
 
 
 def make_inputs(case: Case, variant: int) -> Inputs:

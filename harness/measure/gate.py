@@ -52,7 +52,7 @@ def error_per_value(found: Tensor, expected: Tensor, values: Tensor) -> float:
 
 def disagrees(error: float, allowed: float, whom: str) -> str:
     """Check that the error against `whom` is at most `allowed`."""
-    return "" if error <= allowed else f"differs from {whom} by {error:.2g} (relative), allowed is {allowed:.2g}"
+    return "" if error <= allowed else f"differs from {whom} by {error:.2g} (relative); the limit is {allowed:.2g}"
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,9 @@ def too_fast(time_s: float, flops: float, moved_bytes: float, ceilings: Ceilings
     """Check that no time is below what the measured ceilings allow, with a margin for their own error."""
     if ceilings.flops_per_s and flops / time_s > COMPUTE_MARGIN * ceilings.flops_per_s:
         done, most = flops / time_s / 1e9, ceilings.flops_per_s / 1e9
-        return f"faster than the hardware: {done:.3g} GFLOP/s where {most:.3g} were measured"
+        return f"faster than the hardware: {done:.3g} GFLOP/s, but the measured maximum is {most:.3g}"
     if moved_bytes > COPY_BYTES and ceilings.copy_bytes_per_s:
         done, most = moved_bytes / time_s / 1e9, ceilings.copy_bytes_per_s / 1e9
         if done > COPY_MARGIN * most:
-            return f"faster than the hardware: {done:.3g} GB/s where {most:.3g} were measured"
+            return f"faster than the hardware: {done:.3g} GB/s, but the measured maximum is {most:.3g}"
     return ""

@@ -21,7 +21,7 @@ SAMPLE_S = 0.01  # minimum duration of a sample
 WARM_S = 0.3  # limit for the warm-up
 STEADY = 0.05  # steady: a sample gains less than this on the fastest so far
 TIMED_S = 0.5  # target amount of timed work
-FEWEST, MOST = 3, 15  # number of samples
+MIN_SAMPLES, MAX_SAMPLES = 3, 15  # number of samples
 MOST_SETTLING = 1000  # limit on warm-up samples, whatever the clock says
 
 
@@ -56,7 +56,7 @@ def time_calls(timed: Timed, device: torch.device, first_s: float) -> Timing:
         if first_s < WARM_S:
             _settle(stopwatch, calls)
         guess = stopwatch.sample(calls)
-        count = min(MOST, max(FEWEST, math.ceil(TIMED_S / (guess * calls)))) if guess > 0 else MOST
+        count = min(MAX_SAMPLES, max(MIN_SAMPLES, math.ceil(TIMED_S / (guess * calls)))) if guess > 0 else MAX_SAMPLES
         samples = [guess, *(stopwatch.sample(calls) for _ in range(count - 1))]
     return Timing([sample for sample in samples if sample > 0], stopwatch.answer, stopwatch.variant)
 

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"{shortened(str(folder), LONGEST_PATH)}: there is no such folder")
         facts, rows = read_facts(folder), latest(read_rows(folder))
         if not rows:
-            raise ValueError(f"{folder / ROWS}: there are no rows in it; measure something first")
+            raise ValueError(f"{folder / ROWS}: it has no rows; measure something first")
         paths = [*write_rows(folder, facts, rows)]
         if given.picture is not None:
             write_picture(given.picture, facts, rows)

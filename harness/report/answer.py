@@ -24,7 +24,7 @@ ANY = math.inf
 TOLERANCES = (EXACT, 0.01, 0.05, LOOSEST, ANY)
 DEFINITIONS = (
     "error = ‖o − o*‖ / ‖o*‖, the distance from exact attention o* relative to its size; "
-    "error_v = rms‖o − o*‖ / rms‖v‖, the same distance per value v, for inputs on which o* is nearly zero. "
+    "error_v = rms‖o − o*‖ / rms‖v‖, that distance relative to the values v, for inputs on which o* is nearly zero. "
     "Tolerances are judged by error, in the worst round."
 )
 
@@ -99,8 +99,8 @@ def answer_table(section: ReportSection, styles: Mapping[str, Style]) -> Table:
         title="Fastest at each length",
         columns=[Column("length"), *(Column(title, numeric=False) for title in titles)],
         rows=rows,
-        note="Time of the median round, the speed-up over the fastest exact method at that length, the error. "
-        "“≈” names methods whose rounds overlap with those of the fastest. Controls are there to compare with.",
+        note="Time of the median round, speed-up over the fastest exact method at that length, and error. "
+        "“≈” names methods whose rounds overlap with those of the fastest. Controls are for comparison.",
     )
 
 

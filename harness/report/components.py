@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from harness.stats.fit import Fit
 
 _NOTE = (
-    "Share of the sum of all stages, each timed alone, at the longest length that all of them have. Exponent α of "
-    "a + c·n^α with the floor a free; the plain slope is the log-log regression line that a claim without a floor "
-    "would report. Sum over whole compares that sum with the time of one call of the attention."
+    "Share of the sum of all stages, each timed separately, at the longest length measured for all. Exponent α of "
+    "a + c·n^α with a fitted floor a; the plain slope is that of a log-log regression without a floor. “Sum "
+    "over whole” is that sum divided by the time of one call of the attention."
 )
 
 
@@ -58,9 +58,9 @@ def _table(label: str, curves: Sequence[Curve], whole: Curve | None, styles: Map
     rows = [_row(curve, n, total, styles) for curve in timed]
     note = _NOTE
     if never := [_stage(curve) for curve in curves if not curve.timings]:
-        note += f" Never timed, and in no share: {', '.join(never)}."
+        note += f" Not timed and not included in the shares: {', '.join(never)}."
     if whole and n in whole.timings:
-        note += f" Here: {total / whole.timings[n].time_s:.2f}."
+        note += f" Here it is {total / whole.timings[n].time_s:.2f}."
     headings = ("share", "claimed share", "time", "exponent, 95 %", "plain slope", "claimed exponent", "verdict")
     headings += ("floor share",)
     columns = [Column("stage", numeric=False), *(Column(each, numeric=each != "verdict") for each in headings)]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from harness.results.run_file import RunFacts
 
 Styles = Mapping[str, Style]
-UNFINISHED = "This run has not finished: the report covers what it had measured so far."
+UNFINISHED = "The run has not finished: this report covers what has been measured so far."
 
 
 def build_document(rows: Sequence[Row], facts: RunFacts) -> Document:
@@ -50,7 +50,7 @@ def build_document(rows: Sequence[Row], facts: RunFacts) -> Document:
             _per_section(sections, lambda place, section: _curves(place, section, styles)),
         ),
         Chapter("accuracy", "Accuracy", "", _accuracy(sections, styles)),
-        Chapter("leaks", "Leaks from the future", "", _plain([leak_table(sections, styles)])),
+        Chapter("causality", "Causality violations", "", _plain([leak_table(sections, styles)])),
         Chapter(
             "roofline",
             "Share of the roofline",
@@ -62,7 +62,7 @@ def build_document(rows: Sequence[Row], facts: RunFacts) -> Document:
         Chapter(
             "more", "Further metrics", "", _plain([metric_table(sections, name, styles) for name in _further(rows)])
         ),
-        Chapter("provenance", "Where this comes from", "", _provenance(sections, rows, facts, styles)),
+        Chapter("provenance", "Provenance", "", _provenance(sections, rows, facts, styles)),
     ]
     return Document(
         title="Which attention, at which length?",
@@ -156,7 +156,7 @@ def _accuracy(sections: Sequence[ReportSection], styles: Styles) -> list[Group]:
     return [
         *_plain([glance_table(sections, styles)]),
         *figures,
-        *(Group("Error, error_v and kept mass at every length", group.items, folded=True) for group in full),
+        *(Group("Error, error_v and attention recall at every length", group.items, folded=True) for group in full),
         *(Group("Agreement with each method’s own definition", group.items, folded=True) for group in checks),
     ]
 
@@ -177,7 +177,7 @@ def _provenance(sections: Sequence[ReportSection], rows: Sequence[Row], facts: R
     places = [f"{section.title or 'All'}: {circumstances(section)}." for section in sections]
     return [
         Group("", [reproduction(facts), methods_table(sections, styles), machine_table(facts, rows)]),
-        *(Group("What measuring took", [table], folded=True) for table in [effort_table(sections)] if table),
+        *(Group("Measurement time", [table], folded=True) for table in [effort_table(sections)] if table),
         Group("Circumstances", [Note(place) for place in places], folded=len(places) > 1),
         Group("Configuration", [configuration(facts)], folded=True),
     ]

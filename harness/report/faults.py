@@ -28,10 +28,10 @@ def warnings(sections: Sequence[ReportSection]) -> list[Headline]:
     for curve in (curve for section in sections for curve in section.curves):
         leaking = leaks(curve)
         if leaking and curve.label not in found:
-            text = f"{curve.label} leaks the future: past outputs change by up to {percent(max(leaking.values()))}"
+            text = f"{curve.label} violates causality: earlier outputs change by up to {percent(max(leaking.values()))}"
             found[curve.label] = Headline(f"{text} when later tokens change.", "bad")
         wrong = sorted(n for n, (status, _) in curve.censored.items() if status == "wrong")
         if wrong:
-            text = f"{curve.label} gives wrong answers at {lengths(wrong)} and gets no time there."
+            text = f"{curve.label} gives wrong results at {lengths(wrong)} and has no time there."
             found.setdefault(f"{curve.label} wrong", Headline(text, "bad"))
     return list(found.values())

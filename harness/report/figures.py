@@ -27,9 +27,12 @@ _GRID_POINTS = 40
 _LARGEST_MISFIT = 0.2
 _LEAST_ERROR = 1e-3
 _LEAST_SPAN = 1.05  # of the value axis
-_POINTS = "Points: medians; bars: fastest to slowest round. Lines: fits with 95 % bands, else the points joined."
-_WORST = "Points: the worst round; errors below 0.1 % are drawn there, and exact methods left out."
-_ARROWS = " Arrows: did not finish; the true value lies above the arrow’s foot."
+_POINTS = (
+    "Points: medians; bars: fastest to slowest round. Lines: fits with 95 % bands; where there is no fit, the points "
+    "are joined."
+)
+_WORST = "Points: the worst round; errors below 0.1 % are drawn at 0.1 %; exact methods are omitted."
+_ARROWS = " Arrows: did not finish; the true value is above the base of the arrow."
 
 
 @dataclass(frozen=True)
@@ -53,16 +56,16 @@ def length_figure(section: ReportSection, quantity: Quantity, styles: Mapping[st
     if not able:
         return None
     curves = drawn_of(able, quantity)
-    where = f" on {section.title}" if section.title else ""
+    scope = f" on {section.title}" if section.title else ""
     labels = units.listed([units.short(curve.label) for curve in curves])
-    description = f"{quantity.title} against length{where}, both logarithmic, for {labels}"
+    description = f"{quantity.title} against length{scope}, both logarithmic, for {labels}"
     drawings = {
         size: _drawing(curves, section.lengths, quantity, styles, size, f"{name}-{size}", description) for size in SIZES
     }
     note = _POINTS if quantity.cost else _WORST
     note += _ARROWS if any(bounds_of(curve, quantity) for curve in curves) else ""
     if len(curves) < len(able):
-        note += f" Drawn: the {len(curves)} of {len(able)} series that reach furthest, of these the lowest."
+        note += f" Shown: {len(curves)} of {len(able)} series, first those that reach furthest, then the lowest."
     legend = {curve.label: styles[curve.label] for curve in curves}
     return Figure(f"{quantity.title} against length", drawings["wide"], drawings["narrow"], legend, note)
 

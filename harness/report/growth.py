@@ -24,8 +24,8 @@ QUANTITIES = {
     "comparisons": "comparisons",
 }
 _MEMORY = {"peak_bytes", "allocator_bytes"}
-_CLAIM = "paper says"
-_TEXT = {_CLAIM, "model", "verdict", "fitted over, sizes"}
+_CLAIM = "paper claims"
+_TEXT = {_CLAIM, "model", "verdict", "fit range, sizes"}
 _HEADINGS = (
     "exponent, 95 %",
     _CLAIM,
@@ -35,10 +35,10 @@ _HEADINGS = (
     "local exponent, 95 %",
     "misfit",
     "held out",
-    "fitted over, sizes",
+    "fit range, sizes",
 )
 _READING = (
-    "Exponent α of a + c·n^α with the floor a free, and its 95 % interval; what the paper says is about time; "
+    "Exponent α of a + c·n^α with a fitted floor a, and its 95 % interval; the paper’s claim is about time; "
     "the floor share is a over the value at the longest length; the local exponent is the slope over the last two "
     "octaves; misfit is the root mean square of the relative residuals; held out is the error with which the "
     "shorter lengths predict the longest."
@@ -56,9 +56,9 @@ def _growth_table(section: ReportSection, name: str, title: str, styles: Mapping
     rows = [[name_cell(curve, styles), *_fit_cells(curve, fit, claims)] for curve, fit in fits if fit is not None]
     headings = [heading for heading in _HEADINGS if claims or heading != _CLAIM]
     columns = [Column("method", numeric=False), *(Column(each, numeric=each not in _TEXT) for each in headings)]
-    note = _READING if name == "time_s" else "Columns as under Growth of time."
+    note = _READING if name == "time_s" else "Columns as in “Growth of time”."
     if rows and (draws := section.curves[0].draws) < DRAWS:
-        note += f" With so many series, intervals are of {draws} draws instead of {DRAWS}."
+        note += f" With so many series, intervals use {draws} bootstrap draws instead of {DRAWS}."
     return Table(title=f"Growth of {title}", columns=columns, rows=rows, note=note) if rows else None
 
 
@@ -104,7 +104,7 @@ def slope_table(section: ReportSection, styles: Mapping[str, Style]) -> Table | 
         *(Column(f"{units.length(low)}–{units.length(high)}") for low, high in pairs),
     ]
     note = "Plain log-log slope between neighbouring lengths; a floor pulls it down at short lengths."
-    return Table(title="Slope of time from length to length", columns=columns, rows=rows, note=note) if rows else None
+    return Table(title="Slope of time between lengths", columns=columns, rows=rows, note=note) if rows else None
 
 
 def _slope(curve: Curve, low: int, high: int) -> float | None:
@@ -139,9 +139,11 @@ def crossover_table(section: ReportSection, styles: Mapping[str, Style]) -> Tabl
         Column(f"faster than {exact.label} from"),
         Column("95 % interval", numeric=False),
         Column("kind", numeric=False),
-        Column("error there"),
+        Column("error at that length"),
     ]
-    note = "Where the fitted curves of time cross. Observed: measured on both sides; extrapolated: beyond what was run."
+    note = (
+        "Where the fitted time curves cross. Observed: measured on both sides; extrapolated: beyond measured lengths."
+    )
     return Table(title=f"Crossover with {exact.label}", columns=columns, rows=rows, note=note) if rows else None
 
 

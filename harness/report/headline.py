@@ -31,7 +31,7 @@ class Stretch:
 def headlines(sections: Sequence[ReportSection]) -> list[Headline]:
     """Return the sentences at the top of the report, most important first."""
     if not any(section.timed for section in sections):
-        nothing = Headline("Nothing could be timed. What was not measured, and why, is listed below.", "bad")
+        nothing = Headline("Nothing could be timed. The reasons are listed below.", "bad")
         return [nothing, *_closest(sections), *warnings(sections)]
     found = []
     timed = [section for section in sections if section.judged and section.timed]
@@ -50,10 +50,10 @@ def _closest(sections: Sequence[ReportSection]) -> list[Headline]:
         curves = [curve for curve in section.curves if not curve.facts.exact and curve.values("error")]
         if section.judged and not section.timed and curves:
             n = max(n for curve in curves for n in curve.values("error"))
-            where = f"On {section.title} at {length(n)}" if section.title else f"At {length(n)}"
+            place = f"On {section.title} at {length(n)}" if section.title else f"At {length(n)}"
             kinds = {"method": False, "control": True}
-            words = [_best_at(curves, n, kind, control=control) for kind, control in kinds.items()]
-            found.append(Headline(f"{where} {'; '.join(filter(None, words))}.", "other"))
+            clauses = [_best_at(curves, n, kind, control=control) for kind, control in kinds.items()]
+            found.append(Headline(f"{place} {'; '.join(filter(None, clauses))}.", "other"))
     return found
 
 
@@ -64,7 +64,7 @@ def _best_at(curves: Sequence[Curve], n: int, kind: str, *, control: bool) -> st
     best = min(able, key=lambda curve: curve.values("error")[n])
     per_value = best.values("error_v").get(n)
     beside = "" if per_value is None else f" (error_v {rough(per_value)})"
-    return f"the closest {kind} is {best.label}, off by {rough(best.values('error')[n])}{beside}"
+    return f"the closest {kind} is {best.label}, with an error of {rough(best.values('error')[n])}{beside}"
 
 
 def _advice(section: ReportSection) -> str:
@@ -112,7 +112,11 @@ def _nearest(section: ReportSection) -> list[Headline]:
     if not able:
         return []
     error, speedup, label = able[0]
-    return [Headline(f"{label} is {times(speedup)} faster at {length(last.n)}, but off by {rough(error)}.", "other")]
+    return [
+        Headline(
+            f"{label} is {times(speedup)} faster at {length(last.n)}, but with an error of {rough(error)}.", "other"
+        )
+    ]
 
 
 def _winners(picks: Sequence[Pick]) -> str:
@@ -160,8 +164,8 @@ def _clause(stretch: Stretch, section: ReportSection) -> str:
     if ratios:
         low, high = times(min(ratios)), times(max(ratios))
         return f"{stretch.label} is {high if low == high else f'{low} to {high}'} faster than exact attention {error}"
-    alone = any(curve.facts.exact for curve in section.curves)
-    return f"{stretch.label} is fastest {error}" + (" and no exact method finishes" if alone else "")
+    has_exact = any(curve.facts.exact for curve in section.curves)
+    return f"{stretch.label} is fastest {error}" + (" and no exact method finishes" if has_exact else "")
 
 
 def _control_verdict(section: ReportSection) -> list[Headline]:
@@ -176,14 +180,14 @@ def _control_verdict(section: ReportSection) -> list[Headline]:
         if rival is not None and rival.time_s <= pick.time_s:
             beaten.setdefault(rival.curve.label, []).append(pick.n)
     if beaten:
-        words = listed([f"{label} at {lengths(ns)}" for label, ns in beaten.items()])
+        rivals = listed([f"{label} at {lengths(ns)}" for label, ns in beaten.items()])
         return [
             Headline(
-                f"A control is as fast and no less exact: {words}. What the method does better buys nothing there.",
+                f"A control is as fast and at least as accurate: {rivals}. The choice of keys has no benefit there.",
                 "warn",
             )
         ]
-    return [Headline("No control comes as close in as little time.", "other")]
+    return [Headline("No control is as accurate in as little time.", "other")]
 
 
 def _capital(text: str) -> str:

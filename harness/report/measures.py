@@ -87,8 +87,8 @@ def time_table(section: ReportSection, styles: Mapping[str, Style]) -> Table | N
         return Cell(units.duration(timing.time_s), sort=timing.time_s, note=f"{spread}{timing.rounds}×", tone=tone)
 
     note = (
-        "Median over rounds, each a fresh process; ± half the distance between fastest and slowest round, of a single "
-        "round between the quartiles of its samples; × rounds. Bold: the fastest that is no control, at any error."
+        "Median over rounds, each a fresh process; ± half the range from fastest to slowest round (with a single "
+        "round, half the interquartile range of its samples); × rounds. Bold: the fastest non-control, at any error."
     )
     return by_length("Time", section, cell_of, styles, note=note)
 
@@ -118,7 +118,7 @@ def side_tables(section: ReportSection, styles: Mapping[str, Style]) -> list[Tab
     """Return the tables of secondary costs: output, state, preparation, comparisons."""
     bound = "Scores that enter the output, over all heads and the batch."
     return [
-        value_table("Output alone", section, "output_bytes", units.size, styles, note="Part of the peaks above."),
+        value_table("Output only", section, "output_bytes", units.size, styles, note="Part of the peaks above."),
         value_table("Decoding state", section, "state_bytes", units.size, styles, note="Kept after the last key."),
         value_table("Preparation", section, "prepare_s", units.duration, styles, note="Once, outside the timed call."),
         value_table("Comparisons of queries with keys", section, "comparisons", units.count, styles, note=bound),
@@ -144,7 +144,7 @@ def _reach_cells(curve: Curve) -> list[Cell]:
         longest,
         NOTHING,
         NOTHING,
-        Cell("as long as was asked for" if whole else "see “Not measured”", tone="muted"),
+        Cell("reached the longest requested length" if whole else "see “Not measured”", tone="muted"),
     ]
 
 

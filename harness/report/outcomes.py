@@ -30,13 +30,13 @@ def missing_table(sections: Sequence[ReportSection], styles: Mapping[str, Style]
     for section in sections:
         for curve in section.curves:
             for (status, reason), words in _failures(curve).items():
-                where = [Cell(section.short, sort=section.short)] if several else []
+                place = [Cell(section.short, sort=section.short)] if several else []
                 cells = [
                     Cell(status, sort=status, tone="bad" if status in _BAD else ""),
                     Cell(words),
                     Cell(reason, sort=reason),
                 ]
-                rows.append([name_cell(curve, styles), *where, *cells])
+                rows.append([name_cell(curve, styles), *place, *cells])
     titles = ["method", *(["on"] if several else []), "status", "at", "why"]
     return Table("Cases without a time", [Column(title, numeric=False) for title in titles], rows) if rows else None
 
@@ -66,9 +66,9 @@ def effort_table(sections: Sequence[ReportSection]) -> Table | None:
         if row.wall_s is not None and row.measured_s is not None:
             rows_of.setdefault(row.n, []).append((row.wall_s, row.wall_s - row.measured_s))
     rows = [_effort_cells(n, taken) for n, taken in sorted(rows_of.items())]
-    columns = [Column(title) for title in ("tokens", "cases", "in all", "beside the passes, median", "largest")]
-    note = "Beside its passes a case starts a process, maps inputs, prepares, checks answers and counts comparisons."
-    return Table("What measuring took", columns, rows, note=note) if rows else None
+    columns = [Column(title) for title in ("tokens", "cases", "total", "outside the passes, median", "largest")]
+    note = "Outside its passes, a case starts a process, maps inputs, prepares, checks answers and counts comparisons."
+    return Table("Measurement time", columns, rows, note=note) if rows else None
 
 
 def _effort_cells(n: int, taken: Sequence[tuple[float, float]]) -> list[Cell]:
@@ -87,7 +87,7 @@ def methods_table(sections: Sequence[ReportSection], styles: Mapping[str, Style]
     for curve in (curve for section in sections for curve in section.curves):
         curves.setdefault(curve.label, []).append(curve)
     rows = [_method_cells(group, styles) for group in curves.values()]
-    titles = ("method", "backend", "settings", "approximates", "causality", "kernel that ran", "paper")
+    titles = ("method", "backend", "settings", "approximates", "causality", "kernel used", "paper")
     return Table("Methods", [Column(title, numeric=False) for title in titles], rows)
 
 
@@ -110,7 +110,7 @@ def machine_table(facts: RunFacts, rows: Sequence[Row]) -> Table:
     if facts.ceilings.copy_bytes_per_s:
         ceilings.append(f"{units.size(facts.ceilings.copy_bytes_per_s)}/s copied")
     middle, most = (statistics.median(shares), max(shares)) if shares else (0.0, 0.0)
-    others = f"{units.percent(middle)} of the cores' time in the median of timed cases, at most {units.percent(most)}"
+    others = f"{units.percent(middle)} of CPU time in the median timed case, at most {units.percent(most)}"
     entries = {
         "run": facts.run,
         "started": facts.started,
@@ -131,10 +131,10 @@ def machine_table(facts: RunFacts, rows: Sequence[Row]) -> Table:
 
 def configuration(facts: RunFacts) -> Note:
     """The resolved configuration as YAML."""
-    return Note("The configuration as resolved.", code=dump(facts.config))
+    return Note("The resolved configuration.", code=dump(facts.config))
 
 
 def reproduction(facts: RunFacts) -> Note:
     """The command that repeats the whole measurement."""
     commit = f" at commit {facts.commit}" if facts.commit else ""
-    return Note(f"The command that measures this again{commit}:", code=facts.command or "(not recorded)")
+    return Note(f"The command to repeat this measurement{commit}:", code=facts.command or "(not recorded)")

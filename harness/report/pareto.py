@@ -43,15 +43,15 @@ def pareto_figure(section: ReportSection, styles: Mapping[str, Style], name: str
         return None
     ns = _chosen(list(points))
     most = max(len(points[n]) for n in ns)
-    where = f" on {section.title}" if section.title else ""
-    description = f"Error against time{where} at {units.lengths(ns)}"
+    scope = f" on {section.title}" if section.title else ""
+    description = f"Error against time{scope} at {units.lengths(ns)}"
     chosen = {n: _drawn(points[n]) for n in ns}
     drawings = {size: _drawing(chosen, styles, size, f"{name}-{size}", description) for size in _PANEL_IN}
     shown = {point.curve.label for found in chosen.values() for point in found}
     legend = {curve.label: styles[curve.label] for curve in section.curves if curve.label in shown}
-    note = "Left and low is better; hollow marks are controls. The line joins the methods that none beats in both."
+    note = "Lower left is better; hollow markers are controls. The line joins the Pareto-optimal methods."
     if most > MOST_DRAWN:
-        note += f" Of up to {most} methods {MOST_DRAWN} are drawn, those on the line and the fastest."
+        note += f" {MOST_DRAWN} of up to {most} methods are shown: those on the line and the fastest."
     return Figure("Error against time", drawings["wide"], drawings["narrow"], legend, note)
 
 

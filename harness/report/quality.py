@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ACCURACY = ("error", "error_v", "kept_mass")
 CHECKS = ("naive_error", "gradient_error")
 HANDLED = {*ACCURACY, *CHECKS, "leak"}
-_SHORT = {"error": "error", "error_v": "error_v", "kept_mass": "kept mass"}
+_SHORT = {"error": "error", "error_v": "error_v", "kept_mass": "attention recall"}
 
 
 def glance_table(sections: Sequence[ReportSection], styles: Mapping[str, Style]) -> Table | None:
@@ -47,11 +47,11 @@ def metric_table(sections: Sequence[ReportSection], name: str, styles: Mapping[s
     several = len(sections) > 1
     rows = []
     for section, curve, values in entries:
-        where = [Cell(section.short, sort=section.short)] if several else []
+        place = [Cell(section.short, sort=section.short)] if several else []
         cells = [metric_cell(name, values[n]) if n in values else NOTHING for n in ns]
-        rows.append([name_cell(curve, styles), *where, *cells])
-    where = [Column("on", numeric=False)] if several else []
-    columns = [Column("method", numeric=False), *where, *(Column(units.length(n)) for n in ns)]
+        rows.append([name_cell(curve, styles), *place, *cells])
+    place = [Column("on", numeric=False)] if several else []
+    columns = [Column("method", numeric=False), *place, *(Column(units.length(n)) for n in ns)]
     return Table(metric_title(name), columns, rows, note=_meanings([name]))
 
 
@@ -77,17 +77,26 @@ def leak_table(sections: Sequence[ReportSection], styles: Mapping[str, Style]) -
         for curve in section.curves:
             worst = curve.worst("leak") if curve.series.case.causal else {}
             if worst:
-                where = [Cell(section.short, sort=section.short)] if several else []
-                rows.append([name_cell(curve, styles), *where, *_leak_cells(curve, worst)])
-    where = [Column("on", numeric=False)] if several else []
-    headings = [Column("worst leak"), Column("at"), Column("verdict", numeric=False), Column("promises", numeric=False)]
-    note = f"{METRICS['leak'].title.capitalize()}; more than rounding of the dtype counts as a leak."
-    return Table("Leaks", [Column("method", numeric=False), *where, *headings], rows, note=note) if rows else None
+                place = [Cell(section.short, sort=section.short)] if several else []
+                rows.append([name_cell(curve, styles), *place, *_leak_cells(curve, worst)])
+    place = [Column("on", numeric=False)] if several else []
+    headings = [
+        Column("largest violation"),
+        Column("at"),
+        Column("verdict", numeric=False),
+        Column("claimed", numeric=False),
+    ]
+    note = f"{METRICS['leak'].title.capitalize()}; more than rounding of the dtype counts as a violation."
+    return (
+        Table("Causality violations", [Column("method", numeric=False), *place, *headings], rows, note=note)
+        if rows
+        else None
+    )
 
 
 def _leak_cells(curve: Curve, worst: Mapping[int, float]) -> list[Cell]:
     n = max(worst, key=lambda length: worst[length])
-    verdict = Cell("leaks", sort="leaks", tone="bad") if leaks(curve) else Cell("none", sort="none", tone="muted")
+    verdict = Cell("violated", sort="violated", tone="bad") if leaks(curve) else Cell("none", sort="none", tone="muted")
     promise = curve.facts.causality or "–"
     return [
         Cell(units.percent(worst[n]), sort=worst[n]),

@@ -77,7 +77,7 @@ def load_baseline(path: Path) -> Baseline:
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != BASELINE_SCHEMA:
         raise BaselineError(
-            f"{path}: schema is {show(schema)}, this version reads {BASELINE_SCHEMA} only; "
+            f"{path}: schema is {show(schema)}, this version reads only {BASELINE_SCHEMA}; "
             "write a new one with --update"
         )
     try:
@@ -118,7 +118,7 @@ def record_series(series: Sequence[Series], facts: RunFacts, *, kept: Baseline |
         raise BaselineError(f"run {facts.run}: it has no measured case, so there is nothing to record")
     if kept is not None and kept.machine != facts.machine.name:
         theirs, ours = shortened(kept.machine), shortened(facts.machine.name)
-        raise BaselineError(f"the baseline is of {theirs} and this run of {ours}: use another file")
+        raise BaselineError(f"the baseline is from {theirs} and this run from {ours}: use another file")
     older = kept.series if kept is not None else {}
     return Baseline(schema=BASELINE_SCHEMA, machine=facts.machine.name, series={**older, **records})
 
@@ -162,9 +162,9 @@ def _read(path: Path, remedy: str) -> Any:
     except OSError as error:
         raise BaselineError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise BaselineError(f"{path}: is not JSON ({error}); {remedy}") from error
+        raise BaselineError(f"{path}: is not valid JSON ({error}); {remedy}") from error
 
 
 def _malformed(path: Path, error: ValidationError) -> BaselineError:
     first = error.errors()[0]
-    return BaselineError(f"{path}: {dotted(first['loc']) or 'the whole'}: {reason_of(first)}")
+    return BaselineError(f"{path}: {dotted(first['loc']) or 'top level'}: {reason_of(first)}")

@@ -24,10 +24,10 @@ def busy_cases(rows: Sequence[Row]) -> str:
     timed, busy = [row for row in rows if others_share([row])], [row for row in rows if is_busy(row)]
     if not busy:
         return ""
-    where = ", ".join(map(str, sorted({row.n for row in busy})))
+    lengths = ", ".join(map(str, sorted({row.n for row in busy})))
     return (
-        f"other programs took more than {_rough(BUSY)} of the cores' time in {len(busy)} of {len(timed)} timed cases, "
-        f"at n={where}"
+        f"other programs took more than {_rough(BUSY)} of CPU time in {len(busy)} of {len(timed)} timed cases, "
+        f"at n={lengths}"
     )
 
 
@@ -44,8 +44,8 @@ def disturbance(rows: Sequence[Row]) -> str:
     if not shares or busy <= OFTEN * len(shares):
         return ""
     return (
-        f"Other programs took more than {_rough(BUSY)} of the cores' time in {busy} of {len(shares)} timed cases, "
-        f"in the median {_rough(statistics.median(shares))}: these are times of a busy machine."
+        f"Other programs took more than {_rough(BUSY)} of CPU time in {busy} of {len(shares)} timed cases "
+        f"(median {_rough(statistics.median(shares))}): the machine was busy."
     )
 
 

@@ -67,15 +67,15 @@ class Journal:
 
     def _unwritable(self, error: OSError) -> JournalError:
         return JournalError(
-            f"{self._path} cannot be written: {error.strerror}. The rows so far are kept; make room and go on with "
-            f"--resume {self._path.parent}"
+            f"{self._path} cannot be written: {error.strerror}. Rows written so far are kept; free some "
+            f"space and continue with --resume {self._path.parent}"
         )
 
 
 def read_rows(folder: Path) -> list[Row]:
     """Read all rows of a run in the order written; empty if there is no file.
 
-    A line that is not JSON (torn by a kill) is skipped with a warning in the log. Raises JournalError for a row of
+    A line that is not JSON (truncated by a kill) is skipped with a warning in the log. Raises JournalError for a row of
     another schema and for anything that is not a row.
     """
     path = folder / ROWS
@@ -99,16 +99,16 @@ def latest(rows: Iterable[Row]) -> list[Row]:
     return list(found.values())
 
 
-def _parse(line: str, where: str) -> Row | None:
+def _parse(line: str, location: str) -> Row | None:
     try:
         data: Any = json.loads(line)
     except (ValueError, RecursionError):
-        log.warning("%s is torn and is skipped", where)
+        log.warning("%s is truncated and is skipped", location)
         return None
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:
         raise JournalError(
-            f"{where} has schema {show(schema)}; this version reads schema {SCHEMA} only. Nothing was changed"
+            f"{location} has schema {show(schema)}; this version reads only schema {SCHEMA}. Nothing was changed"
         )
     try:
         return Row(**data)
@@ -116,7 +116,7 @@ def _parse(line: str, where: str) -> Row | None:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise JournalError(
-            f"{where} is not a row of schema {SCHEMA}: {key}: {reason_of(first)}. Nothing was changed"
+            f"{location} is not a row of schema {SCHEMA}: {key}: {reason_of(first)}. Nothing was changed"
         ) from error
 
 

@@ -49,7 +49,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise FolderError(f"out: {self.path} cannot be made: {error.strerror}") from error
+            raise FolderError(f"out: {self.path} cannot be created: {error.strerror}") from error
 
     def clear_cache(self) -> None:
         """Remove the shared files. Those of a killed run are not reused, because the source may have changed."""
@@ -77,7 +77,7 @@ def new_run(wanted: str | None) -> RunFolder:
     path = Path(wanted) if wanted is not None else DEFAULT_PARENT / run
     require_folder(path, "out")
     if (path / ROWS).exists():
-        raise FolderError(f"out: {path} holds a run already; go on with --resume {path}, or choose another folder")
+        raise FolderError(f"out: {path} already holds a run; continue with --resume {path} or choose another folder")
     return RunFolder(path, {"run": run})
 
 
@@ -85,7 +85,7 @@ def old_run(wanted: str) -> RunFolder:
     """Return an existing run to resume. Raises FolderError if there is none or it cannot be read."""
     path = Path(wanted)
     if not os.path.isfile(path / ROWS):  # noqa: PTH113, Path.is_file raises for a name that is too long
-        raise FolderError(f"--resume: {shortened(wanted, LONGEST_PATH)} holds no run; there is no {ROWS} in it")
+        raise FolderError(f"--resume: {shortened(wanted, LONGEST_PATH)} holds no run: it has no {ROWS}")
     _require_writable(path, "--resume")
     return RunFolder(path, _facts_of(path / "run.json"))
 
@@ -107,12 +107,12 @@ def _facts_of(path: Path) -> dict[str, Any]:
 def require_folder(path: Path, argument: str) -> None:
     """Raise FolderError, naming the argument, unless `path` is a writable folder or can be created."""
     if "\0" in str(path):
-        raise FolderError(f"{argument}: {str(path)!r} is not allowed; a path has no zero byte")
+        raise FolderError(f"{argument}: {str(path)!r} is not allowed; a path must not contain a null byte")
     _require_short_path(path, argument)  # check this before looking up its thousands of parents
     there = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
     if not there.is_dir():
         what = "it is not a folder" if there == path else f"{there} is not a folder"
-        raise FolderError(f"{argument}: {path} cannot be made: {what}")
+        raise FolderError(f"{argument}: {path} cannot be created: {what}")
     _require_short_names(path, there, argument)
     _require_writable(there, argument)
 
@@ -131,14 +131,16 @@ def _require_short_path(path: Path, argument: str) -> None:
     """Raise FolderError for a path longer than the system allows."""
     whole = os.pathconf("/", "PC_PATH_MAX")
     if len(os.fsencode(path.absolute())) >= whole:
-        raise FolderError(f"{argument}: '{str(path)[:60]}...' is not allowed; a path has less than {whole} bytes")
+        raise FolderError(
+            f"{argument}: '{str(path)[:60]}...' is not allowed; a path must have fewer than {whole} bytes"
+        )
 
 
 def _require_short_names(path: Path, there: Path, argument: str) -> None:
     """Raise FolderError for a name longer than the file system of `there`, the existing part of the path, allows."""
     longest = os.pathconf(there, "PC_NAME_MAX")
     if any(len(os.fsencode(name)) > longest for name in path.parts):
-        raise FolderError(f"{argument}: '{str(path)[:60]}...' is not allowed; a name has at most {longest} bytes")
+        raise FolderError(f"{argument}: '{str(path)[:60]}...' is not allowed; a name must have at most {longest} bytes")
 
 
 def _require_writable(path: Path, argument: str) -> None:

@@ -65,15 +65,15 @@ def read_facts(folder: Path) -> RunFacts:
     """Read the facts of the run in `folder`. Raises RunFileError, naming the file and its invalid keys."""
     path = folder / NAME
     if not folder.is_dir():
-        raise RunFileError(f"{folder}: there is no such folder; name one that a sweep has written")
+        raise RunFileError(f"{folder}: there is no such folder; give one written by a sweep")
     try:
         return RunFacts.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
-        raise RunFileError(f"{path}: there is no such file; name a folder that a sweep has written") from error
+        raise RunFileError(f"{path}: there is no such file; give a folder written by a sweep") from error
     except OSError as error:
         raise RunFileError(f"{path}: cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        faults = [f"{dotted(fault['loc']) or 'the whole'}: {reason_of(fault)}" for fault in error.errors()]
+        faults = [f"{dotted(fault['loc']) or 'top level'}: {reason_of(fault)}" for fault in error.errors()]
         raise RunFileError(f"{path}: {'; '.join(faults)}") from error
     except (ValueError, RecursionError) as error:
-        raise RunFileError(f"{path}: is not JSON ({error}); name a folder that a sweep has written") from error
+        raise RunFileError(f"{path}: is not valid JSON ({error}); give a folder written by a sweep") from error

@@ -87,7 +87,7 @@ def impossible_time(row: Row) -> str:
     """Return why the time of an ok row is invalid; "" if it is valid or missing."""
     times_s = [*(row.samples_s or ()), *([] if row.time_s is None else [row.time_s])] if row.status == "ok" else []
     strange = next((time_s for time_s in times_s if not SMALLEST <= time_s <= LARGEST), None)
-    return "" if strange is None else f"a time of {strange:g} s cannot be right and is left out"
+    return "" if strange is None else f"a time of {strange:g} s is implausible and is left out"
 
 
 def _shared(row: Row) -> Case:

@@ -116,7 +116,7 @@ class _Run:
                 timing = clock.time_calls(self.trial, self.trial.device, samples_s[0])
             wrong = self._check(timing.variant, timing.answer)
             samples_s = timing.samples_s
-            wrong = wrong or ("" if samples_s else "no time was taken: the clock of this machine stands still")
+            wrong = wrong or ("" if samples_s else "no time was measured: the clock of this machine does not advance")
         with memory.unmeasured():
             facts = self.trial.facts(thorough=thorough)
         if self.trial.timed and not wrong:

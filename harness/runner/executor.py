@@ -155,7 +155,7 @@ class _Ended:
     """
 
     exitcode: int
-    said: bytes
+    output: bytes
     cpu_s: float
     late: bool = False
     lost: bool = False
@@ -180,8 +180,8 @@ class _Server:
         self._ready = self._ready or self._message(START_S) is not None
         if not self._ready:
             self._words.seek(0)
-            words = " ".join(self._words.read().decode(errors="replace").split())[-TAIL_CHARACTERS:]
-            raise ServerError(f"the process that starts cases cannot be started: {words or 'it does not reply'}")
+            output = " ".join(self._words.read().decode(errors="replace").split())[-TAIL_CHARACTERS:]
+            raise ServerError(f"the process that starts cases cannot be started: {output or 'it does not reply'}")
 
     def follow(self, job: Job) -> _Ended:
         """Send a job and wait until it ends or its time limit passes."""
@@ -260,20 +260,22 @@ def _judge(ended: _Ended, time_s: float, wall_s: float, log: Path, *, by_kernel:
     if ended.late:
         return outcome("timeout", f"no answer within {time_s:g} s{_last_words(log)}")
     if ended.lost:
-        return outcome("crash", f"the process that started it was ended{_last_words(log)}")
+        return outcome("crash", f"the process that started it was terminated{_last_words(log)}")
     if by_kernel:
         return outcome("oom", "killed by the kernel, which had run out of memory")
     if ended.exitcode < 0:
         return outcome("crash", f"killed by {_signal_name(-ended.exitcode)}{_last_words(log)}")
     if ended.exitcode > 0:
         return outcome("crash", f"exited with code {ended.exitcode}{_last_words(log)}")
-    if not ended.said:
+    if not ended.output:
         return outcome("crash", f"exited with code 0 without an answer{_last_words(log)}")
     try:
-        return TypeAdapter(Outcome).validate_python({**json.loads(ended.said), "wall_s": wall_s, "cpu_s": ended.cpu_s})
+        return TypeAdapter(Outcome).validate_python(
+            {**json.loads(ended.output), "wall_s": wall_s, "cpu_s": ended.cpu_s}
+        )
     except (ValueError, TypeError):
-        start = ended.said[:60]
-        return outcome("crash", f"exited with code 0 and an answer that is not understood: {start!r}")
+        start = ended.output[:60]
+        return outcome("crash", f"exited with code 0 and an invalid answer: {start!r}")
 
 
 def _signal_name(number: int) -> str:
@@ -288,8 +290,8 @@ def _last_words(log: Path) -> str:
     with log.open("rb") as stream:
         stream.seek(max(0, os.fstat(stream.fileno()).st_size - 4 * TAIL_CHARACTERS))
         text = stream.read().decode(errors="replace")
-    words = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return f"; its last output: {words[-TAIL_CHARACTERS:]}" if words else ""
+    output = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return f"; its last output: {output[-TAIL_CHARACTERS:]}" if output else ""
 
 
 def _kernel_kills() -> int:

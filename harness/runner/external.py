@@ -24,7 +24,7 @@ from harness.runner.plan_checks import build_mistakes
 from harness.subjects.base import subject_content
 
 PLANNING_S = 600.0  # limit for building every class at its longest length, after each has been built alone in time
-SAID = ("paper", "exact", "approximates", "claimed_time", "causality")
+DECLARED = ("paper", "exact", "approximates", "claimed_time", "causality")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class BackendClass:
 
     module: str
     learns: bool = False
-    said: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(SAID, "") | {"claimed_components": {}})
+    declared: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(DECLARED, "") | {"claimed_components": {}})
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,12 @@ def make_plan(config: Config, executor: Executor, *, stages: bool = False) -> Sw
 
     Raises ConfigError as `expand` does.
     """
-    outsiders = outsiders_of(config)
-    if not outsiders and not stages:
+    external_names = external_names_of(config)
+    if not external_names and not stages:
         return plan_here(expand(config))
     memory_bytes = config.budget.memory_bytes()
     faults: dict[str, Outcome] = {}
-    for name in outsiders:
+    for name in external_names:
         arguments = {"name": name, "config": config.model_dump(mode="json")}
         outcome = executor.run("harness.runner.external:look", arguments, Limits(config.budget.case_s, memory_bytes))
         if outcome.status != "ok":
@@ -72,7 +72,7 @@ def make_plan(config: Config, executor: Executor, *, stages: bool = False) -> Sw
     arguments = {"config": config.model_dump(mode="json"), "faulty": list(faults), "stages": stages}
     made = executor.run("harness.runner.external:plan_in_child", arguments, Limits(PLANNING_S, memory_bytes))
     if made.status != "ok":
-        raise ConfigError([f"planning ends: {made.reason}"])
+        raise ConfigError([f"planning failed: {made.reason}"])
     if made.answer["mistakes"]:
         raise ConfigError(made.answer["mistakes"])
     planned = [Planned(Case(**case), rounds) for case, rounds in made.answer["planned"]]
@@ -85,7 +85,7 @@ def plan_here(planned: Sequence[Planned]) -> SweepPlan:
     return SweepPlan(planned, {name: facts_of(name) for name in {one.case.backend: None for one in planned}})
 
 
-def outsiders_of(config: Config) -> list[str]:
+def external_names_of(config: Config) -> list[str]:
     """Return every import path in a configuration."""
     grids = (config, *config.also)
     names = [name for grid in grids for name in (*(e.name for e in grid.backends), *grid.subject, *grid.inputs)]
@@ -98,8 +98,8 @@ def facts_of(backend: str, faulty: Collection[str] = ()) -> BackendClass:
         return BackendClass(backend.partition(":")[0])
     found = resolve(backend)
     components = {name: list(claim) for name, claim in getattr(found, "claimed_components", {}).items()}
-    said = {name: getattr(found, name, "") for name in SAID} | {"claimed_components": components}
-    return BackendClass(found.__module__, found.prepare is not Attention.prepare, said)
+    declared = {name: getattr(found, name, "") for name in DECLARED} | {"claimed_components": components}
+    return BackendClass(found.__module__, found.prepare is not Attention.prepare, declared)
 
 
 def look(*, name: str, config: dict[str, Any]) -> dict[str, Any]:

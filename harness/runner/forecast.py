@@ -70,7 +70,7 @@ class Forecast:
         for n, cell in sorted(known.items()):
             if n <= case.n and cell.status in ("oom", "timeout"):
                 what = "ran out of memory" if cell.status == "oom" else "ran out of time"
-                return f"not tried: this series {what} at {n} tokens already"
+                return f"not tried: this series already {what} at {n} tokens"
         return self._too_long(case, known) or self._too_large(case, known)
 
     def first_s(self, case: Case) -> float:

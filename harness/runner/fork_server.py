@@ -80,21 +80,21 @@ class _Server:
         os.set_blocking(reader, False)
         try:
             self._tell(pid=pid)
-            said = self._follow(pid, reader)
+            output = self._follow(pid, reader)
         finally:  # also if the parent is gone
             _kill(pid)
             _, status, used = os.wait4(pid, 0)
             _kill_strays()
-        said += _rest(reader)
+        output += _rest(reader)
         os.close(reader)
-        answer = bytes(said[:ANSWER_BYTES])
+        answer = bytes(output[:ANSWER_BYTES])
         code, cpu_s = os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
         self._tell(exitcode=code, cpu_s=cpu_s, size=len(answer))
         self._control.sendall(answer)
 
     def _follow(self, pid: int, reader: int) -> bytearray:
         """Return what a child writes until it ends or is killed."""
-        said = bytearray()
+        output = bytearray()
         sources: list[Any] = [self._control, self._ended, reader]
         while True:
             ready, _, _ = select.select(sources, [], [])
@@ -102,16 +102,16 @@ class _Server:
                 self._receive()
                 if b"kill\n" in self._received:
                     self._received = b""
-                    return said
+                    return output
             if reader in ready:
                 chunk = os.read(reader, 2**16)
-                said += chunk[: max(0, ANSWER_BYTES - len(said))]
+                output += chunk[: max(0, ANSWER_BYTES - len(output))]
                 if not chunk:
                     sources.remove(reader)
             if self._ended in ready:
                 os.read(self._ended, 2**16)
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                return said
+                return output
 
     def _line(self) -> bytes:
         """Return the next line. Raises EOFError once the socket is closed."""
@@ -126,8 +126,8 @@ class _Server:
             raise EOFError
         self._received += chunk
 
-    def _tell(self, **said: object) -> None:
-        self._control.sendall(json.dumps(said).encode() + b"\n")
+    def _tell(self, **fields: object) -> None:
+        self._control.sendall(json.dumps(fields).encode() + b"\n")
 
 
 def control_process(option: int, value: int) -> None:

@@ -135,10 +135,10 @@ def _name_mistakes(config: Config, parts: Sequence[_Part], faulty: Collection[st
     mistakes = (
         []
         if resolve_device(config.device)
-        else [f"device: '{config.device}' is not on this machine; auto takes what is"]
+        else [f"device: '{config.device}' is not available on this machine; auto uses what is"]
     )
     if (config.threads or 1) > (most := len(cores())):  # otherwise threads would wait for each other and distort times
-        mistakes.append(f"threads: {config.threads} is not allowed; it must be from 1 to {most}, the cores here")
+        mistakes.append(f"threads: {config.threads} is not allowed; it must be from 1 to {most}, the number of cores")
     for part in parts:
         mistakes += grid_mistakes(part.grid, part.prefix, faulty)
         mistakes += size_mistakes(part.grid, part.prefix, _memory_bytes(resolve_device(config.device)))

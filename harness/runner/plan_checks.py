@@ -46,7 +46,7 @@ def count_mistakes(grids: Sequence[Grid]) -> list[str]:
     count = sum(map(_case_count, grids))
     if count <= MOST_CASES:
         return []
-    return [f"{count} cases are asked for; at most {MOST_CASES} are allowed, so shorten some of the lists"]
+    return [f"{count} cases are requested; at most {MOST_CASES} are allowed, so shorten some of the lists"]
 
 
 def _case_count(grid: Grid) -> int:
@@ -71,11 +71,11 @@ def size_mistakes(grid: Grid, prefix: str, memory_bytes: int) -> list[str]:
     largest = max(impossible, key=lambda choice: impossible[choice])
     _, _, batch, dtype, n, sizes = largest
     widths = f"head_dim {sizes.head_dim}" + (f", value_dim {sizes.value_dim}" * (sizes.value_dim != sizes.head_dim))
-    others = f", and {len(impossible) - 1} smaller ones are still too large" if len(impossible) > 1 else ""
+    others = f", and {len(impossible) - 1} smaller cases are too large as well" if len(impossible) > 1 else ""
     return [
         f"{prefix}lengths: n = {n} with batch {batch}, heads {sizes.heads}, kv_heads {sizes.kv_heads}, {widths} in "
-        f"{dtype} is not possible: its inputs and output alone take {impossible[largest]} bytes, and there are "
-        f"{memory_bytes} here{others}"
+        f"{dtype} is not possible: its inputs and output alone take {impossible[largest]} bytes, but this machine "
+        f"has {memory_bytes}{others}"
     ]
 
 
@@ -93,7 +93,7 @@ def expectation_mistakes(config: Config, series: Sequence[LabelledBackend]) -> l
     """Report unknown names in `expect`. A backend that exists but is not measured in this run is allowed."""
     known = dict.fromkeys([*(one.label for one in series), *(one.backend for one in series), *BACKENDS])
     return [
-        f"expect.{name}: no backend or label is called this; {nearest(name, known)}there are {', '.join(known)}"
+        f"expect.{name}: there is no such backend or label; {nearest(name, known)}known are {', '.join(known)}"
         for name in config.expect
         if name not in known
     ]

@@ -97,7 +97,7 @@ def _facts(
         "versions": machine.versions(),
         "ceilings": _higher(ceilings, before.get("ceilings")),
         "config": config.model_dump(mode="json"),
-        "class_facts": {one.case.label: plan.classes[one.case.backend].said for one in plan.planned},
+        "class_facts": {one.case.label: plan.classes[one.case.backend].declared for one in plan.planned},
         "finished": None,
     }
 
@@ -114,7 +114,7 @@ def _ceilings(plan: SweepPlan, executor: Executor, report_to: Reporter) -> dict[
     measured = executor.run("harness.measure.roofline:measure_ceilings", arguments, Limits(CEILINGS_LIMIT_S))
     if measured.status == "ok":
         return measured.answer
-    report_to.note(f"what this machine can reach is unknown, so no time is judged by it: {measured.reason}")
+    report_to.note(f"the limits of this machine are unknown, so times are not checked against them: {measured.reason}")
     return {"flops_per_s": {}, "copy_bytes_per_s": 0.0, "gpu": ""}
 
 

@@ -183,14 +183,14 @@ class Rounds:
             if made.status == "ok":
                 self._stop_without_room(made.answer["unwritable"])
                 return None
-            known = Outcome(made.status, f"its inputs cannot be made: {made.reason}", {}, 0.0)
+            known = Outcome(made.status, f"its inputs cannot be created: {made.reason}", {}, 0.0)
             self._without_inputs[name] = known
         return known
 
     def _stop_without_room(self, why: str) -> None:
         """Raise FolderError if the disk is full: that says nothing about the case, which must be measured later."""
         if why:
-            raise FolderError(f"{self._cache} cannot be written: {why}; make room, and go on with --resume")
+            raise FolderError(f"{self._cache} cannot be written: {why}; free some space and continue with --resume")
 
     def _measured(self, case: Case, number: int) -> Outcome:
         arguments = {
@@ -215,8 +215,8 @@ class Rounds:
         try:
             return Row(**identity, **_finite(outcome.answer))
         except (ValidationError, TypeError) as error:
-            words = " ".join(str(error).split())[:200]
-            return Row(**identity, status="crash", reason=f"its answer is not understood: {words}")
+            message = " ".join(str(error).split())[:200]
+            return Row(**identity, status="crash", reason=f"its answer is invalid: {message}")
 
     def _key(self, case: Case) -> str:
         """Hash everything that decides a row: the case, the environment, the code and the contents of its inputs."""

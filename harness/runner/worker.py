@@ -53,9 +53,9 @@ def main(channel: int, job: Job) -> NoReturn:
     sys.path[:] = job.path
     os.chdir(job.folder)
     _restrict(job)
-    said = json.dumps(_attempt(job)).encode()
-    while said:
-        said = said[os.write(channel, said) :]
+    output = json.dumps(_attempt(job)).encode()
+    while output:
+        output = output[os.write(channel, output) :]
     os._exit(0)  # no library clean-up may hang or change the exit code
 
 
@@ -90,9 +90,9 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
-    words = OUT_OF_MEMORY_WORDS if isinstance(error, RuntimeError) else ()
-    words = NO_ROOM_TO_LOAD if isinstance(error, ImportError | OSError) else words
-    if any(word in str(error) for word in words):
+    phrases = OUT_OF_MEMORY_WORDS if isinstance(error, RuntimeError) else ()
+    phrases = NO_ROOM_TO_LOAD if isinstance(error, ImportError | OSError) else phrases
+    if any(word in str(error) for word in phrases):
         return True
     return error.__cause__ is not None and is_out_of_memory(error.__cause__)
 

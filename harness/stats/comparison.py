@@ -25,7 +25,7 @@ from harness.stats.findings import (
 
 # One-sided rate of false "became worse" over all series of a run, separately for level and exponent.
 ERROR_RATE = 0.025
-GRAVEST_FIRST: tuple[Verdict, ...] = ("fail", "ambiguous", "pass")
+WORST_FIRST: tuple[Verdict, ...] = ("fail", "ambiguous", "pass")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Judgement:
     @property
     def verdict(self) -> Verdict:
         """The worst verdict among the findings."""
-        return gravest(finding.verdict for finding in self.findings)
+        return worst_verdict(finding.verdict for finding in self.findings)
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class _Pair:
     changes: tuple[Change, ...]
 
 
-def gravest(verdicts: Iterable[Verdict]) -> Verdict:
+def worst_verdict(verdicts: Iterable[Verdict]) -> Verdict:
     """Return the worst verdict: fail, then ambiguous, then pass."""
-    return min(verdicts, key=GRAVEST_FIRST.index)
+    return min(verdicts, key=WORST_FIRST.index)
 
 
 def compare(
@@ -78,8 +78,8 @@ def compare(
 
 
 def _judged_absent(key: str, record: RecordedSeries) -> Judgement:
-    words = "in the baseline but not in this run"
-    return Judgement(Series(key, record.case.label, record.case, []), (), (Finding("ambiguous", words, MEASURE_ALL),))
+    reason = "in the baseline but not in this run"
+    return Judgement(Series(key, record.case.label, record.case, []), (), (Finding("ambiguous", reason, MEASURE_ALL),))
 
 
 def _mostly_busy(series: Series) -> str:
@@ -96,11 +96,11 @@ def _pair(series: Series, baseline: Baseline, machine: str, common_name: str) ->
     if record is None:
         return _Pair(series, None, why_no_times, ())
     if baseline.machine == common_name:
-        why_no_times = f"the baseline says too little of its machine, {theirs}, to tell it from others"
+        why_no_times = f"the baseline does not identify its machine, {theirs}, well enough to compare"
     elif machine != baseline.machine:
-        why_no_times = f"the baseline is of another machine, {theirs}"
+        why_no_times = f"the baseline is from another machine, {theirs}"
     elif record.case.threads != series.case.threads:
-        why_no_times = f"the baseline is of {record.case.threads} threads, this run of {series.case.threads}"
+        why_no_times = f"the baseline used {record.case.threads} threads, this run {series.case.threads}"
     changes = () if why_no_times else tuple(time_changes(record.times_s, round_times_s(series)))
     return _Pair(series, record, why_no_times, changes)
 
@@ -126,7 +126,7 @@ def _findings(pair: _Pair, limits: Mapping[str, float], busy: str) -> list[Findi
     ]
     if not findings:
         why = pair.why_no_times or "no length was measured in both"
-        return [Finding("ambiguous", f"nothing to compare: {why}", "measure what the baseline holds, on its machine")]
+        return [Finding("ambiguous", f"nothing to compare: {why}", "measure the cases of the baseline on its machine")]
     if not comparable:
         findings.append(Finding("pass", f"times not compared: {pair.why_no_times}"))
     return findings
@@ -138,11 +138,11 @@ def _time_findings(record: RecordedSeries, pair: _Pair, limits: Mapping[str, flo
     disturbed = "" if busy else busy_cases(pair.series.rows)
     if not disturbed:
         return excused([*time_findings(pair.changes, limits), *size_findings(old, new)], busy)
-    words = f"{disturbed}, and the other cases alone do not show it"
+    reason = f"{disturbed}, and the other cases alone do not show it"
     quiet = round_times_s(replace(pair.series, rows=[row for row in pair.series.rows if not is_busy(row)]))
     return [
-        *time_findings(pair.changes, limits, quiet=time_changes(old, quiet), partly_busy=words),
-        *size_findings(old, new, quiet=quiet, partly_busy=words),
+        *time_findings(pair.changes, limits, quiet=time_changes(old, quiet), partly_busy=reason),
+        *size_findings(old, new, quiet=quiet, partly_busy=reason),
     ]
 
 

@@ -25,7 +25,7 @@ def judge_expectations(rows: Sequence[Row], expect: Mapping[str, Expectation]) -
     for series in group_series(rows):
         for name, expected in expect.items():
             if name in (series.label, series.case.backend):
-                failures += [f"{_title(series)}: {words}" for words in _failures(series, expected)]
+                failures += [f"{_title(series)}: {reason}" for reason in _failures(series, expected)]
     return list(dict.fromkeys(failures))
 
 
@@ -37,7 +37,7 @@ def _failures(series: Series, expected: Expectation) -> list[str]:
         _largest_failure(series, "error", expected.error),
         _largest_failure(series, "leak", expected.leak),
     ]
-    return [words for words in judged if words]
+    return [reason for reason in judged if reason]
 
 
 def _exponent_failure(title: str, series: Series, samples: Samples, bounds: tuple[float, float] | None) -> str:
@@ -49,7 +49,7 @@ def _exponent_failure(title: str, series: Series, samples: Samples, bounds: tupl
     low, high = fit.interval
     return (
         f"{title} exponent {fit.exponent:.3f}, 95 % interval [{low:.3f}, {high:.3f}], "
-        f"lies outside the expected [{bounds[0]:g}, {bounds[1]:g}]"
+        f"is outside the expected [{bounds[0]:g}, {bounds[1]:g}]"
     )
 
 

@@ -22,13 +22,13 @@ SIZE_FACTOR = 2.0
 SIZE_ROUNDS = 3
 # Failures caused by the method, on any machine; memory and time limits depend on the machine.
 BROKEN = ("wrong", "crash", "unsupported")
-GRAVEST_STATUS_FIRST: tuple[Status, ...] = (*BROKEN, "oom", "timeout", "skipped")
+WORST_STATUS_FIRST: tuple[Status, ...] = (*BROKEN, "oom", "timeout", "skipped")
 MORE_ROUNDS = "measure again with more rounds (--set rounds=...)"
-MEASURE_ALL = "measure all that the baseline holds, or record a baseline of less in another file with --update"
+MEASURE_ALL = "measure everything in the baseline, or record a smaller baseline in another file with --update"
 MORE_TIME = "measure again with a larger budget.case_s"
-MORE_MEMORY = "measure again where more memory is free"
-QUIET = "measure again while nothing else runs"
-LOOK = "look at what changed in this method since the baseline; if it is meant, record it with --update"
+MORE_MEMORY = "measure again with more free memory"
+QUIET = "measure again on an idle machine"
+LOOK = "check what changed in this method since the baseline; if it is intended, record it with --update"
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ def time_findings(
     sure = {change.name for change in quiet if _is_worse(change, limits)}
     findings = []
     for change in changes:
-        words = _words(change)
+        reason = _summary(change)
         if _is_worse(change, limits):
-            failure = Finding("fail", f"{words}: surely worse, by more than {_margin(change)}", LOOK)
+            failure = Finding("fail", f"{reason}: significantly worse, by more than {_margin(change)}", LOOK)
             findings += excused([failure], "" if change.name in sure else partly_busy)
         elif change.within:
-            findings.append(Finding("pass", words))
+            findings.append(Finding("pass", reason))
         else:
-            findings.append(Finding("ambiguous", f"{words}: may be more than {_margin(change)}", MORE_ROUNDS))
+            findings.append(Finding("ambiguous", f"{reason}: may be more than {_margin(change)}", MORE_ROUNDS))
     return findings
 
 
@@ -101,26 +101,26 @@ def reach_findings(
         rows = [row for row in series.rows if row.n == n]
         failed = [row for row in rows if row.status != "ok"]
         if failed and (n in censored or any(row.status != "skipped" for row in failed)):
-            findings += _reach(rows, failed, whole=n in censored, same_circumstances=same_circumstances, busy=busy)
+            findings += _reach(rows, failed, no_data=n in censored, same_circumstances=same_circumstances, busy=busy)
         elif n in censored:
             findings.append(Finding("ambiguous", f"n={n} has no time: {censored[n][1]}", MORE_ROUNDS))
     return findings
 
 
 def _reach(
-    rows: Sequence[Row], failed: Sequence[Row], *, whole: bool, same_circumstances: bool, busy: str
+    rows: Sequence[Row], failed: Sequence[Row], *, no_data: bool, same_circumstances: bool, busy: str
 ) -> list[Finding]:
-    """Describe the rows of a length that `failed`; `whole` means that the length gives no data at all."""
-    worst = min(failed, key=lambda row: GRAVEST_STATUS_FIRST.index(row.status))
+    """Describe the rows of a length that `failed`; `no_data` means that the length gives no data at all."""
+    worst = min(failed, key=lambda row: WORST_STATUS_FIRST.index(row.status))
     alike = sum(row.status == worst.status for row in failed)
-    words = f"n={worst.n} is in the baseline and is now {worst.status}"
-    words += f" in {alike} of {len(rows)} rounds" if not whole else ""
-    words += f": {shortened(worst.reason, LONGEST_PATH) or 'no reason given'}"
+    reason = f"n={worst.n} is in the baseline and is now {worst.status}"
+    reason += f" in {alike} of {len(rows)} rounds" if not no_data else ""
+    reason += f": {shortened(worst.reason, LONGEST_PATH) or 'no reason given'}"
     if worst.status in BROKEN:
-        return [Finding("fail", words, LOOK)]
-    if not whole or worst.status == "skipped" or not same_circumstances:
-        return [Finding("ambiguous", words, MORE_MEMORY if worst.status == "oom" else MORE_TIME)]
-    return excused([Finding("fail", words, LOOK)], busy if worst.status == "timeout" else "")
+        return [Finding("fail", reason, LOOK)]
+    if not no_data or worst.status == "skipped" or not same_circumstances:
+        return [Finding("ambiguous", reason, MORE_MEMORY if worst.status == "oom" else MORE_TIME)]
+    return excused([Finding("fail", reason, LOOK)], busy if worst.status == "timeout" else "")
 
 
 def missing_findings(record: RecordedSeries, series: Series, *, same_threads: bool) -> list[Finding]:
@@ -154,8 +154,8 @@ def count_findings(record: RecordedSeries, series: Series, *, same_threads: bool
 
 
 def _absent(what: str, lengths: Iterable[int]) -> Finding:
-    words = f"{what}in the baseline but not in this run: n={', '.join(map(str, sorted(lengths)))}"
-    return Finding("ambiguous", words, MEASURE_ALL)
+    reason = f"{what}in the baseline but not in this run: n={', '.join(map(str, sorted(lengths)))}"
+    return Finding("ambiguous", reason, MEASURE_ALL)
 
 
 def _is_worse(change: Change, limits: Mapping[str, float]) -> bool:
@@ -174,11 +174,11 @@ def _jumps(old: RoundTimes, new: RoundTimes) -> dict[int, float]:
 def _jump_findings(jumped: Mapping[int, float], lengths: Collection[int]) -> list[Finding]:
     if not lengths:
         return []
-    where = ", ".join(f"n={n} ({jumped[n]:.1f} times)" for n in sorted(lengths))
-    return [Finding("fail", f"every round more than {SIZE_FACTOR:g} times as slow as before at {where}", LOOK)]
+    places = ", ".join(f"n={n} ({jumped[n]:.1f} times)" for n in sorted(lengths))
+    return [Finding("fail", f"every round took more than {SIZE_FACTOR:g} times as long as before at {places}", LOOK)]
 
 
-def _words(change: Change) -> str:
+def _summary(change: Change) -> str:
     low, high = change.interval
     if change.name == "exponent":
         return f"exponent {change.estimate:+.3f} [{low:+.3f}, {high:+.3f}]"
@@ -189,7 +189,7 @@ def _margin(change: Change) -> str:
     return f"{change.margin:+.2f}" if change.name == "exponent" else f"{change.margin:+.0%}"
 
 
-def _counts(old: dict[int, float], new: dict[int, float], where: Sequence[int]) -> str:
-    n = where[-1]
-    rest = f" and at {len(where) - 1} other lengths" if len(where) > 1 else ""
+def _counts(old: dict[int, float], new: dict[int, float], places: Sequence[int]) -> str:
+    n = places[-1]
+    rest = f" and at {len(places) - 1} other lengths" if len(places) > 1 else ""
     return f"{old[n]:.6g} → {new[n]:.6g} at n={n}{rest}"

@@ -39,7 +39,7 @@ class AttentionSubject:
         if reason := attention.why_not(problem):
             raise Unsupported(reason)
         if case.level == "layer" and case.mode == "decode":
-            raise Unsupported("decoding is measured at kernel level; a layer has no stream of its own")
+            raise Unsupported("decoding is measured at kernel level; a layer has no decoding stream")
         module = module_of(attention, case)
         prepare_s = calibrate(attention, module, case, store) if attention.learns else None
         trial = AttentionTrial(attention, module, problem, case, store, key)
@@ -94,7 +94,7 @@ class AttentionTrial(Trial):
         sampled = self._sampled(output, answer)
         if variant in self._known and self._operation.repeats:
             error = gate.relative_error(sampled, self._known[variant].to(self._checker))
-            return CheckResult(wrong=gate.disagrees(error, self._tolerance, "its own checked answer"))
+            return CheckResult(wrong=gate.disagrees(error, self._tolerance, "its own checked output"))
         self._known[variant] = sampled
         found = [self._against_definition(variant, output, answer), self._leak(variant, output)]
         metrics = {name: value for finding in found for name, value in finding.metrics.items()}
@@ -137,7 +137,7 @@ class AttentionTrial(Trial):
         if case.level == "layer":
             shape = (problem.batch, problem.queries, case.heads * case.head_dim)
         if tuple(output.shape) != shape or output.dtype != problem.dtype:
-            return f"shape {tuple(output.shape)} and {output.dtype} where {shape} and {problem.dtype} were asked for"
+            return f"shape {tuple(output.shape)} and {output.dtype} instead of {shape} and {problem.dtype}"
         return gate.not_finite(output)
 
     def _against_definition(self, variant: int, output: Tensor, answer: Any) -> CheckResult:
@@ -160,7 +160,7 @@ class AttentionTrial(Trial):
         metrics["gradient_error"] = gate.relative_error(gradient.to(self._checker), expected.gradient, least)
         allowed = gate.GRADIENT_SLACK * self._tolerance
         return gate.not_finite(gradient) or gate.disagrees(
-            metrics["gradient_error"], allowed, "its definition in the gradient"
+            metrics["gradient_error"], allowed, "the gradient of its definition"
         )
 
     def _quality(self, found: Tensor, inputs: tuple[Tensor, ...]) -> dict[str, float]:

@@ -111,12 +111,12 @@ def _prepare(attention: Attention, module: nn.Module, case: Case, store: Store) 
     try:
         sample = tuple(tensor.to(case.device) for tensor in store.inputs(case, CALIBRATION))
     except NoSampleError as error:
-        raise Unsupported(f"it learns from a calibration sample, and there is none: {error}") from error
+        raise Unsupported(f"it needs a calibration sample, which is not available: {error}") from error
     with torch.no_grad(), memory.unmeasured():
         if isinstance(module, AttentionLayer):
             sample = module.project(*sample)
         elif case.level == "layer":
-            raise Unsupported("its layer does not say what queries and keys the attention would learn from")
+            raise Unsupported("its layer does not provide queries and keys for calibration")
         elapsed = Elapsed()
         attention.prepare(*sample)
         prepare_s = elapsed.seconds()

@@ -24,7 +24,7 @@ from lsh_v2.training.configuration import training_config
 from lsh_v2.training.trainer import Trainer
 from tasks.text import TextBytes
 
-CHECKED = 2048  # tokens of the leak check, which must keep all logits
+CHECKED = 2048  # tokens of the causality check, which must keep all logits
 RESERVE = 0.8  # fraction of a case's time; no sample starts if it would exceed this
 
 
@@ -79,7 +79,7 @@ def learning(*, case: dict[str, Any], training: dict[str, Any]) -> dict[str, Any
     found = Trainer(training_config(training)).run()
     kinds = found["accuracy"].values()
     if not kinds:
-        return {"status": "skipped", "reason": "training.num_answers is 0, so no answer was graded"}
+        return {"status": "skipped", "reason": "training.num_answers is 0, so no answers were graded"}
     count = sum(kind["examples"] for kind in kinds)
     metrics = {
         name: sum(kind[name] * kind["examples"] for kind in kinds) / count for name in ("score", "exact", "chance")

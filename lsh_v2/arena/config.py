@@ -52,7 +52,7 @@ class ArenaConfig(Checked):
     num_samples_per_length: Size = Field(description=A_SIZE)
     max_memory_gb: Annotated[float, Field(gt=0)] = Field(description="gigabytes above 0")
     timeout_seconds: Annotated[float, Field(gt=0)] = Field(description="a number of seconds above 0")
-    model_size: Line | None = Field(None, description="null (as `model` says) or a size such as 25M")
+    model_size: Line | None = Field(None, description="null (as set by `model`) or a size such as 25M")
     model: dict[str, Any] = Field(default_factory=dict, description="a mapping of the model's keys")
     checkpoint: Line | None = Field(None, description="null or the folder of a checkpoint or run")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="float32, bfloat16 or float16")

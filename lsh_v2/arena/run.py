@@ -126,7 +126,7 @@ def _stopped(case: Case, rows: Iterable[Row]) -> str:
     for row in rows:
         same = (row.subject, row.label, row.inputs) == (case.subject, case.label, case.inputs)
         if same and row.n < case.n and row.status in ("timeout", "oom"):
-            return f"{row.n} tokens ended in {row.status} already"
+            return f"{row.n} tokens already ended in {row.status}"
     return ""
 
 
@@ -156,8 +156,8 @@ def facts_of(config: ArenaConfig, command: str) -> dict[str, Any]:
     differing = [key for key, value in (before.config or plain).items() if plain.get(key) != value]
     if differing := sorted(set(differing) - INCIDENTAL):
         raise FolderError(
-            f"{config.out} holds a run of another configuration, different in {', '.join(differing)}: choose another "
-            "`out`, or remove it"
+            f"{config.out} holds a run of another configuration, which differs in {', '.join(differing)}: choose "
+            "another `out`, or remove it"
         )
     device = resolve_device(config.device)
     gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else ""

@@ -86,7 +86,7 @@ def _plot(summary: dict[str, Any], path: Path) -> None:
     """Plot latency, peak memory, and throughput against length, one line per attention."""
     from matplotlib.figure import Figure  # takes a second to import
 
-    quantities = (("latency_ms", "milliseconds"), ("peak_mb", "peak, MB"), ("tokens_per_sec", "tokens a second"))
+    quantities = (("latency_ms", "milliseconds"), ("peak_mb", "peak, MB"), ("tokens_per_sec", "tokens per second"))
     there = [(name, words) for name, words in quantities if any(cost[name] for cost in summary["costs"])]
     figure = Figure(figsize=(1 + 3.5 * len(there), 3.5), layout="constrained")
     for place, (name, words) in enumerate(there, 1):

@@ -46,7 +46,7 @@ class ModelConfig(Checked):
     bucket_size: Size = Field(default=128, description=A_SIZE)
     use_ponder: bool = Field(default=True, description=A_SWITCH)
     weight_tied_layers: Size | None = Field(
-        default=6, description="null (every layer its own) or an integer of at least 1"
+        default=6, description="null (each layer has its own) or an integer of at least 1"
     )
     feed_forward_dim: Size | None = Field(default=None, description=OR_DERIVED)
 
@@ -133,9 +133,9 @@ class ModelConfig(Checked):
                 not self.use_ponder or self.passes > 1,
                 "use_ponder",
                 True,
-                "false where layers run once over the weights",
+                "false if layers run once over the weights",
             ),
-            (self.rotary_dim % 2 == 0, "rope_dim", self.rotary_dim, "even, since coordinates rotate in pairs"),
+            (self.rotary_dim % 2 == 0, "rope_dim", self.rotary_dim, "even, since rotary embeddings rotate pairs"),
             *self._memory_checks(),
         ]
         for holds, name, value, allowed in checks:
@@ -149,8 +149,8 @@ class ModelConfig(Checked):
         rate, segment, slots = self.compression_rate, self.memory_segment, self.memory_slots
         pooled = segment // rate
         return [
-            (len(set(self.memory)) == len(self.memory), "memory", self.memory, "without repetition"),
-            (self.causal, "causal", self.causal, "true with a memory, which reads the past alone"),
+            (len(set(self.memory)) == len(self.memory), "memory", self.memory, "without duplicates"),
+            (self.causal, "causal", self.causal, "true with a memory, which reads only the past"),
             (segment % rate == 0, "memory_segment", segment, f"a multiple of compression_rate={rate}"),
             (slots % rate == 0, "memory_slots", slots, f"a multiple of compression_rate={rate}"),
             (pooled <= slots, "memory_slots", slots, f"at least memory_segment / compression_rate = {pooled}"),

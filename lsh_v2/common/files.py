@@ -30,7 +30,7 @@ def digest(path: Path, pattern: str = "*") -> str:
 
 
 @contextmanager
-def alone(folder: Path, what: str) -> Iterator[None]:
+def locked(folder: Path, what: str) -> Iterator[None]:
     """Lock a folder until the block or the process ends. Raises InUseError if another process holds the lock.
 
     `what` names the lock file and appears in the message: "pipeline" or "training".
@@ -57,4 +57,4 @@ def read_object(path: Path, kind: type[Schema]) -> Schema | None:
         raise ValueError(f"{path} cannot be read: {reason}; {REMEDY}") from error
 
 
-REMEDY = "remove it, and the same command makes it again"
+REMEDY = "remove it, and the same command creates it again"

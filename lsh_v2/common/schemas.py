@@ -176,7 +176,7 @@ class ArenaSummary(JsonObject):
     def _consistent(self) -> Self:
         for cost in self.costs:
             if cost.attention not in self.scaling:
-                raise ValueError(f"scaling must have the key {cost.attention!r}, which costs has")
+                raise ValueError(f"scaling must have the key {cost.attention!r}, as costs has it")
         return self
 
 
@@ -217,7 +217,7 @@ def parse(content: bytes, kind: type[Schema]) -> Schema:
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
-            raise ValueError(f"it is no JSON: {first['ctx']['error']}") from error  # type: ignore[typeddict-item]
+            raise ValueError(f"it is not valid JSON: {first['ctx']['error']}") from error  # type: ignore[typeddict-item]
         key = f"{dotted(first['loc'])}: " if first["loc"] else ""
         together = first["type"] == "value_error" and isinstance(first["input"], dict)  # keys that conflict
         reason = first["msg"].removeprefix("Value error, ") if together else reason_of(first)

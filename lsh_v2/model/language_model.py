@@ -64,7 +64,7 @@ class LSHv2Model(nn.Module):
         given = f"{input_ids.dtype} of shape {tuple(input_ids.shape)}"
         require(tokens, "input_ids", given, "integers of shape (batch, length)")
         self.check(input_ids.shape[1])
-        require(first is None or not self.config.memory, "first", first, "None in a model with a memory")
+        require(first is None or not self.config.memory, "first", first, "None for a model with a memory")
         x, at = self.embed(input_ids), self.rotation(0, input_ids.shape[1])
         if first is not None:
             first = first.to(x.device)
@@ -112,7 +112,7 @@ class LSHv2Model(nn.Module):
     def block(self, layer: int) -> Block:
         """Return the set of weights that a layer uses."""
         block = self.blocks[layer % self.config.weight_sets]
-        assert isinstance(block, Block), "blocks holds blocks"
+        assert isinstance(block, Block), "blocks must hold Block modules"
         return block
 
     def rotation(self, start: int, count: int) -> Rotation:
@@ -158,7 +158,7 @@ class LSHv2Model(nn.Module):
     ) -> Float[Tensor, "B N C"]:
         """Compute the expected loss over all steps, as in the paper; returns the state of the last step."""
         halting, (counted, targets) = self.halting, self._targets(labels)
-        assert halting is not None, "called with pondering alone"
+        assert halting is not None, "called only with pondering"
 
         def look(state: Tensor) -> Float[Tensor, "two K"]:
             """Return the loss of each label and the halting log-odds at the position that predicts it."""
@@ -218,7 +218,7 @@ def initialise(model: LSHv2Model) -> None:
     c = model.config
     nn.init.normal_(model.embedding.weight, std=c.d_model**-0.5)
     for block in model.blocks:
-        assert isinstance(block, Block), "blocks holds blocks"
+        assert isinstance(block, Block), "blocks must hold Block modules"
         for part in (block.mixer.projection, block.feed_forward):  # an attention initialises its own weights
             for module in part.modules():
                 if isinstance(module, nn.Linear):

@@ -105,5 +105,5 @@ class Chosen:
     @property
     def state(self) -> Float[Tensor, "B N C"]:
         """The collected states."""
-        assert self._state is not None, "no step was offered"
+        assert self._state is not None, "at least one step is required"
         return self._state

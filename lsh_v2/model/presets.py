@@ -24,5 +24,5 @@ def model_of_command(size: str, overrides: Sequence[str]) -> LSHv2Model:
     """Build the model from a command's `--size` and `--set`. Raises ValueError for invalid values."""
     keys = apply_overrides({}, overrides, ())
     if "target_params" in keys:
-        raise ValueError("--set target_params is not allowed; --size says it")
+        raise ValueError("--set target_params is not allowed; use --size")
     return create_lsh_v2_model(target_params=size, **keys).eval()

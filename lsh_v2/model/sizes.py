@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from harness.common.text import shortened
-from harness.config.grid import MOST
+from harness.config.grid import MAX_SIZE
 from lsh_v2.common.configuration import ModelConfig, model_config
 from lsh_v2.model.block import Block
 
@@ -59,9 +59,9 @@ def parse_size(size: str | int) -> int:
     """Parse a size such as "100M". Raises ValueError for anything but a number up to 2^40, with K, M, B, or no unit."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMB]?)", str(size).strip().upper(), re.ASCII)
     count = float(found[1]) * UNITS[found[2]] if found else 0.0
-    if not 1 <= count <= MOST:
+    if not 1 <= count <= MAX_SIZE:
         raise ValueError(
-            f"target_params={shortened(repr(size))} is not allowed: it must be a number from 1 to {MOST}, or text such "
-            "as '100M' or '1.5B'"
+            f"target_params={shortened(repr(size))} is not allowed: it must be a number from 1 to {MAX_SIZE}, or text "
+            "such as '100M' or '1.5B'"
         )
     return round(count)

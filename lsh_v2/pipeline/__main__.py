@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return UNUSABLE
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on with this phase", file=sys.stderr)
+        print("interrupted; the same command continues with this phase", file=sys.stderr)
         return INTERRUPTED
     try:
         flags = flags_of(layout)
@@ -78,12 +78,14 @@ def require_possible(layout: Layout, *, training: bool, benchmark: bool, force: 
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m lsh_v2.pipeline", description="Train, measure and judge LSH v2.")
+    parser = argparse.ArgumentParser(
+        prog="python -m lsh_v2.pipeline", description="Train, measure and evaluate LSH v2."
+    )
     parser.add_argument("--quick", action="store_true", help="short sequences and a small model")
-    parser.add_argument("--no-training", action="store_true", help="leave out training and profile")
-    parser.add_argument("--no-benchmark", action="store_true", help="leave out the long arena")
-    parser.add_argument("--test-only", action="store_true", help="model and data alone")
-    parser.add_argument("--force", action="store_true", help="remove the results of these phases and begin anew")
+    parser.add_argument("--no-training", action="store_true", help="skip training and profile")
+    parser.add_argument("--no-benchmark", action="store_true", help="skip the long arena")
+    parser.add_argument("--test-only", action="store_true", help="only model and data")
+    parser.add_argument("--force", action="store_true", help="remove the results of these phases and start over")
     parser.add_argument("--root", type=Path, default=Path(), help="folder of data/ and final_results/ (default: here)")
     return parser.parse_args(arguments)
 

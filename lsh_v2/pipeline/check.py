@@ -41,12 +41,12 @@ TOLERANCE = 1e-3  # relative error of decoding against one pass, in float32 thro
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check the model and write the report; returns 1 if a check fails."""
     parser = argparse.ArgumentParser(
-        prog="python -m lsh_v2.pipeline.check", description="Is the model as it should be?"
+        prog="python -m lsh_v2.pipeline.check", description="Check the model before training."
     )
-    parser.add_argument("config", type=Path, help="the YAML file of a training")
-    parser.add_argument("out", type=Path, help="the folder that the training will have")
+    parser.add_argument("config", type=Path, help="the YAML file of the training")
+    parser.add_argument("out", type=Path, help="the output folder of the training")
     parser.add_argument("report", type=Path, help="the JSON file to write")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key, a.b=value")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key, a.b=value")
     given = parser.parse_args(arguments)
     try:
         require_folder(given.report.parent, "report")
@@ -72,7 +72,7 @@ def check(config: TrainingConfig) -> dict[str, Any]:
     found: dict[str, Any] = {"attention": model.config.attention, "parameters": count, "asked": config.model_size}
     wrong = []
     if config.model_size and abs(count / (target := parse_size(config.model_size)) - 1) > SIZE_TOLERANCE:
-        wrong.append(f"{count} parameters where {target} were asked for")
+        wrong.append(f"{count} parameters instead of {target}")
     ids = TextBytes().tokens(min(TOKENS, model.config.max_seq_len)).long()[None]
     logits = model(ids)["logits"]
     if tuple(logits.shape) != (1, ids.shape[1], tokenizer.vocab_size):
@@ -83,7 +83,7 @@ def check(config: TrainingConfig) -> dict[str, Any]:
         decoded = torch.cat([stream.extend(ids[:, i : i + 1]) for i in range(ids.shape[1])], dim=1)
         found["decoding_error"] = relative_error(decoded, logits)
         if found["decoding_error"] > TOLERANCE:
-            wrong.append(f"decoding token by token differs by {found['decoding_error']:.2g} (relative) from one pass")
+            wrong.append(f"decoding token by token differs from one pass by {found['decoding_error']:.2g} (relative)")
     return {**found, "wrong": wrong}
 
 

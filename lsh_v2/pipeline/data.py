@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write both files and print how many examples they hold."""
     parser = argparse.ArgumentParser(prog="python -m lsh_v2.pipeline.data", description="Write a training's examples.")
-    parser.add_argument("config", type=Path, help="the YAML file of a training")
-    parser.add_argument("out", type=Path, help="the folder that the training will have")
+    parser.add_argument("config", type=Path, help="the YAML file of the training")
+    parser.add_argument("out", type=Path, help="the output folder of the training")
     parser.add_argument("train_file", type=Path, help="the file of training examples to write")
     parser.add_argument("eval_file", type=Path, help="the file of held-out examples to write")
     given = parser.parse_args(arguments)

@@ -69,7 +69,7 @@ def _benchmark_flags(summary: ArenaSummary | None, machine: MachineNames) -> Ite
         f"{FEASIBLE:,} tokens feasible",
         f"time exponent at most {TIME_EXPONENT}",
         "memory exponent about 1",
-        f"more than {THROUGHPUT:,.0f} tokens a second",
+        f"more than {THROUGHPUT:,.0f} tokens per second",
     )
     if summary is None or not summary.costs:
         yield from (Flag(claim, None, "the long arena has not run") for claim in claims)
@@ -93,7 +93,7 @@ def _feasible(claim: str, label: str, costs: Sequence[ArenaCost]) -> Flag:
     there = [cost for cost in costs if cost.seq_len >= FEASIBLE]
     if not there:
         longest = max((cost.seq_len for cost in costs), default=0)
-        return Flag(claim, None, f"{label}: the longest length that was asked for is {longest:,}")
+        return Flag(claim, None, f"{label}: the longest requested length is {longest:,}")
     done = [cost for cost in there if cost.status == "ok"]
     if done:
         figure = f"{(done[0].latency_ms or 0) / 1e3:.3g} s, {done[0].rss_mb or 0:,.0f} MB resident"
@@ -120,13 +120,13 @@ def _throughput(claim: str, label: str, costs: Sequence[ArenaCost], machine: Mac
     place = machine.gpu or machine.cpu or "this machine"
     figure = f"{label}: {rate:,.0f} at {n:,} tokens on {place}"
     if not machine.gpu:
-        return Flag(claim, None, f"{figure}; the guide asks it of an A100")
+        return Flag(claim, None, f"{figure}; the guide requires it of an A100")
     return Flag(claim, rate > THROUGHPUT, figure)
 
 
 def _training_flags(metrics: FlagMetrics | None) -> Iterator[Flag]:
     claims = (
-        "loss of the last epoch below the first",
+        "loss of the last epoch below that of the first",
         f"odd one out at least {ODD_TIMES_CHANCE:g} times chance",
         f"hashing: at least {BUCKETS_RIGHT:.0%} of buckets right",
     )

@@ -20,7 +20,7 @@ from harness.common.source_hash import source_hash
 from harness.measure.elapsed import Elapsed
 from harness.results import machine
 from harness.results.run_dir import now
-from lsh_v2.common.files import InUseError, alone, digest
+from lsh_v2.common.files import InUseError, digest, locked
 from lsh_v2.common.schemas import PhaseMarker, parse
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class PhaseRecord:
     """The outcome of a phase. `seconds` is the duration of the run that finished it."""
 
     name: str
-    status: Literal["done", "done before", "failed"]
+    status: Literal["done", "already done", "failed"]
     seconds: float
     command: str
     log: str
@@ -54,8 +54,8 @@ class PhaseFailed(RuntimeError):  # noqa: N818, it is the phase's failure
     def __init__(self, records: list[PhaseRecord]) -> None:
         self.records, last = records, records[-1]
         super().__init__(
-            f"phase {last.name} failed; its whole output is in {last.log}, and ends:\n\n{last.excerpt}\n\n"
-            "When the cause is removed, the same command goes on with this phase; with --force it begins anew."
+            f"phase {last.name} failed; its full output is in {last.log}, and ends with:\n\n{last.excerpt}\n\n"
+            "Once the cause is fixed, the same command continues with this phase; with --force it starts over."
         )
 
 
@@ -68,7 +68,7 @@ def run_phases(phases: Sequence[Phase], layout: Layout, *, force: bool = False) 
     records: list[PhaseRecord] = []
     try:
         layout.results.mkdir(parents=True, exist_ok=True)
-        with alone(layout.results, "pipeline"):
+        with locked(layout.results, "pipeline"):
             for phase in phases:
                 marker = layout.named(phase.name, ".ok")
                 if force:
@@ -81,7 +81,7 @@ def run_phases(phases: Sequence[Phase], layout: Layout, *, force: bool = False) 
         raise PipelineError(str(error)) from error
     except OSError as error:
         raise PipelineError(
-            f"{error.filename or layout.results} cannot be written: {error.strerror}; phases that have finished keep "
+            f"{error.filename or layout.results} cannot be written: {error.strerror}; finished phases keep "
             "their markers"
         ) from error
     return records
@@ -137,10 +137,10 @@ def _before(phase: Phase, layout: Layout) -> PhaseRecord | None:
         return None
     for what, same in (("settings or sources", kept.of == _identity(phase)), ("results", kept.made == _made(phase))):
         if not same:
-            print(f"phase {phase.name}: its {what} have changed since it finished; it runs again", flush=True)
+            print(f"phase {phase.name}: its {what} have changed since it finished; running it again", flush=True)
             return None
-    print(f"phase {phase.name}: done before, in {kept.seconds:.0f} s", flush=True)
-    return PhaseRecord(phase.name, "done before", kept.seconds, _shown(phase), str(layout.named(phase.name, ".log")))
+    print(f"phase {phase.name}: already done, in {kept.seconds:.0f} s", flush=True)
+    return PhaseRecord(phase.name, "already done", kept.seconds, _shown(phase), str(layout.named(phase.name, ".log")))
 
 
 def _run(phase: Phase, layout: Layout) -> PhaseRecord:
@@ -149,8 +149,8 @@ def _run(phase: Phase, layout: Layout) -> PhaseRecord:
     status = _tee(phase.command, log)
     seconds = elapsed.seconds()
     if status:
-        said = excerpt(log.read_text(encoding="utf-8", errors="replace"))
-        return PhaseRecord(phase.name, "failed", seconds, _shown(phase), str(log), said)
+        output = excerpt(log.read_text(encoding="utf-8", errors="replace"))
+        return PhaseRecord(phase.name, "failed", seconds, _shown(phase), str(log), output)
     marker = layout.named(phase.name, ".ok")
     kept = {"of": _identity(phase), "made": _made(phase), "seconds": seconds, "finished": now()}
     write_whole(marker, json.dumps(kept) + "\n")
@@ -173,7 +173,7 @@ def _tee(command: Sequence[str], log: Path) -> int:
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509, no threads here
         ) as process,
     ):
-        assert process.stdout is not None, "it is piped"
+        assert process.stdout is not None, "stdout is piped"
         try:
             for line in process.stdout:
                 file.write(line)

@@ -83,7 +83,7 @@ def read_state(path: Path, kind: type[Kept]) -> Kept:
         if not (path / name).is_file():
             raise CheckpointError(_damaged(path, f"{name} is missing"))
         if digest(path / name) != state.sha256.get(name):
-            raise CheckpointError(_damaged(path, f"{name} is not what was written (another SHA-256)"))
+            raise CheckpointError(_damaged(path, f"{name} has changed since it was written (different SHA-256)"))
     return state
 
 
@@ -112,7 +112,7 @@ def load_weights(model: LSHv2Model, path: Path) -> None:
         model.load_state_dict(read_tensors(path, MODEL))
     except RuntimeError as error:  # from torch, one line per weight
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"checkpoint {path} does not fit the model: {shortened(reason, 400)}") from error
+        raise CheckpointError(f"checkpoint {path} does not match the model: {shortened(reason, 400)}") from error
 
 
 def flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -140,12 +140,12 @@ def _sync(path: Path) -> None:
 
 def _unwritten(folder: Path, step: int, error: Exception) -> str:
     left = checkpoints(folder)
-    kept = f"the newest one is {left[-1]}" if left else "there is none yet"
+    kept = f"the newest one is {left[-1]}" if left else "there is no checkpoint yet"
     free = shutil.disk_usage(folder).free / 1e9 if folder.exists() else 0.0
     return f"checkpoint of step {step} could not be written: {error} ({free:.2f} GB free in {folder}); {kept}"
 
 
 def _damaged(path: Path, reason: str) -> str:
     others = [other.name for other in checkpoints(path.parent) if other != path]
-    advice = f"remove the folder to go on from {others[-1]}" if others else "there is no other checkpoint beside it"
+    advice = f"remove the folder to continue from {others[-1]}" if others else "there is no other checkpoint"
     return f"checkpoint {path} is damaged: {reason}; {advice}"

@@ -32,7 +32,7 @@ def mistakes_of_training(config: TrainingConfig) -> list[str]:
     """Return the lines of `require_possible`, none if there are no mistakes. Writes nothing."""
     mistakes = []
     if config.mixed_precision == "fp16" and not _has_gpu(config):
-        mistakes.append('mixed_precision: fp16 is not allowed on a CPU; it must be "no" or bf16 there')
+        mistakes.append('mixed_precision: fp16 is not allowed on a CPU; use "no" or bf16')
     for name in ("train_file", "eval_file"):
         path = getattr(config, name)
         if path is not None and not Path(path).is_file():

@@ -32,9 +32,9 @@ def _tuple(value: object) -> object:
 class TrainingConfig(Checked):
     """Configuration of a training run. Frozen; unknown keys are rejected. `train.yml` documents each key."""
 
-    model_size: str | None = Field(default="100M", description="null (as `model` says) or a size such as 25M")
+    model_size: str | None = Field(default="100M", description="null (as set by `model`) or a size such as 25M")
     model: dict[str, Any] = Field(default_factory=dict, description="a mapping of the model's keys")
-    tokenizer: Line = Field(default="bytes", description="bytes, trained, or a path or name at Hugging Face")
+    tokenizer: Line = Field(default="bytes", description="bytes, trained, or a path or Hugging Face name")
     tokenizer_size: int = Field(default=512, ge=300, description="an integer of at least 300")
     task: Line = Field(default="tasks.synthetic:computational_reasoning", description="package.module:Name of a task")
     task_settings: dict[str, Any] = Field(default_factory=dict, description="a mapping of the task's settings")

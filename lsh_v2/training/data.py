@@ -49,19 +49,19 @@ class FileTask(Task):
         kind = self._kind(example)
         return super().chance(example) if kind is None else kind.chance(example)
 
-    def _require_gradable(self, example: Example, where: str) -> None:
+    def _require_gradable(self, example: Example, location: str) -> None:
         """Raise ValueError unless the correct answer's score and the chance are numbers from 0 to 1."""
         try:
             figures = (self.score(example, example.answer), self.chance(example))
             wrong = [figure for figure in figures if not 0 <= figure <= 1]
         except KeyError as error:
-            raise ValueError(f"{where}: its metadata lack {error}") from error
+            raise ValueError(f"{location}: its metadata lacks {error}") from error
         except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
             raise ValueError(
-                f"{where}: its metadata are not those of {example.metadata.get('task')!r}: {error}"
+                f"{location}: its metadata is not valid for {example.metadata.get('task')!r}: {error}"
             ) from error
         if wrong:
-            raise ValueError(f"{where}: its metadata give a score or chance of {wrong[0]}: it must be from 0 to 1")
+            raise ValueError(f"{location}: its metadata gives a score or chance of {wrong[0]}: it must be from 0 to 1")
 
     def _kind(self, example: Example) -> Task | None:
         return self._kinds.get(example.metadata.get("task", ""))

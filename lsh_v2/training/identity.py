@@ -80,9 +80,9 @@ def refuse_other(out: Path, keys: Sequence[str], other: Sequence[str], config: T
         return
     advice = "choose another `out`, or remove it"
     if not keys and list(other) == ["code"]:
-        advice += ", or go on all the same with resume_other_code: true"
+        advice += ", or continue anyway with resume_other_code: true"
     named = ", ".join([*keys, *(NAMES[name] for name in other)])
-    raise ValueError(f"{out} holds a run of another configuration, different in {named}: {advice}")
+    raise ValueError(f"{out} holds a run of another configuration, which differs in {named}: {advice}")
 
 
 def _tokens(config: TrainingConfig, tokenizer: Tokenizer) -> str:

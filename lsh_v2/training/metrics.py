@@ -51,7 +51,7 @@ def plot(metrics: dict[str, Any], path: Path) -> None:
     axes.plot([s["step"] for s in steps], [s["loss"] for s in steps], lw=0.8, label="training")
     ends = {s["epoch"]: s["step"] for s in steps}
     axes.plot(list(ends.values())[: len(metrics["loss_eval"])], metrics["loss_eval"], "o-", label="held out")
-    axes.set(xlabel="step", ylabel="loss, nats a label", yscale="log", title=f"{metrics['attention']} attention")
+    axes.set(xlabel="step", ylabel="loss, nats per label", yscale="log", title=f"{metrics['attention']} attention")
     axes.legend()
     figure.savefig(path, dpi=150)
 

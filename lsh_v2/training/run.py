@@ -115,7 +115,11 @@ class TrainingLoop:
 
     def _advice(self) -> str:
         left = checkpoint.checkpoints(self.out / "checkpoints")
-        kept = f"the newest checkpoint, {left[-1].name}, is from before it" if left else "there is no checkpoint yet"
+        kept = (
+            f"the newest checkpoint, {left[-1].name}, is from before that step"
+            if left
+            else "there is no checkpoint yet"
+        )
         return f"lower learning_rate; {kept}"
 
     def _gathered(self, out: dict[str, Tensor]) -> dict[str, float]:

@@ -48,7 +48,7 @@ def tokenizer_of(config: TrainingConfig) -> Tokenizer:
             keys = [name for name in differing if name not in NAMES]
             refuse_other(out, keys, [name for name in differing if name in NAMES], config)
         elif "tokenizer" in differing:
-            raise ValueError(f"{folder} is no tokenizer as training makes it: remove it, or choose another `out`")
+            raise ValueError(f"{folder} is not a tokenizer made by training: remove it, or choose another `out`")
         else:
             train_tokenizer(config, folder, wanted)
     return load_tokenizer(str(folder))

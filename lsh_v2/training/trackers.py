@@ -10,4 +10,4 @@ def require_installed(names: Sequence[str]) -> None:
     """Raise ValueError for a tracker whose package is not installed."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise ValueError(f"tracker {name} is not installed: run `pip install {name}`, or leave it out of trackers")
+            raise ValueError(f"tracker {name} is not installed: run `pip install {name}`, or remove it from trackers")

@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration
 
 from harness.results.run_dir import RunFolder
-from lsh_v2.common.files import alone, read_object
+from lsh_v2.common.files import locked, read_object
 from lsh_v2.common.schemas import TrainingMetrics
 from lsh_v2.training.checks import require_possible
 from lsh_v2.training.configuration import TrainingConfig, plain
@@ -55,7 +55,7 @@ class Trainer:
         RunFolder(self.out, {}).make()
         accelerator = self._accelerator()
         try:
-            with alone(self.out, "training") if accelerator.is_main_process else nullcontext():
+            with locked(self.out, "training") if accelerator.is_main_process else nullcontext():
                 return self._run(accelerator)
         finally:
             accelerator.end_training()
@@ -82,7 +82,7 @@ class Trainer:
 
     def _name(self, project: str) -> None:
         if self._project not in (project, self.config.project):
-            raise ValueError(f"project={project!r} is not allowed: trackers share one, {self._project!r} already")
+            raise ValueError(f"project={project!r} is not allowed: trackers already share {self._project!r}")
         self._project = project
 
     def _enable(self, name: str, settings: dict[str, Any]) -> None:

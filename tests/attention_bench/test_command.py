@@ -37,7 +37,7 @@ def test_init_keeps_a_file_that_exists(tmp_path: Path, capsys: pytest.CaptureFix
     path.write_text("mine")
     assert main(["init", str(path)]) == 2
     assert path.read_text() == "mine"
-    assert capsys.readouterr().err == f"{path} exists already; name another file\n"
+    assert capsys.readouterr().err == f"{path} already exists; give another file\n"
 
 
 def test_init_says_why_a_file_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,10 +48,10 @@ def test_init_says_why_a_file_cannot_be_written(tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize("arguments", [[], ["swep"]])
 def test_an_unknown_command_is_answered_with_the_list(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert all(name in said.err for name in ("init", *COMMANDS))
-    assert ("'swep' is no command" if arguments else "name a command") in said.err
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert all(name in output.err for name in ("init", *COMMANDS))
+    assert ("'swep' is not a command" if arguments else "name a command") in output.err
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,8 +27,8 @@ def test_path_names_a_class_outside_the_table() -> None:
     ("name", "message"),
     [
         ("flsh", "did you mean flash"),
-        ("nothing like it", "there are vanilla"),
-        ("..flash:Flash", "no backend is called '..flash:Flash'; there are vanilla"),
+        ("nothing like it", "available are vanilla"),
+        ("..flash:Flash", "unknown backend '..flash:Flash'; available are vanilla"),
         ("attentions.nowhere:X", "cannot be imported: No module named 'attentions.nowhere'"),
         ("attentions.controls:Nothing", "has no attribute 'Nothing'"),
         ("collections:Counter", "not a subclass"),

@@ -65,9 +65,9 @@ def test_single_sample_says_what_it_answered(
 ) -> None:
     options = "--data generated --dataset_config 1k --method hybrid --hybrid_ratio 0.6 --budget 128 --max_new_tokens 4"
     run_single_sample.main([*common, *options.split()])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     line = (tmp_path / "out" / "results.txt").read_text()
-    assert line.strip() in said
+    assert line.strip() in output
     assert "dataset=1k/qa1 | method=exact+frequency_rank_0.6 | mode=recursive | budget=128 | correct=" in line
     run_single_sample.main([*common, *options.split(), "--method", "exact"])
     assert len((tmp_path / "out" / "results.txt").read_text().splitlines()) == 2
@@ -117,12 +117,12 @@ def test_generated_samples_are_solvable_and_repeatable() -> None:
 def test_ruler_runs_its_tasks(common: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = "--tasks niah_single_1 vt --length 1600 --num_samples 2 --compression_ratio 0.25 --max_new_tokens 4"
     ruler.main([*common, *options.split()])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
-        said.strip()
+        output.strip()
         == (tmp_path / "out" / "ruler_niah_single_1+vt_1600_2samples_exact_recursive_ratio0.25.md").read_text().strip()
     )
-    assert said.count("n=2") == 2
+    assert output.count("n=2") == 2
 
 
 def test_ruler_reads_kvpress_columns(common: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,7 +160,7 @@ QA1 = {"input": "John moved to the office.", "question": "Where is John?", "targ
 
 
 @pytest.mark.parametrize(
-    ("main", "rows", "said"),
+    ("main", "rows", "message"),
     [
         (ruler.main, [KVPRESS, KVPRESS | {"answer": []}], "answer of row 1=[]"),
         (ruler.main, [KVPRESS, KVPRESS | {"answer": [""]}], "answer of row 1=['']"),
@@ -176,7 +176,7 @@ def test_data_that_cannot_be_judged_or_written_is_refused_when_it_is_read(
     tmp_path: Path,
     main: Command,
     rows: list[dict[str, Any]],
-    said: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -187,7 +187,7 @@ def test_data_that_cannot_be_judged_or_written_is_refused_when_it_is_read(
         main([*common, "--data", str(path), *(["--tasks", "own"] if main is ruler.main else [])])
     assert ended.value.code == 2
     err = capsys.readouterr().err
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
 
 
@@ -292,12 +292,12 @@ def test_longbench_scores_one_record_and_empty_classes(tmp_path: Path, capsys: p
     (folder / "one.jsonl").write_text(json.dumps(record) + "\n")
     (folder / "list.json").write_text(json.dumps([record, record | {"judge": False}]))
     longbench.main(["--score", str(folder)])
-    said = capsys.readouterr().out
-    table = {row.split("\t")[0]: row.split("\t")[1:] for row in said.splitlines()}
+    output = capsys.readouterr().out
+    table = {row.split("\t")[0]: row.split("\t")[1:] for row in output.splitlines()}
     assert table["one"] == ["100.0 (20.7-100.0)", "100.0", "-", "-", "-", "100.0"]
     assert table["list"][0].startswith("50.0")
     assert sorted(path.name for path in folder.iterdir()) == ["list.json", "one.jsonl"]
-    assert (tmp_path / "results.result.txt").read_text() == said
+    assert (tmp_path / "results.result.txt").read_text() == output
 
 
 @pytest.mark.parametrize(
@@ -354,7 +354,7 @@ def test_ablation_runs_the_grid_and_continues(
 
 
 @pytest.mark.parametrize(
-    ("main", "options", "said"),
+    ("main", "options", "message"),
     [
         (run_single_sample.main, ["--protection_divisor", "2", "--data", "generated"], "protection_divisor=2"),
         (run_single_sample.main, ["--compression_ratio", "0", "--data", "generated"], "compression_ratio=0.0"),
@@ -404,13 +404,13 @@ def test_ablation_runs_the_grid_and_continues(
     ],
 )
 def test_mistakes_end_with_one_clear_line(
-    common: list[str], main: Command, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    common: list[str], main: Command, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*common, *options])
     assert ended.value.code == 2
     err = capsys.readouterr().err
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
 
 
@@ -469,7 +469,7 @@ def test_a_damaged_model_is_no_traceback_and_gives_no_answers(
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["growth", "--plain_most", "1"], "plain_most=1"),
         (["memory", "--chunk", "0"], "chunk=0"),
@@ -479,12 +479,12 @@ def test_a_damaged_model_is_no_traceback_and_gives_no_answers(
         (["memory", "--lengths", "-4"], "lengths=-4"),
     ],
 )
-def test_mistakes_of_measurements_too(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_of_measurements_too(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         measure.main(options)
     assert ended.value.code == 2
     err = capsys.readouterr().err
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
 
 

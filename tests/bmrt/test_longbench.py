@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from bmrt import longbench
-from bmrt.evaluation.records import alone
+from bmrt.evaluation.records import locked
 from tests.bmrt.test_commands import bench, common, item, lines
 
 __all__ = ["bench", "common"]  # fixtures
@@ -41,17 +41,17 @@ def refused(options: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as ended:
         longbench.main(options)
     assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    return said
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    return message
 
 
 def test_the_official_script_reads_the_folder(
     common: list[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answers with all separators among them; also after scoring."""
-    said = iter(["The correct answer is (A)\u2028\x85.", "The correct answer is (B)\u2029\r\n"] + ["\x1e"] * 20)
-    monkeypatch.setattr("bmrt.cache.engine.Prompts.decode", lambda self, tokens: next(said))
+    replies = iter(["The correct answer is (A)\u2028\x85.", "The correct answer is (B)\u2029\r\n"] + ["\x1e"] * 20)
+    monkeypatch.setattr("bmrt.cache.engine.Prompts.decode", lambda self, tokens: next(replies))
     run = [*common, "--data", str(bench), "--max_new_tokens", "2"]
     longbench.main([*run, "--compression_ratio", "0.25"])
     longbench.main([*run, "--budget", "64", "--compression_mode", "accumulate", "--method", "lsh"])
@@ -81,15 +81,15 @@ def test_a_name_that_stands_twice_is_refused_before_anything_is_asked(
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [({"answer": "E"}, "answer of id1='E'"), ({"context": None}, "context"), ({"_id": 7}, "item 1=['_id']")],
 )
 def test_incomplete_questions_are_named(
-    common: list[str], tmp_path: Path, changes: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+    common: list[str], tmp_path: Path, changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "data.json"
     path.write_text(json.dumps([item(0), item(1, **changes)]))
-    assert said in refused([*common, "--data", str(path), *SHORT], capsys)
+    assert message in refused([*common, "--data", str(path), *SHORT], capsys)
 
 
 def changed_model(byte_model: Path, tmp_path: Path) -> Path:
@@ -103,7 +103,7 @@ def changed_model(byte_model: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("what", "said"),
+    ("what", "message"),
     [
         ("model", "model was"),
         ("max_len", "max_len was"),
@@ -112,9 +112,9 @@ def changed_model(byte_model: Path, tmp_path: Path) -> Path:
         ("wording", "wording was"),
         ("code", "code was"),
         ("seed", "seed was"),
-        ("context", "another question called 'id1'"),
-        ("answer", "another question called 'id1'"),
-        ("notes", "which says how it was made"),
+        ("context", "a different question with id 'id1'"),
+        ("answer", "a different question with id 'id1'"),
+        ("notes", "which records how it was made"),
     ],
 )
 def test_results_of_something_else_are_not_continued(
@@ -123,7 +123,7 @@ def test_results_of_something_else_are_not_continued(
     byte_model: Path,
     tmp_path: Path,
     what: str,
-    said: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -153,7 +153,7 @@ def test_results_of_something_else_are_not_continued(
         case _:
             items[1][what] = "B" if what == "context" else "D"
             bench.write_text(json.dumps(items))
-    assert said in refused(options, capsys)
+    assert message in refused(options, capsys)
     assert path.read_bytes() == before
 
 
@@ -173,14 +173,14 @@ def test_a_second_run_of_the_same_waits_for_nobody_and_changes_nothing(
     common: list[str], bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "out" / "tiny-bytes_exact_recursive_budget64.jsonl"
-    with alone(path, tmp_path / "out.settings" / f"{path.name}.json"):
+    with locked(path, tmp_path / "out.settings" / f"{path.name}.json"):
         assert "another process is writing" in refused([*common, "--data", str(bench), *SHORT], capsys)
         longbench.main([*common, "--data", str(bench), *SHORT, "--method", "recent", "--num_samples", "1"])
     assert not path.exists()
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("qa1.jsonl", {"id": "qa1-0", "target": "office", "response": "", "score": 0.0}, "of another benchmark"),
         ("data.json", [item(0)], "is a question, not an answer"),
@@ -192,12 +192,12 @@ def test_a_second_run_of_the_same_waits_for_nobody_and_changes_nothing(
     ],
 )
 def test_a_folder_of_something_else_is_said_to_be(
-    tmp_path: Path, name: str, content: Any, said: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, name: str, content: Any, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "results"
     folder.mkdir()
     (folder / name).write_text(json.dumps(content))
     line = refused(["--score", str(folder)], capsys)
-    assert said in line
+    assert message in line
     assert name in line
     assert [path.name for path in folder.iterdir()] == [name]

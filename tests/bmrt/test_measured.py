@@ -46,8 +46,8 @@ def given(**changes: Any) -> argparse.Namespace:
 
 def test_memory_is_flat_over_context() -> None:
     """Peak of all forward passes and the cache at rest, at 128 to 2,048 tokens: within five percent."""
-    said = measure.memory(given(lengths=[128, 512, 2048]))
-    rows = [[float(x.replace(",", "")) for x in line.split("|")[1:5]] for line in said.splitlines()[2:5]]
+    table = measure.memory(given(lengths=[128, 512, 2048]))
+    rows = [[float(x.replace(",", "")) for x in line.split("|")[1:5]] for line in table.splitlines()[2:5]]
     peaks, caches = [row[2] for row in rows], [row[1] for row in rows]
     assert max(peaks) < 1.05 * min(peaks)
     assert max(caches) == min(caches)
@@ -78,8 +78,8 @@ def test_a_plain_cache_is_not_flat_by_the_same_measure() -> None:
 
 
 def test_overhead_is_a_share_of_the_plain_prefill() -> None:
-    said = measure.overhead(given(lengths=[256], strategies=["exact", "hybrid"]))
-    rows = [line.split("|")[1:6] for line in said.splitlines()[2:]]
+    table = measure.overhead(given(lengths=[256], strategies=["exact", "hybrid"]))
+    rows = [line.split("|")[1:6] for line in table.splitlines()[2:]]
     assert [row[0].strip() for row in rows] == ["plain", "exact", "hybrid"]
     assert rows[0][2].strip() == "100.0%"
     assert rows[0][3].strip() == "0.000"
@@ -99,8 +99,8 @@ def test_growth_is_fitted_to_the_times_of_each_cache(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(measure, "prefill", prefill)
     monkeypatch.setattr(measure, "timed", timed)
-    said = measure.growth(given(lengths=[2**i for i in range(6, 13)], strategies=["exact", "hybrid"], plain_most=2048))
-    rows = {row[0].strip(): row[1:] for row in (line.split("|")[1:] for line in said.splitlines()[2:])}
+    table = measure.growth(given(lengths=[2**i for i in range(6, 13)], strategies=["exact", "hybrid"], plain_most=2048))
+    rows = {row[0].strip(): row[1:] for row in (line.split("|")[1:] for line in table.splitlines()[2:])}
     assert [row[0].strip() for row in rows.values()] == ["64 to 2,048", "64 to 4,096", "64 to 4,096"]
     assert [float(rows[name][3]) for name in ("plain", "exact", "hybrid")] == pytest.approx([2, 1, 1], abs=0.002)
 

@@ -20,7 +20,7 @@ def model() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"budget": 24, "protection_divisor": 2}, "protection_divisor=2"),
         ({"budget": 3}, "budget=3"),
@@ -35,8 +35,8 @@ def model() -> Any:
         ({"budget": 24, "positions": "relative"}, "positions='relative'"),
     ],
 )
-def test_impossible_settings_are_named(model: Any, settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_impossible_settings_are_named(model: Any, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         BoundedCache(model, **settings)
 
 
@@ -51,7 +51,7 @@ def test_a_share_outside_its_range_is_refused(ratio: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "said"),
+    ("name", "settings", "message"),
     [
         ("exact", {"backend": "triton"}, "backend='triton'"),
         ("exact", {"observes": 0}, "observes=0"),
@@ -62,8 +62,8 @@ def test_a_share_outside_its_range_is_refused(ratio: float) -> None:
         ("random", {"observes": 3}, "observes"),
     ],
 )
-def test_impossible_strategies_are_named(name: str, settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_impossible_strategies_are_named(name: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         build_strategy(name, **settings)
 
 
@@ -91,16 +91,16 @@ class Short(Strategy):
 
 
 @pytest.mark.parametrize(
-    ("strategy", "error", "said"),
+    ("strategy", "error", "message"),
     [
         (Failing(), ZeroDivisionError, "scoring failed"),
         (NotANumber(), ValueError, "NaN"),
         (Short(), ValueError, "Short"),
     ],
 )
-def test_a_failure_in_scoring_is_not_a_choice(model: Any, strategy: Strategy, error: Any, said: str) -> None:
+def test_a_failure_in_scoring_is_not_a_choice(model: Any, strategy: Strategy, error: Any, message: str) -> None:
     cache = BoundedCache(model, 24, strategy=strategy)
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         fed(model, cache, tokens(50), 16)
     with pytest.raises(RuntimeError, match="broke off"):
         model(tokens(3), past_key_values=cache)
@@ -126,11 +126,11 @@ def test_what_was_dropped_cannot_come_back(model: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mask", "said"),
+    ("mask", "message"),
     [(torch.tensor([[1, 1, 0]]), "left"), (torch.ones(1, 1, 3, 3), "4 dimensions")],
 )
-def test_masks_that_cannot_be_honoured_are_refused(model: Any, mask: Tensor, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_masks_that_cannot_be_honoured_are_refused(model: Any, mask: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         model(tokens(3), attention_mask=mask, past_key_values=BoundedCache(model, 24))
 
 

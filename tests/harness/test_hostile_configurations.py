@@ -54,14 +54,14 @@ def with_value(key: str, value: str) -> str:
 
 TEXTS: dict[str, tuple[str, str]] = {
     # Nested or repeated without end.
-    "lists": (with_value("backends", "[" * 3000 + "]" * 3000), "lists and mappings within each other"),
-    "open lists": (with_value("backends", "[" * 100_000), "lists and mappings within each other"),
-    "mappings": (with_value("expect", "{a: " * 3000 + "1" + "}" * 3000), "lists and mappings within each other"),
-    "open mappings": ("{a: " * 50_000, "lists and mappings within each other"),
-    "dashes": ("a:\n" + "- " * 5000 + "x\n", "lists and mappings within each other"),
-    "indents": ("\n".join(" " * depth + "a:" for depth in range(400)), "lists and mappings within each other"),
-    "keys that are lists": ("? " * 3000, "lists and mappings within each other"),
-    "one too deep": (with_value("expect", "[" * (DEEPEST + 1) + "]" * (DEEPEST + 1)), "lists and mappings within"),
+    "lists": (with_value("backends", "[" * 3000 + "]" * 3000), "nested lists and mappings"),
+    "open lists": (with_value("backends", "[" * 100_000), "nested lists and mappings"),
+    "mappings": (with_value("expect", "{a: " * 3000 + "1" + "}" * 3000), "nested lists and mappings"),
+    "open mappings": ("{a: " * 50_000, "nested lists and mappings"),
+    "dashes": ("a:\n" + "- " * 5000 + "x\n", "nested lists and mappings"),
+    "indents": ("\n".join(" " * depth + "a:" for depth in range(400)), "nested lists and mappings"),
+    "keys that are lists": ("? " * 3000, "nested lists and mappings"),
+    "one too deep": (with_value("expect", "[" * (DEEPEST + 1) + "]" * (DEEPEST + 1)), "nested lists and mappings"),
     "laughs": (MINIMAL + laughs("list"), f"more than {MOST_VALUES} values"),
     "laughing mappings": (MINIMAL + laughs("mapping"), f"more than {MOST_VALUES} values"),
     "laughing merges": (MINIMAL + laughs("merge"), f"more than {MOST_VALUES} values"),
@@ -69,36 +69,36 @@ TEXTS: dict[str, tuple[str, str]] = {
         "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60)),
         f"more than {MOST_VALUES} values",
     ),
-    "a list of itself": (MINIMAL + "also: &a [*a]\n", "also.0: an alias to what contains it"),
-    "a mapping of itself": (MINIMAL + "expect: &a {x: *a}\n", "expect.x: an alias to what contains it"),
-    "a merge of itself": (MINIMAL + "expect: &a {<<: *a}\n", "an alias to what contains it"),
-    "the whole in itself": ("&a\nexpect: *a\n", "expect: an alias to what contains it"),
-    "two in each other": (MINIMAL + "also: &a [&b [*a, *b]]\n", "an alias to what contains it"),
+    "a list of itself": (MINIMAL + "also: &a [*a]\n", "also.0: an alias to a node that contains it"),
+    "a mapping of itself": (MINIMAL + "expect: &a {x: *a}\n", "expect.x: an alias to a node that contains it"),
+    "a merge of itself": (MINIMAL + "expect: &a {<<: *a}\n", "an alias to a node that contains it"),
+    "the whole in itself": ("&a\nexpect: *a\n", "expect: an alias to a node that contains it"),
+    "two in each other": (MINIMAL + "also: &a [&b [*a, *b]]\n", "an alias to a node that contains it"),
     "an anchor that is not there": (MINIMAL + "expect: *nothing\n", "undefined alias"),
     "an anchor twice": (MINIMAL + "also: [&a x, &a y]\n", "second occurrence"),
     "many values": (with_value("lengths", f"[{', '.join(map(str, range(1, 30_000)))}]"), "more than"),
     "too many values": ("- a\n" * 60_000, f"more than {MOST_VALUES} values"),
     "a long file": ("# " + "x" * LARGEST_BYTES, f"more than {LARGEST_BYTES} bytes"),
     # Keys.
-    "a key twice": (MINIMAL + "seed: 1\n", "seed: the key is there twice"),
+    "a key twice": (MINIMAL + "seed: 1\n", "seed: the key is repeated"),
     "a key twice within": (with_value("budget", "{case_s: 1, case_s: 2, total_s: 3}"), "budget.case_s: the key is"),
-    "a key twice by escapes": (MINIMAL + '"se\\x65d": 1\n', "seed: the key is there twice"),
-    "a merge twice": (MINIMAL + "expect: {<<: {a: 1}, <<: {b: 1}}\n", "expect.<<: the key is there twice"),
+    "a key twice by escapes": (MINIMAL + '"se\\x65d": 1\n', "seed: the key is repeated"),
+    "a merge twice": (MINIMAL + "expect: {<<: {a: 1}, <<: {b: 1}}\n", "expect.<<: the key is repeated"),
     "a merge of a number": (MINIMAL + "expect: {<<: 3}\n", "expected a mapping"),
     "a merge of numbers": (MINIMAL + "expect: {<<: [3, 4]}\n", "expected a mapping"),
     "a merge as a value": (with_value("out", "<<"), "the tag"),
-    "a key that is a number": (MINIMAL + "1: x\n", "keys are text"),
-    "a key that is null": (MINIMAL + "~: x\n", "keys are text"),
-    "a key that is true": (MINIMAL + "true: x\n", "keys are text"),
-    "a key that is a list": (MINIMAL + "? [a]\n: x\n", "keys are text"),
-    "a key that is a mapping": (MINIMAL + "? {a: 1}\n: x\n", "keys are text"),
-    "a key that is an alias": ("a: &a [x]\n? *a\n: y\n", "keys are text"),
+    "a key that is a number": (MINIMAL + "1: x\n", "keys must be text"),
+    "a key that is null": (MINIMAL + "~: x\n", "keys must be text"),
+    "a key that is true": (MINIMAL + "true: x\n", "keys must be text"),
+    "a key that is a list": (MINIMAL + "? [a]\n: x\n", "keys must be text"),
+    "a key that is a mapping": (MINIMAL + "? {a: 1}\n: x\n", "keys must be text"),
+    "a key that is an alias": ("a: &a [x]\n? *a\n: y\n", "keys must be text"),
     "an empty key": (MINIMAL + "'': x\n", "this key is unknown"),
     "an unknown key": (MINIMAL + "lenghts: 3\n", "did you mean lengths"),
     "a key of 100,000 letters": (MINIMAL + f"? {'k' * 100_000}\n: x\n", "this key is unknown"),
     "a key with a line end": (MINIMAL + '"a\\nb": x\n', "this key is unknown"),
     "a key that colours": (MINIMAL + '"\\e[31m": x\n', "this key is unknown"),
-    "a key of half a character": (MINIMAL + '"\\ud800": x\n', "half a character"),
+    "a key of half a character": (MINIMAL + '"\\ud800": x\n', "lone surrogate"),
     "5,000 unknown keys": (MINIMAL + "".join(f"k{i}: x\n" for i in range(5000)), "and 180 more"),
     # Tags.
     "a tag that calls": (with_value("out", "!!python/object/apply:os.system [ls]"), "the tag"),
@@ -166,28 +166,28 @@ TEXTS: dict[str, tuple[str, str]] = {
     "a setting of NaN": (with_value("backends", "[{name: vanilla, scale: .nan}]"), "backends.0.scale: .nan is not"),
     "a setting of 100 digits": (with_value("backends", f"[{{name: bit_sampling, bits: 1{'0' * 99}}}]"), "bit_sampling"),
     # Sizes that cannot exist.
-    "2^40 tokens": (with_value("lengths", "[16, 1099511627776]"), "bytes, and there are"),
-    "10^9 heads": (with_value("heads", "1000000000") + "kv_heads: 1000000000\n", "bytes, and there are"),
-    "a width of 10^12": (with_value("head_dim", "1000000000000"), "bytes, and there are"),
-    "a value width of 10^12": (MINIMAL + "value_dim: 1000000000000\n", "bytes, and there are"),
-    "a batch of 2^40": (with_value("batch", "1099511627776"), "bytes, and there are"),
+    "2^40 tokens": (with_value("lengths", "[16, 1099511627776]"), "but this machine has"),
+    "10^9 heads": (with_value("heads", "1000000000") + "kv_heads: 1000000000\n", "but this machine has"),
+    "a width of 10^12": (with_value("head_dim", "1000000000000"), "but this machine has"),
+    "a value width of 10^12": (MINIMAL + "value_dim: 1000000000000\n", "but this machine has"),
+    "a batch of 2^40": (with_value("batch", "1099511627776"), "but this machine has"),
     "a product beyond 64 bits": (
         with_value("batch", str(2**40)).replace("heads: 2", f"heads: {2**40}"),
         f"take {4 * 2**40 * 2**40 * 16 * 8 * 4} bytes",
     ),
-    "sizes beyond 2^40": (with_value("batch", str(2**64)), f"at most {2**40} is allowed"),
-    "a layer of 2^40": (with_value("level", "layer").replace("[16]", f"[{2**40}]"), "bytes, and there are"),
-    "2^40 tokens to decode after": (with_value("mode", "decode").replace("[16]", f"[{2**40}]"), "bytes, and there are"),
+    "sizes beyond 2^40": (with_value("batch", str(2**64)), f"it must be at most {2**40}"),
+    "a layer of 2^40": (with_value("level", "layer").replace("[16]", f"[{2**40}]"), "but this machine has"),
+    "2^40 tokens to decode after": (with_value("mode", "decode").replace("[16]", f"[{2**40}]"), "but this machine has"),
     "a further grid of 2^40": (MINIMAL + "also: [{lengths: 1099511627776}]\n", "also.0.lengths: n = 1099511627776"),
     "a million cases": (
         MINIMAL.replace("lengths: [16]", f"lengths: [{', '.join(map(str, range(1, 1001)))}]").replace(
             "batch: 1", f"batch: [{', '.join(map(str, range(1, 1001)))}]"
         ),
-        "1000000 cases are asked for",
+        "1000000 cases are requested",
     ),
     "a million settings": (
         with_value("backends", "[{name: bit_sampling, bits: [%s], window: [%s]}]" % ((",".join("1" * 1000),) * 2)),
-        "1000000 cases are asked for",
+        "1000000 cases are requested",
     ),
     # Text where a path or a name is wanted.
     "out with a zero byte": (with_value("out", '"a\\0b"'), 'out: "a\\0b" is not allowed'),
@@ -195,7 +195,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "out of 50,000 folders": (with_value("out", "x/" * 50_000), "out:"),
     "out with a line end": (with_value("out", '"a\\nb"'), "out:"),
     "out with a line separator": (with_value("out", '"a\\u2028b"'), "out:"),
-    "out of half a character": (with_value("out", '"\\udc00"'), "half a character"),
+    "out of half a character": (with_value("out", '"\\udc00"'), "lone surrogate"),
     "out below a file": (with_value("out", "/etc/passwd/x"), "out:"),
     "out below a device": (with_value("out", "/dev/null/x"), "out:"),
     "no out": (with_value("out", "''"), "out: '' is not allowed"),
@@ -213,9 +213,9 @@ TEXTS: dict[str, tuple[str, str]] = {
     "a label of two lines": (with_value("backends", '[{name: vanilla, label: "a\\nb"}]'), "backends.0.label"),
     "labels twice": (
         with_value("backends", "[{name: vanilla, label: a}, {name: flash, label: a}]"),
-        "a label must name one series",
+        "a label must name a single series",
     ),
-    "a device that is not there": (with_value("device", "cuda:99"), "device: 'cuda:99' is not on this machine"),
+    "a device that is not there": (with_value("device", "cuda:99"), "device: 'cuda:99' is not available"),
     "a device that is none": (with_value("device", "tpu"), "device: 'tpu' is not allowed"),
     "more threads than cores": (with_value("threads", "100000"), "threads: 100000 is not allowed"),
     # What is no mapping, or no YAML.
@@ -248,8 +248,8 @@ OVERRIDES: dict[str, tuple[str, str]] = {
     "a key of a number": ("seed.x=1", "seed is 0, which has no keys"),
     "an item that is not there": ("lengths.7=1", "its items are 0 to 0"),
     "an item without end": (f"lengths.{'9' * 5000}=1", "--set lengths.999"),
-    "5,000 steps": (f"{'.'.join('a' * 5000)}=1", f"a path has at most {DEEPEST} steps"),
-    "3,000 lists": (f"backends={'[' * 3000}", "lists and mappings within each other"),
+    "5,000 steps": (f"{'.'.join('a' * 5000)}=1", f"a path can have at most {DEEPEST} steps"),
+    "3,000 lists": (f"backends={'[' * 3000}", "nested lists and mappings"),
     "octal": ("seed=010", "seed: '010' is not allowed"),
     "sexagesimal": ("lengths=[1:30]", "lengths.0: '1:30' is not allowed"),
     "an alias": ("lengths=*a", "undefined alias"),
@@ -257,7 +257,7 @@ OVERRIDES: dict[str, tuple[str, str]] = {
     "no YAML": ("seed=[1", "not YAML"),
     "half a character": ("out=\udcff", "--set out"),
     "an open quote": ('out="a', "not YAML"),
-    "a device that is not there": ("device=cuda:9", "is not on this machine"),
+    "a device that is not there": ("device=cuda:9", "is not available on this machine"),
     "a million letters": (f"seed={'x' * 1_000_000}", "seed: 'xxx"),
 }
 
@@ -298,7 +298,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """What the command prints on stderr, which must be one message that a person can read, with exit 2."""
     assert main(arguments) == 2
     printed = capsys.readouterr()
@@ -328,32 +328,32 @@ def test_what_the_corpus_spoils_is_right(place: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_hostile_text_is_refused(place: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
-    text, words = TEXTS[name]
+    text, message = TEXTS[name]
     (place / "conf.yml").write_text(text)
-    assert words in said(["conf.yml", "--dry-run"], capsys)
+    assert message in refusal(["conf.yml", "--dry-run"], capsys)
     assert [path.name for path in place.iterdir()] == ["conf.yml"]
 
 
 @pytest.mark.parametrize("name", OVERRIDES)
 def test_a_hostile_override_is_refused(place: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
-    override, words = OVERRIDES[name]
+    override, message = OVERRIDES[name]
     (place / "conf.yml").write_text(MINIMAL)
-    assert words in said(["conf.yml", "--dry-run", "--set", override], capsys)
+    assert message in refusal(["conf.yml", "--dry-run", "--set", override], capsys)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_hostile_file_is_refused(place: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
-    make, words = FILES[name]
+    make, message = FILES[name]
     make(place / "conf.yml")
-    assert words in said(["conf.yml", "--dry-run"], capsys)
+    assert message in refusal(["conf.yml", "--dry-run"], capsys)
 
 
 @pytest.mark.parametrize("path", ["a\0b", "x" * 5000, "x/" * 5000, ""])
 def test_a_hostile_path_is_refused(place: Path, capsys: pytest.CaptureFixture[str], path: str) -> None:
     (place / "conf.yml").write_text(MINIMAL)
-    assert "cannot be used" in said([path or ".", "--dry-run"], capsys)
-    assert "out:" in said(["conf.yml", "--dry-run", "--out", path], capsys)
-    assert "--resume:" in said(["--resume", path or "nowhere"], capsys)
+    assert "cannot be used" in refusal([path or ".", "--dry-run"], capsys)
+    assert "out:" in refusal(["conf.yml", "--dry-run", "--out", path], capsys)
+    assert "--resume:" in refusal(["--resume", path or "nowhere"], capsys)
 
 
 @pytest.mark.parametrize("name", ["laughs", "lists", "2^40 tokens"])

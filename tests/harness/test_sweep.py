@@ -129,8 +129,8 @@ def test_each_fault_gets_one_row_with_status_and_reason_and_the_sweep_goes_on(fo
     assert [("Inexact" in line, "0.5" in line) for line in failures] == [(True, True)]
     rows = by_label(folder)
     assert {label: row.status for label, row in rows.items()} == {label: fault[0] for label, fault in faults.items()}
-    for label, (_, words) in faults.items():
-        assert words in rows[label].reason
+    for label, (_, reason) in faults.items():
+        assert reason in rows[label].reason
     assert {label for label, row in rows.items() if row.time_s is not None} == {"Right", "Inexact", "PrintingGarbage"}
     assert done.stdout.splitlines()[-1] == f"report: {folder / 'report.html'}"
     assert (folder / "report.md").exists()
@@ -162,7 +162,7 @@ def test_killing_the_parent_leaves_no_child_and_resuming_neither_loses_nor_repea
     cells = [(row.label, row.n, row.round) for row in rows]
     assert sorted(cells) == sorted((label, n, r) for label in ("Right", "Slow") for n in lengths for r in (0, 1))
     assert len({row.run for row in rows}) == 1
-    assert "is torn and is skipped" in err
+    assert "is truncated and is skipped" in err
     command = f"python -m harness.sweep {folder.parent / 'conf.yml'}"  # not the one that resumed
     assert json.loads((folder / "run.json").read_text())["command"] == command
 
@@ -258,7 +258,7 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "reason"),
     [
         (["{conf}", "--set", "lengths=0"], "lengths"),
         (["{conf}", "--set", "colour=red"], "colour"),
@@ -266,14 +266,16 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(folder: Path) -> None:
         (["{conf}", "--out", "{conf}/below"], "is not a folder"),
         (["{conf}", "--out", "{full}"], "--resume"),
         (["{conf}", "--out", ""], "out: '' is not allowed"),
-        (["--resume", "{full}"], "before it noted what to measure; name a configuration"),
+        (["--resume", "{full}"], "before it recorded its configuration; give a configuration"),
         (["--resume", "{empty}"], "holds no run"),
         (["{empty}/nothing.yml"], "nothing.yml"),
-        ([], "name a configuration"),
-        (["{conf}", "--out", "a", "--resume", "b"], "exclude each other"),
+        ([], "give a configuration"),
+        (["{conf}", "--out", "a", "--resume", "b"], "cannot be combined"),
     ],
 )
-def test_what_cannot_be_used_is_one_message_and_exit_status_two(folder: Path, arguments: list[str], words: str) -> None:
+def test_what_cannot_be_used_is_one_message_and_exit_status_two(
+    folder: Path, arguments: list[str], reason: str
+) -> None:
     places = {"conf": folder.parent / "conf.yml", "empty": folder.parent / "empty", "full": folder.parent / "full"}
     for place in ("empty", "full"):
         places[place].mkdir()
@@ -281,7 +283,7 @@ def test_what_cannot_be_used_is_one_message_and_exit_status_two(folder: Path, ar
     places["conf"].write_text(yaml.safe_dump(BASE))
     done = command([argument.format(**places) for argument in arguments])
     assert done.returncode == 2
-    assert words in done.stderr
+    assert reason in done.stderr
     assert "Traceback" not in done.stderr
     assert {path.name for path in folder.parent.iterdir()} == {"conf.yml", "empty", "full"}
     assert [path.name for place in ("empty", "full") for path in places[place].iterdir()] == [ROWS]
@@ -296,7 +298,7 @@ def test_rows_of_another_version_stop_a_resume_and_stay(folder: Path) -> None:
     (folder / ROWS).write_text(text)
     done = sweep(folder, str(folder.parent / "conf.yml"), "--resume", str(folder))
     assert done.returncode == 2
-    assert "has schema 2; this version reads schema 1 only" in done.stderr
+    assert "has schema 2; this version reads only schema 1" in done.stderr
     assert "Traceback" not in done.stderr
     assert (folder / ROWS).read_text() == text
 
@@ -314,7 +316,7 @@ if __name__ == "__main__":
     ("lengths", "kept", "message"),
     [
         ([4, 5, 6, 7, 8, 9, 10, 11], range(1, 8), "rows.jsonl cannot be written: File too large"),
-        ([64, 65], range(1), "cache cannot be written: .*File too large.*; make room, and go on with --resume"),
+        ([64, 65], range(1), "cache cannot be written: .*File too large.*; free some space and continue with --resume"),
     ],
     ids=["rows", "inputs"],
 )

@@ -232,7 +232,7 @@ def test_without_samples_the_own_block_is_all(causal: bool) -> None:
 
 def test_impossible_shapes_are_refused() -> None:
     q, k, v = sample(9, 7, heads=3)
-    with pytest.raises(ValueError, match="queries=9 is not allowed: causal attention needs at most 7"):
+    with pytest.raises(ValueError, match="queries=9 is not allowed: causal attention allows at most 7"):
         HyperAttention(8)(q, k, v, causal=True)
     with pytest.raises(ValueError, match="heads=3 is not allowed: it must be a multiple of 2 key heads"):
         HyperAttention(8)(q, k[:, :2], v[:, :2])

@@ -60,9 +60,9 @@ def test_a_layer_that_is_not_there_and_a_text_too_long_are_refused(tmp_path: Pat
         with pytest.raises(ValueError, match="text of shape"):
             capture(loaded(shared("llama")), wrong, tmp_path)
     for outside in (-1, 259):
-        with pytest.raises(ValueError, match="text holds tokens outside 0 to 258"):
+        with pytest.raises(ValueError, match="text contains tokens outside 0 to 258"):
             capture(loaded(shared("llama")), torch.tensor([[0, outside]]), tmp_path)
-    with pytest.raises(ValueError, match="folder: /dev/null/x cannot be made"):
+    with pytest.raises(ValueError, match="folder: /dev/null/x cannot be created"):
         capture(loaded(shared("llama")), "text", "/dev/null/x")
     with pytest.raises(ValueError, match="folder: /proc/x cannot be written"):
         capture(loaded(shared("llama")), "text", "/proc/x")
@@ -78,7 +78,7 @@ def test_files_of_another_model_or_text_are_not_mixed_with_new_ones(tmp_path: Pa
         (shared("qwen3"), "some text"),
         (random_model("llama", seed=9), "some text"),
     ):
-        with pytest.raises(ValueError, match="is of another model or text"):
+        with pytest.raises(ValueError, match="is from another model or text"):
             capture(loaded(model), text, tmp_path, layers=[0])
     for file, tensors in zip(first, before, strict=True):
         assert all(torch.equal(x, tensors[name]) for name, x in load_file(file).items())

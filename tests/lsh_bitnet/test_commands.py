@@ -132,9 +132,9 @@ def refusal(main: Callable[[list[str]], int], arguments: list[str], capsys: pyte
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    (line,) = said.err.splitlines()
+    output = capsys.readouterr()
+    assert output.out == ""
+    (line,) = output.err.splitlines()
     return line
 
 
@@ -153,7 +153,7 @@ def refusal(main: Callable[[list[str]], int], arguments: list[str], capsys: pyte
         (["max_batches=-1"], "max_batches: -1 is not allowed"),
         (["dtype=int8"], "dtype: 'int8' is not allowed; it must be auto, float32"),
         (["device=gpu"], "device='gpu' is not allowed: it must be cpu, cuda"),
-        (["device=cuda:99"], "finds no such device here"),
+        (["device=cuda:99"], "finds no such device"),
         (["text.split=all"], "text.split: 'all' is not allowed"),
         (["text.corpus=wiki"], "text.corpus: 'wiki' is not allowed; it must be one of stdlib"),
         (["text.path=/nowhere/at/all"], "there is no such file or folder"),
@@ -167,11 +167,11 @@ def refusal(main: Callable[[list[str]], int], arguments: list[str], capsys: pyte
         (["model=/nowhere"], "model '/nowhere' is not allowed: there is no such folder"),
         (["model=random-rnn"], "architecture 'rnn' is not allowed"),
         (["model=random-bitnet"], "corpus 'wikitext2' cannot be read from the hub"),
-        (["attention={backend: lhs}"], "no backend is called 'lhs'"),
+        (["attention={backend: lhs}"], "unknown backend 'lhs'"),
         (["attention={backend: 'no.such:Class'}"], "cannot be imported"),
         *(
-            ([*HERE, f"attention={{backend: simhash, settings: {{bits: {bits}}}}}"], f"bits={said} is not allowed")
-            for bits, said in (("two", "'two'"), ("010", "'010'"), ("[8]", "[8]"), ("{a: 1}", "{'a': 1}"))
+            ([*HERE, f"attention={{backend: simhash, settings: {{bits: {bits}}}}}"], f"bits={shown} is not allowed")
+            for bits, shown in (("two", "'two'"), ("010", "'010'"), ("[8]", "[8]"), ("{a: 1}", "{'a': 1}"))
         ),
         ([*HERE, "attention={backend: simhash, settings: {bits: 99}}"], "bits=99 is not allowed"),
         ([*HERE, "attention={backend: simhash, settings: {seed: -1}}"], "seed=-1 is not allowed"),
@@ -211,7 +211,7 @@ SHARED: list[tuple[list[str], str]] = [
     (["--device", "gpu"], "device='gpu' is not allowed"),
     (["--device", "cuda:99"], "finds no such device"),
     (["--dtype", "int8"], "invalid choice: 'int8'"),
-    (["--attention", "lhs"], "no backend is called 'lhs'"),
+    (["--attention", "lhs"], "unknown backend 'lhs'"),
     (["--attention", "simhash", "--settings", "{"], "--settings { is not allowed"),
     (["--attention", "simhash", "--settings", "[1]"], "it must be a JSON object"),
     (["--attention", "simhash", "--settings", '{"bits": "010"}'], "bits='010' is not allowed"),
@@ -225,7 +225,7 @@ SHARED: list[tuple[list[str], str]] = [
     (["--attention", "simhash", "--dense-layers", "9"], "dense_layers=[9] is not allowed"),
     (["--attention", "simhash", "--dense-layers", "x"], "invalid int value: 'x'"),
     (["--out", ""], "--out: '' is not allowed"),
-    (["--out", "/dev/null/x"], "--out: /dev/null/x cannot be made"),
+    (["--out", "/dev/null/x"], "--out: /dev/null/x cannot be created"),
     (["--nothing"], "unrecognized arguments: --nothing"),
 ]
 OWN: dict[Callable[[list[str]], int], list[tuple[list[str], str]]] = {

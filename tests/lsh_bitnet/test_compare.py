@@ -199,7 +199,7 @@ def test_the_table_says_what_each_method_costs_against_full_attention() -> None:
 
 
 def test_a_run_without_full_attention_cannot_be_compared() -> None:
-    with pytest.raises(ValueError, match="no `flash` that ended well"):
+    with pytest.raises(ValueError, match="no successful `flash`"):
         compare.comparison([row for row in rows() if row.backend != "flash"])
 
 
@@ -208,10 +208,10 @@ def test_the_figure_shows_every_method_and_names_what_is_far_off(tmp_path: Path,
     table = compare.comparison(rows())
     far = table[table.method == "simhash a"].assign(method="reformer b", backend="reformer", perplexity=perplexity)
     compare.figure(pd.concat((table, far)), tmp_path / "comparison.svg")
-    words = re.findall(r"<text[^>]*>([^<]*)</text>", (tmp_path / "comparison.svg").read_text())
-    assert {"simhash", "full attention"} <= set(words)
-    assert ("reformer" in words) == (perplexity < 64)
-    assert ("above 8 times full attention's: reformer b" in words) == (perplexity > 64)
+    labels = re.findall(r"<text[^>]*>([^<]*)</text>", (tmp_path / "comparison.svg").read_text())
+    assert {"simhash", "full attention"} <= set(labels)
+    assert ("reformer" in labels) == (perplexity < 64)
+    assert ("above 8 times full attention's: reformer b" in labels) == (perplexity > 64)
 
 
 @pytest.mark.slow
@@ -242,21 +242,24 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "backends=[simhash]"], "at n = 64 there is nothing to compare with; flash must be among them"),
+        (["--set", "backends=[simhash]"], "at n = 64 there is no reference; flash must be among them"),
         (["--set", "subject=attention"], "it must be a ModelSubject"),
         (["--set", "subject=tests.lsh_bitnet.test_compare:Answering"], "lengths: n = 64 is not possible: length=64"),
         *(
-            ([*options, "--set", change], said)
+            ([*options, "--set", change], message)
             for options in ([], ["--dry-run"])
-            for change, said in (
+            for change, message in (
                 ("heads=8", "flash at n = 64 cannot be measured: random-llama has heads=4"),
                 ("kv_heads=4", "cannot be measured: random-llama has kv_heads=2"),
                 ("head_dim=32", "cannot be measured: random-llama has head_dim=16"),
                 ("value_dim=32", "cannot be measured: random-llama has value_dim=16"),
-                ("causal=false", "cannot be measured: a language model is measured in causal forward calls"),
-                ("mode=decode", "cannot be measured: a language model is measured in causal forward calls"),
+                ("causal=false", "cannot be measured: a language model is measured only in causal forward calls"),
+                ("mode=decode", "cannot be measured: a language model is measured only in causal forward calls"),
                 ("dtype=float64", "cannot be measured: a model is loaded in float32, bfloat16, float16, not in"),
-                ("lengths=[64, 5000]", "flash at n = 5000 cannot be measured: random-llama was made for 4096 tokens"),
+                (
+                    "lengths=[64, 5000]",
+                    "flash at n = 5000 cannot be measured: random-llama supports at most 4096 tokens",
+                ),
                 ("batch=9000", "two batches of 9000 x 64 tokens are needed; the text has"),
                 ("lengths=[1]", "flash at n = 1 cannot be measured: perplexity needs windows of at least 2 tokens"),
                 ("budget.case_s=1e-9", "lengths: n = 64 is not possible within budget.case_s = 1e-09: full attention"),
@@ -267,10 +270,10 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--set", "lengths=[0]"], "lengths"),
         (["--set", "lengths"], "key=value"),
         (["--conf", "nowhere.yml"], "nowhere.yml"),
-        (["--out", "/dev/null/x"], "--out: /dev/null/x cannot be made"),
+        (["--out", "/dev/null/x"], "--out: /dev/null/x cannot be created"),
         (["--out", ""], "out: ''"),
         (["--resume", "/nowhere"], "--resume: /nowhere holds no run"),
-        (["--resume", "a", "--out", "b"], "exclude each other"),
+        (["--resume", "a", "--out", "b"], "cannot be combined"),
         (["--rounds", "1"], "unrecognized arguments: --rounds 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -328,17 +331,17 @@ def test_a_folder_is_gone_on_with_by_the_same_model_text_and_settings_alone(
     assert compare.main(["--resume", str(folder), "--set", "lengths=[64, 128]"]) == 130  # more of the same
     for changes, message in (
         (["--set", "lengths=[128]"], "holds flash at n = 64"),
-        (["--set", "subject=tests.lsh_bitnet.test_compare:Small"], "with other settings than"),
-        (["--set", "dtype=bfloat16"], "with other settings than"),
+        (["--set", "subject=tests.lsh_bitnet.test_compare:Small"], "with settings other than"),
+        (["--set", "dtype=bfloat16"], "with settings other than"),
     ):
         assert message in refusal(["--resume", str(folder), *changes], capsys)
     random_model("llama", seed=2).save_pretrained(tmp_path / "model")
-    assert "holds rows of other weights" in refusal(["--resume", str(folder)], capsys)
+    assert "holds rows of weights that" in refusal(["--resume", str(folder)], capsys)
     assert len(swept) == 3
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         (BloomConfig(vocab_size=259, hidden_size=64, n_layer=2, n_head=4), ""),
         (
@@ -349,14 +352,14 @@ def test_a_folder_is_gone_on_with_by_the_same_model_text_and_settings_alone(
     ids=["bloom", "mamba"],
 )
 def test_a_model_may_have_no_longest_sequence_but_not_no_heads(
-    config: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Renewed, "model", str(tmp_path))
     monkeypatch.setattr(compare, "sweep", lambda arguments: 0)
     config.save_pretrained(tmp_path)
     asked = [*SWEPT, *FLASH, "--set", "subject=tests.lsh_bitnet.test_compare:Renewed", "--set", "kv_heads=4"]
-    if said:
-        assert said in refusal([*asked, "--dry-run"], capsys)
+    if message:
+        assert message in refusal([*asked, "--dry-run"], capsys)
     else:
         assert compare.main([*asked, "--dry-run"]) == 0
 

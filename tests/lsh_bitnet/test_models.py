@@ -101,9 +101,12 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty weights": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "header too small"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
     "lacking weights": (lacking, r"its files lack 1 of its weights, such as model\.layers\.1\.mlp\.up_proj\.weight"),
-    "weights of another shape": (lambda folder: edit(folder, intermediate_size=32), "hold in another shape than"),
+    "weights of another shape": (lambda folder: edit(folder, intermediate_size=32), "have shapes that differ from"),
     "no configuration": (lambda folder: (folder / "config.json").unlink(), "Unrecognized model"),
-    "a configuration that is no JSON": (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON"),
+    "a configuration that is not valid JSON": (
+        lambda folder: (folder / "config.json").write_text("{"),
+        "not a valid JSON",
+    ),
     "an unknown architecture": (lambda folder: edit(folder, model_type="nonesuch"), "model type `nonesuch`"),
     "no language model": (lambda folder: edit(folder, model_type="t5"), "Unrecognized configuration class"),
     "a value of a wrong type": (lambda folder: edit(folder, num_attention_heads="x"), "expected int, got str"),
@@ -111,7 +114,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: edit(folder, model_type="own", auto_map={"AutoConfig": "a.A", "AutoModelForCausalLM": "b.B"}),
         "custom code",
     ),
-    "a tokenizer that is no JSON": (
+    "a tokenizer that is not valid JSON": (
         lambda folder: (folder / "tokenizer.json").write_text("{"),
         "has no tokenizer that can be loaded",
     ),
@@ -182,7 +185,7 @@ def test_a_model_without_a_longest_sequence_takes_any() -> None:
 
 def test_sequences_past_the_models_length_are_refused() -> None:
     require_length(loaded(shared("llama")), 4096)
-    with pytest.raises(ValueError, match="4097 tokens are not allowed: tiny was made for 4096"):
+    with pytest.raises(ValueError, match="4097 tokens are not allowed: tiny supports 4096"):
         require_length(loaded(shared("llama")), 4097)
 
 

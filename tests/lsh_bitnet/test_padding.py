@@ -111,7 +111,7 @@ def test_padding_on_the_right_leaves_real_rows_as_they_are() -> None:
 
 
 def test_padding_between_real_tokens_is_refused() -> None:
-    with pytest.raises(ValueError, match="attention_mask of row 1 is not allowed: padding stands between"):
+    with pytest.raises(ValueError, match="attention_mask of row 1 is not allowed: there is padding between"):
         spans([[1, 1, 1, 1], [1, 0, 1, 1]])
 
 

@@ -60,7 +60,7 @@ def test_a_swapped_attention_is_what_is_measured() -> None:
     [
         ({"seq_len": 1}, "seq_len=1 is not allowed"),
         ({"seq_len": 2000}, "seq_len=2000 is not allowed: the text has only"),
-        ({"seq_len": 5000}, "5000 tokens are not allowed: tiny was made for 4096"),
+        ({"seq_len": 5000}, "5000 tokens are not allowed: tiny supports 4096"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"max_batches": 0}, "max_batches=0"),
     ],

@@ -69,9 +69,12 @@ def test_results_that_are_not_those_that_were_recorded_are_refused(root: Path) -
     metrics.unlink()
     with pytest.raises(ValueError, match=r"training_metrics\.json is missing since .*: run python -m lsh_v2\.pipeline"):
         write_package(root, root / NAME)
-    for damaged, words in (("[" * 100_000, "it is no JSON"), ('{"artifacts": 3}', "artifacts: 3 is not allowed")):
+    for damaged, message in (
+        ("[" * 100_000, "it is not valid JSON"),
+        ('{"artifacts": 3}', "artifacts: 3 is not allowed"),
+    ):
         recorded.write_text(damaged)
-        with pytest.raises(ValueError, match=rf"pipeline_results\.json cannot be read: {words}"):
+        with pytest.raises(ValueError, match=rf"pipeline_results\.json cannot be read: {message}"):
             write_package(root, root / NAME)
     assert (root / NAME).read_bytes() == before
 
@@ -80,7 +83,7 @@ def test_a_manifest_nested_without_end_is_no_package(tmp_path: Path, capsys: pyt
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr(MANIFEST, "[" * 100_000)
     assert main(["--check", str(tmp_path / "x.zip")]) == 2
-    assert "x.zip is no package: recursion limit exceeded" in capsys.readouterr().err
+    assert "x.zip is not a valid package: recursion limit exceeded" in capsys.readouterr().err
 
 
 def test_the_same_files_give_the_same_bytes(root: Path) -> None:
@@ -103,13 +106,13 @@ def test_a_changed_a_missing_and_a_foreign_file_are_named(root: Path) -> None:
     assert check_package(root / "other.zip") == [
         "foreign is not in the manifest",
         "source/tasks/needles.py is missing",
-        "data/results/training.log has another SHA-256 than the manifest says",
+        "data/results/training.log has a SHA-256 that differs from the manifest",
     ]
     assert main(["--check", str(root / "other.zip")]) == 1
 
 
 def test_a_run_that_has_not_been_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no final_results/pipeline_results\.json: run"):
+    with pytest.raises(ValueError, match=r"has no final_results/pipeline_results\.json: run"):
         write_package(tmp_path, tmp_path / NAME)
     assert not (tmp_path / NAME).exists()
 
@@ -117,7 +120,7 @@ def test_a_run_that_has_not_been_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_package_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.zip").write_text("no zip")
     assert main(["--check", str(tmp_path / "x.zip")]) == 2
-    assert "is no package" in capsys.readouterr().err
+    assert "is not a valid package" in capsys.readouterr().err
     assert main(["--check", str(tmp_path / "absent.zip")]) == 2
 
 

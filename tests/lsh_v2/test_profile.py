@@ -128,9 +128,9 @@ def test_the_command_prints_a_table_and_says_what_is_wrong(tmp_path: Path, capsy
     settings = [f"--set={name}={value}" for name, value in SMALL.items() if name != "target_params"]
     shape = ["--size", "60K", "--set=attention=flash", *settings, "--out", str(tmp_path), "--no-report"]
     assert main([*shape, "--lengths", "8"]) == 0
-    said = capsys.readouterr().out.split("\n")
-    assert said[0].split() == ["8"]
-    assert [line.split()[0] for line in said if line.startswith("attention_ms")] == ["attention_ms"]
+    output = capsys.readouterr().out.split("\n")
+    assert output[0].split() == ["8"]
+    assert [line.split()[0] for line in output if line.startswith("attention_ms")] == ["attention_ms"]
     assert main([*shape, "--lengths", "100"]) == 2
     assert "max_seq_len=64" in capsys.readouterr().err
 
@@ -174,7 +174,7 @@ def test_an_attention_without_stages_has_no_report_and_says_so(
     model: LSHv2Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert report_stages(model.config, tmp_path / REPORT, lengths=[8]) == 0
-    assert capsys.readouterr().out == "flash names no stages, so there is no report on them\n"
+    assert capsys.readouterr().out == "flash defines no stages, so there is no report on them\n"
     assert not (tmp_path / REPORT).exists()
 
 

@@ -68,7 +68,7 @@ def test_answers_weigh_more_than_text_and_can_be_found_in_it(kind: str, text: Te
     several = 0
     for ids, weights in zip(rows.ids, rows.weights, strict=True):
         whole = TOKENIZER.decode(ids[weights > 0].tolist())
-        answers = [said.strip() for said in answered(ids, weights)]
+        answers = [output.strip() for output in answered(ids, weights)]
         several += len(answers) > 1
         if kind == "needles":
             told = re.findall(r"The special magic of (\S+) is (\d{7})\.", whole)
@@ -143,7 +143,7 @@ def test_a_run_goes_on_from_a_state_of_its_own_plan_alone(plan: TrainingPlan, tm
         training.load()
     training.save()
     other = TrainingRun(plan.model_copy(update={"seed": plan.seed + 1}), tmp_path)
-    with pytest.raises(ValueError, match=r"state\.pt is of another plan"):
+    with pytest.raises(ValueError, match=r"state\.pt is from another plan"):
         other.load()
     training.load()
     content = (tmp_path / "state.pt").read_bytes()

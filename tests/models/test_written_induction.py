@@ -53,8 +53,8 @@ def answer(model: Any, prompt: bytes, length: int) -> tuple[bytes, float]:
 @pytest.mark.parametrize("decoys", [0, 4])
 def test_a_number_is_found_at_any_distance(model: Any, distance: int, decoys: int) -> None:
     prompt, value = needle(distance, seed=distance, decoys=decoys)
-    said, probability = answer(model, prompt, len(value))
-    assert said == value
+    output, probability = answer(model, prompt, len(value))
+    assert output == value
     assert probability > 0.95
 
 
@@ -73,8 +73,8 @@ def test_repeated_random_bytes_are_predicted_from_the_second_time_on(model: Any)
     once = torch.randperm(256, generator=torch.Generator().manual_seed(0))
     ids: Int[Tensor, "1 n"] = torch.cat((once, once))[None]
     with torch.no_grad():
-        said = model(ids).logits[0].argmax(-1)
-    assert torch.equal(said[256 + 8 : -1], ids[0, 256 + 9 :])
+        output = model(ids).logits[0].argmax(-1)
+    assert torch.equal(output[256 + 8 : -1], ids[0, 256 + 9 :])
 
 
 def test_the_weights_that_are_stored_are_those_that_are_written() -> None:

@@ -90,9 +90,9 @@ def test_an_answer_that_names_several_adjectives_of_new_york_is_wrong() -> None:
     example = task.example(0)
     right = example.answer.strip()
     other = next(adjective for adjective in ADJECTIVES if adjective != right)
-    for said in (example.answer, f" {right}.", f"{right.upper()}\n", f" {right} New York slept", f" {right}, {right}"):
-        assert task.score(example, said) == 1
-    for said in (
+    for reply in (example.answer, f" {right}.", f"{right.upper()}\n", f" {right} New York slept", f" {right}, {right}"):
+        assert task.score(example, reply) == 1
+    for reply in (
         f" {right}, {other}",
         f" {right} or {other.title()}",
         f" {other} {right}",
@@ -100,7 +100,7 @@ def test_an_answer_that_names_several_adjectives_of_new_york_is_wrong() -> None:
         "",
         "not that",
     ):
-        assert task.score(example, said) == 0
+        assert task.score(example, reply) == 0
 
 
 def test_filler_that_speaks_of_the_same_things_is_left_out(tmp_path: Path) -> None:

@@ -93,17 +93,17 @@ def test_wrong_names_and_paths_are_refused(options: dict[str, str], message: str
 
 
 @pytest.mark.parametrize(
-    ("columns", "words"),
+    ("columns", "expected"),
     [
         ({"text": ["a", None]}, "row 2 of column 'text' is null: it must be text"),
         ({"text": [3, 4]}, "row 1 of column 'text' is '3': it must be text"),
         ({"txt": ["a"], "label": ["b"]}, "has no column 'text': it has 'txt', 'label'"),
     ],
 )
-def test_rows_that_are_no_text_are_named_with_their_file(tmp_path: Path, columns: dict, words: str) -> None:
+def test_rows_that_are_no_text_are_named_with_their_file(tmp_path: Path, columns: dict, expected: str) -> None:
     parquet(tmp_path / "test-00000-of-00002.parquet", ["fine"])
     datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "test-00001-of-00002.parquet")
-    with pytest.raises(ValueError, match=rf"test-00001-of-00002\.parquet:? {words}"):
+    with pytest.raises(ValueError, match=rf"test-00001-of-00002\.parquet:? {expected}"):
         load_corpus("wikitext2", "test", path=tmp_path)
 
 

@@ -124,7 +124,7 @@ def test_a_mixture_draws_each_task_by_its_weight_and_scores_by_its_rule() -> Non
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [0.0, 0.0]])
 def test_weights_that_do_not_fit_are_refused(weights: list[float]) -> None:
-    with pytest.raises(ValueError, match="one weight for each"):
+    with pytest.raises(ValueError, match="one weight per task"):
         Mixed([OddOneOut(), SetData()], weights)
 
 
@@ -139,7 +139,7 @@ def test_containment_counts_references_whatever_the_case() -> None:
 
 @pytest.mark.parametrize("references", [[], [""], ["a", ""]])
 def test_what_every_output_contains_is_no_reference(references: list[str]) -> None:
-    with pytest.raises(ValueError, match="at least one, and none empty"):
+    with pytest.raises(ValueError, match="at least one, and none may be empty"):
         contained(references, "a")
 
 

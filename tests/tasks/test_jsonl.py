@@ -35,15 +35,15 @@ def test_examples_are_read_one_at_a_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        ("broken", "is no JSON"),
-        ('{"prompt": "a"', "is no JSON"),
+        ("broken", "is not valid JSON"),
+        ('{"prompt": "a"', "is not valid JSON"),
         ("17", "is no example: it must be an object"),
         ('{"prompt": "a"}', "answer must be text"),
         ('{"prompt": 3, "answer": "b"}', "prompt must be text"),
         ('{"prompt": "a", "answer": "b", "metadata": 1}', "metadata must be an object"),
         (
             '{"prompt": "a", "answer": "b", "anser": "c"}',
-            'has unknown keys: "anser"; there are prompt, answer, metadata and spans',
+            'has unknown keys: "anser"; known keys are prompt, answer, metadata and spans',
         ),
         ('{"prompt": "a", "answer": "b", "spans": [[0, 2]]}', r"spans must be \[start, end\] pairs"),
         ('{"prompt": "abc", "answer": "b", "spans": [[1, 2], [0, 1]]}', r"spans must be .* in order: \[0, 1\]"),
@@ -59,14 +59,17 @@ def test_examples_are_read_one_at_a_time(tmp_path: Path) -> None:
         ('{"prompt": "a", "answer": null}', "answer must be text: null"),
         (
             '{"prompt": "\\ud800", "answer": "b"}',
-            r"is no JSON: .* escape at byte \d+, near .*ud[8c]00.*; a line must be a JSON object in UTF-8, of whole",
+            r"not valid JSON: .* escape at byte \d+, near .*ud[8c]00.*; a line must be a JSON object in UTF-8",
         ),
         (
             '{"prompt": "a", "answer": "b", "metadata": {"\\udc00": 1}}',
-            r"is no JSON: .* escape at byte \d+, near .*ud[8c]00.*; a line must be a JSON object in UTF-8, of whole",
+            r"not valid JSON: .* escape at byte \d+, near .*ud[8c]00.*; a line must be a JSON object in UTF-8",
         ),
-        ("[" * 100_000, "is no JSON: recursion limit exceeded at byte"),
-        ('{"prompt": "a", "answer": "b", "metadata": ' + '{"a":' * 100_000, "is no JSON: recursion limit exceeded"),
+        ("[" * 100_000, "is not valid JSON: recursion limit exceeded at byte"),
+        (
+            '{"prompt": "a", "answer": "b", "metadata": ' + '{"a":' * 100_000,
+            "is not valid JSON: recursion limit exceeded",
+        ),
     ],
 )
 def test_a_broken_line_is_named_by_its_number_and_fault(tmp_path: Path, line: str, why: str) -> None:
@@ -79,18 +82,18 @@ def test_a_broken_line_is_named_by_its_number_and_fault(tmp_path: Path, line: st
 def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(GOOD.encode() + b'{"prompt": "\xff", "answer": ""}\n')
-    with pytest.raises(ValueError, match="line 2 is no JSON"):
+    with pytest.raises(ValueError, match="line 2 is not valid JSON"):
         list(read_examples(path))
     path.write_bytes(
         b"\xef\xbb\xbf" + GOOD.encode() + b'{"prompt": "\xed\xa0\x80", "answer": ""}\n'
     )  # half a character
-    with pytest.raises(ValueError, match="line 2 is no JSON: invalid unicode code point at byte 13"):
+    with pytest.raises(ValueError, match="line 2 is not valid JSON: invalid unicode code point at byte 13"):
         list(read_examples(path))
 
 
 def test_half_a_character_is_not_written(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
-    with pytest.raises(ValueError, match=r"cannot be written: '\\ud800' after .*abc' is half a character"):
+    with pytest.raises(ValueError, match=r"cannot be written: '\\ud800' after .*abc' is a lone surrogate"):
         write_examples(path, [Example("a", "b"), Example("abc\ud800", "b")])
     assert not list(tmp_path.iterdir())
 
@@ -142,7 +145,7 @@ def test_the_command_writes_and_checks(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit) as stop:
         synthetic.main([str(path), "--check"])
     assert stop.value.code == 2
-    assert f"{path} line 51 is no JSON" in capsys.readouterr().err
+    assert f"{path} line 51 is not valid JSON" in capsys.readouterr().err
     path.write_text('{"prompt": "a", "answer": "b", "metadata": {"task": ["x"]}}\n')
     with pytest.raises(SystemExit) as stop:
         synthetic.main([str(path), "--check"])

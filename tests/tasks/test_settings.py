@@ -19,19 +19,22 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "queries": (lambda: Needles(500, needles=2, queries=3), "no more queries than needles"),
     "depth": (lambda: Needles(500, depth=1.5), "depth=1.5 is not allowed"),
     "few numbers": (lambda: Needles(9_000, haystack="needles", digits=1).example(0), "more than the 9 different names"),
-    "nth": (lambda: NewYork(500, nth=3, mentions=2), "nth is 1 to mentions"),
+    "nth": (lambda: NewYork(500, nth=3, mentions=2), "nth must be 1 to mentions"),
     "adjectives": (lambda: NewYork(500, mentions=130, decoys=9), "at most 131, the number of adjectives"),
     "distance": (lambda: NewYork(500, distance=500), "distance=500 is not allowed: it must be 0 to length=500"),
     "wording": (lambda: NewYork(500, wording="long"), "it must be one of full, short"),
     "chains": (lambda: VariableTracking(500, chains=0), "at least one chain"),
-    "trees": (lambda: ListOps(min_length=10, max_length=11), "a length in between"),
+    "trees": (lambda: ListOps(min_length=10, max_length=11), r"max_length min_length \+ 2"),
     "arguments": (lambda: ListOps(max_args=1), "2 arguments"),
     "split": (lambda: TextClassification(500, split="test"), "it must be one of train, held_out"),
     "functions": (lambda: SetData(functions=("MOD_0",)), "MOD_m or LEN_m"),
     "kinds": (lambda: SetData(kinds=("colour",)), "kinds are of integer, decimal, word, pair"),
-    "items": (lambda: SetData(items=(5, 3)), r"items=\(5, 3\) is not allowed: it must be two numbers, fewest and most"),
-    "odd kind": (lambda: OddOneOut(kind="colours"), "kinds and their keys are"),
-    "odd keys": (lambda: OddOneOut(keys=("initial",)), "kinds and their keys are"),
+    "items": (
+        lambda: SetData(items=(5, 3)),
+        r"items=\(5, 3\) is not allowed: it must be two numbers, minimum and maximum",
+    ),
+    "odd kind": (lambda: OddOneOut(kind="colours"), "allowed kinds and keys are"),
+    "odd keys": (lambda: OddOneOut(keys=("initial",)), "allowed kinds and keys are"),
     "few items": (lambda: OddOneOut(items=(3, 5)), "4 to 20"),
     "fuzzy": (lambda: FuzzyRegex(fuzzy=2.0), "fuzzy from 0 to 1"),
 }
@@ -39,8 +42,8 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_is_refused_in_words(name: str) -> None:
-    make, words = REFUSED[name]
-    with pytest.raises(ValueError, match=words):
+    make, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
         make()
 
 

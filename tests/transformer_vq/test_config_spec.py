@@ -32,8 +32,8 @@ ROOT = Path(__file__).parents[2]
         ({"device": "gpu"}, "device='gpu' is not allowed: it must be cpu, cuda, cuda:<index> or mps"),
         ({"lr": 0}, "lr=0 is not allowed: it must be a number above 0"),
         ({"n_code": 2**41}, f"n_code={2**41} is not allowed: it must be an integer from 1 to 2**40"),
-        ({"n_cod": 4}, "there is no setting 'n_cod'; did you mean n_code? there are d_model, n_head, "),
-        ({"zebra": 4}, "there is no setting 'zebra'; there are d_model, "),
+        ({"n_cod": 4}, "there is no setting 'n_cod'; did you mean n_code? known settings are d_model, n_head, "),
+        ({"zebra": 4}, "there is no setting 'zebra'; known settings are d_model, "),
     ],
 )
 def test_impossible_setting_is_refused_in_words(settings: dict[str, Any], message: str) -> None:
@@ -43,7 +43,7 @@ def test_impossible_setting_is_refused_in_words(settings: dict[str, Any], messag
 
 def test_a_whole_conf_yml_is_told_from_its_section() -> None:
     whole = yaml.safe_load((ROOT / "conf.yml").read_text(encoding="utf8"))
-    with pytest.raises(ValueError, match=re.escape("its section is meant: TransformerConfig(**config['vq'])")):
+    with pytest.raises(ValueError, match=re.escape("pass only its section: TransformerConfig(**config['vq'])")):
         TransformerConfig(**whole)
 
 

@@ -114,7 +114,7 @@ class BaseAttention(nn.Module):
         weight, kind = self.to_q.weight, x.device.type
         mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and x.is_floating_point()
         if x.dtype != weight.dtype and not mixed:
-            raise ValueError(f"x of {x.dtype} is not allowed: the layer's weights are {weight.dtype}")
+            raise ValueError(f"x of dtype {x.dtype} is not allowed: the layer's weights are {weight.dtype}")
         if doc_ids is not None and doc_ids.shape != x.shape[:2]:
             raise ValueError(f"doc_ids of shape {tuple(doc_ids.shape)} is not allowed: it must be {tuple(x.shape[:2])}")
         if state is not None and (quadratic or not self.config.causal):

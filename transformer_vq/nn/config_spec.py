@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-MOST = 2**40  # far beyond any machine, and products of a few still fit in 64 bits
+MAX_SIZE = 2**40  # far beyond any machine, and products of a few still fit in 64 bits
 
 
 def _integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_SIZE
 
 
 def _device(value: object) -> bool:
@@ -88,12 +88,12 @@ class TransformerConfig:
     def __init__(self, **settings: Any) -> None:
         known = self.allowed()
         if isinstance(settings.get("vq"), Mapping):
-            raise ValueError("this is a whole conf.yml; its section is meant: TransformerConfig(**config['vq'])")
+            raise ValueError("this is a full conf.yml; pass only its section: TransformerConfig(**config['vq'])")
         for name, why in self.refusals(settings).items():
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {near[0]}? " if near else ""
-                raise ValueError(f"there is no setting {name!r}; {hint}there are {', '.join(known)}")
+                raise ValueError(f"there is no setting {name!r}; {hint}known settings are {', '.join(known)}")
             raise ValueError(f"{name}={settings.get(name)!r} is not allowed: {why}")
         for one in fields(self):
             object.__setattr__(self, one.name, settings.get(one.name, one.default))

@@ -45,7 +45,7 @@ class Passes:
         """
         if ticket not in self._used:
             raise RuntimeError(
-                "a training pass within a backward pass must be a recomputation by torch.utils.checkpoint with "
+                "a training pass inside a backward pass must be a recomputation by torch.utils.checkpoint with "
                 f"preserve_rng_state=True, of one of the last {REMEMBERED} passes of this layer"
             )
         return self._used[ticket]

@@ -34,7 +34,7 @@ class SegmentedAttention(nn.Module):
     def __init__(self, attention: Attention, memories: list[Memory], segment: int) -> None:
         super().__init__()
         if reason := attention.why_not(probe(attention)):
-            raise ValueError(f"memory needs an attention of fewer queries than keys, but {reason}")
+            raise ValueError(f"memory needs an attention with fewer queries than keys, but {reason}")
         self.segment = segment
         self.memories = nn.ModuleList(memories)
 

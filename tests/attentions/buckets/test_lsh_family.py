@@ -1,4 +1,4 @@
-"""What the LSH family promises beyond the contract: strictness at length, bounded state and work, kept mass."""
+"""What the LSH family promises beyond the contract: strictness at length, bounded state and work, attention recall."""
 
 from __future__ import annotations
 

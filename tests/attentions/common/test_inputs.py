@@ -35,7 +35,10 @@ def attention() -> Attention:
             r"v is torch\.float64 and q is torch\.float32: q, k and v must have one",
         ),
         (lambda q, k, v: (q, k.to("meta"), v), "k is on meta and q on cpu"),
-        (lambda q, k, v: (q.long(), k.long(), v.long()), "dtype int64 is not among float64, float32"),
+        (
+            lambda q, k, v: (q.long(), k.long(), v.long()),
+            "dtype int64 is not supported; supported are float64, float32",
+        ),
         (lambda q, k, v: (q, k[:, :, 9:], v[:, :, 9:]), "queries are the last of the keys' positions, so 13 queries"),
     ],
 )
@@ -50,7 +53,7 @@ def test_refusal_names_the_tensor_and_what_is_allowed(attention: Attention, chan
     [
         ([0, 14], "first holds 14: it must be from 0 to the number of keys, 13"),
         ([-1, 0], "first holds -1"),
-        ([1], r"first is torch.int64 of shape \(1,\): it must hold one integer a sequence, shape \(2,\)"),
+        ([1], r"first is torch.int64 of shape \(1,\): it must hold one integer per sequence, shape \(2,\)"),
         ([0.0, 1.0], "first is torch.float32"),
     ],
 )
@@ -131,7 +134,7 @@ def test_counts_and_calibration_are_checked_too() -> None:
         attention.comparisons(q, k[:, :1])
     with pytest.raises(ValueError, match="v has shape"):
         attention.prepare(q, k, v[..., 1:])
-    with pytest.raises(ValueError, match="a calibration sample has a sequence and a position at least"):
+    with pytest.raises(ValueError, match="a calibration sample needs at least one sequence and one position"):
         attention.prepare(q[:0], k[:0], v[:0])
 
 
@@ -150,7 +153,7 @@ def test_what_why_not_refuses_is_not_run() -> None:
 def test_stream_refuses_what_it_was_not_made_for(attention: Attention) -> None:
     stream = attention.stream(2)
     assert stream is not None
-    with pytest.raises(ValueError, match="q has a batch of 3: the stream was made for 2"):
+    with pytest.raises(ValueError, match="q has a batch of 3: the stream was created for 2"):
         stream.extend(*sample(batch=3))
     stream.extend(*sample())
     with pytest.raises(ValueError, match=r"q is torch.float64: the stream holds torch.float32"):

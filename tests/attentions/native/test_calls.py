@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attentions.native import bucket_window, duality, library, selective_scan, short_convolution, vq
-from attentions.native.calls import MOST
+from attentions.native.calls import MAX_INDEX
 
 if TYPE_CHECKING:
     from attentions.common.windows import Windows
@@ -72,7 +72,7 @@ def test_sort_refuses_sizes_that_do_not_fit() -> None:
         sorted_windows(heads=1)
     with pytest.raises(ValueError, match="12 queries of 5 heads"):
         sorted_windows(heads=5)
-    with pytest.raises(ValueError, match=rf"a row has at most {MOST} of each"):
+    with pytest.raises(ValueError, match=rf"a row can have at most {MAX_INDEX} of each"):
         sorted_windows(codes=2**31)
     with pytest.raises(ValueError, match=rf"{9 * 2**29} sorted keys"):
         sorted_windows(forest=(2**29 - 1, 1))
@@ -85,12 +85,12 @@ def test_sort_refuses_sizes_that_do_not_fit() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("query_order", 12, "query_order holds a query that is not there"),
-        ("query_order", -1, "query_order holds a query that is not there"),
-        ("key_order", 9, "key_order holds a key that is not there"),
-        ("key_order", -1, "key_order holds a key that is not there"),
-        ("end", 10, "a window reaches beyond the sorted keys"),
-        ("start", -1, "a window reaches beyond the sorted keys"),
+        ("query_order", 12, "query_order holds a query that does not exist"),
+        ("query_order", -1, "query_order holds a query that does not exist"),
+        ("key_order", 9, "key_order holds a key that does not exist"),
+        ("key_order", -1, "key_order holds a key that does not exist"),
+        ("end", 10, "a window extends beyond the sorted keys"),
+        ("start", -1, "a window extends beyond the sorted keys"),
     ],
 )
 def test_windows_that_lead_out_of_memory_are_refused_in_every_pass(name: str, value: int, says: str) -> None:
@@ -135,7 +135,7 @@ def test_window_attention_refuses_what_does_not_fit(change: dict[str, Any], says
 
 def test_union_without_members_is_refused() -> None:
     table = replace(sorted_windows(), members=None)
-    with pytest.raises(ValueError, match="a union needs to know its windows' members"):
+    with pytest.raises(ValueError, match="a union needs the members of its windows"):
         bare(bucket_window.forward)(Q, K, V, [table, table], 0.4, once=True)
 
 
@@ -173,15 +173,15 @@ CONVOLUTION = {"x": torch.randn(2, 40, 6), "weight": torch.randn(4, 6), "bias": 
 def test_scan_refuses_what_does_not_fit(name: str, how: str) -> None:
     run = bare(selective_scan.forward)
     run(**SCAN, checkpoints=True)
-    with pytest.raises(ValueError, match=r"the kernel takes|a kernel that takes|they stand last among"):
+    with pytest.raises(ValueError, match=r"the kernel expects|a kernel that expects|they must be the last of"):
         run(**spoil(SCAN, name, how), checkpoints=True)
     if name != "state":
         rest = {key: x for key, x in SCAN.items() if key != "state"}
         y, _, states = run(**SCAN, checkpoints=True)
         assert states is not None
-        with pytest.raises(ValueError, match=r"the kernel takes|a kernel that takes|they stand last among"):
+        with pytest.raises(ValueError, match=r"the kernel expects|a kernel that expects|they must be the last of"):
             bare(selective_scan.backward)(y, **spoil(rest, name, how), states=states)
-        with pytest.raises(ValueError, match=r"dy is|a kernel that takes"):
+        with pytest.raises(ValueError, match=r"dy is|a kernel that expects"):
             bare(selective_scan.backward)(y[:, :, :1], **rest, states=states)
         with pytest.raises(ValueError, match="states is"):
             bare(selective_scan.backward)(y, **rest, states=states[:, :, :1].contiguous())
@@ -192,11 +192,11 @@ def test_scan_refuses_what_does_not_fit(name: str, how: str) -> None:
 def test_duality_refuses_what_does_not_fit(name: str, how: str) -> None:
     y, last, before = bare(duality.forward)(**DUALITY, chunk=16, checkpoints=True)
     assert before is not None
-    with pytest.raises(ValueError, match=r"the kernel takes|a kernel that takes|rows share evenly"):
+    with pytest.raises(ValueError, match=r"the kernel expects|a kernel that expects|keys must divide rows"):
         bare(duality.forward)(**spoil(DUALITY, name, how), chunk=16, checkpoints=True)
     if name != "state":
         rest = {key: x for key, x in DUALITY.items() if key != "state"}
-        with pytest.raises(ValueError, match=r"the kernel takes|a kernel that takes|rows share evenly"):
+        with pytest.raises(ValueError, match=r"the kernel expects|a kernel that expects|keys must divide rows"):
             bare(duality.backward)(y, last, **spoil(rest, name, how), before=before, chunk=16)
         with pytest.raises(ValueError, match="before is"):
             bare(duality.backward)(y, last, **rest, before=before, chunk=8)
@@ -211,7 +211,7 @@ def test_convolution_refuses_what_does_not_fit(name: str, how: str) -> None:
     for run in (bare(short_convolution.forward), lambda **x: bare(short_convolution.backward)(CONVOLUTION["x"], **x)):
         with pytest.raises(ValueError, match=f"{name} is"):
             run(**spoil(CONVOLUTION, name, how))
-    with pytest.raises(ValueError, match=r"dy is|a kernel that takes"):
+    with pytest.raises(ValueError, match=r"dy is|a kernel that expects"):
         bare(short_convolution.backward)(CONVOLUTION["x"][:, 1:], **CONVOLUTION)
 
 

@@ -167,7 +167,9 @@ def test_damaged_library_is_built_again_with_a_line(
     with caplog.at_level(logging.WARNING):
         assert native.library(quick) is not None
     assert path.read_bytes() == whole
-    assert [record.message for record in caplog.records] == [f"the native library {path} is damaged and is built again"]
+    assert [record.message for record in caplog.records] == [
+        f"the native library {path} is damaged and will be rebuilt"
+    ]
 
 
 @needs_compiler
@@ -184,7 +186,7 @@ def test_library_of_another_architecture_is_built_again_with_a_line(
         assert native.library(quick) is not None
     assert path.read_bytes() == whole
     assert len(caplog.records) == 1
-    assert "cannot be loaded and is built again" in caplog.text
+    assert "cannot be loaded and will be rebuilt" in caplog.text
 
 
 @needs_compiler
@@ -214,7 +216,7 @@ def test_cache_that_cannot_be_used_is_replaced_by_a_temporary_one_with_a_line(
     assert len(list(folder.glob("*.so"))) == 1
     assert folder.stat().st_mode & 0o077 == 0
     assert len(caplog.records) == 1
-    assert f"native kernels are kept in {folder}" in caplog.text
+    assert f"native kernels are stored in {folder}" in caplog.text
 
 
 def test_temporary_folder_that_others_can_write_is_not_used(
@@ -228,6 +230,6 @@ def test_temporary_folder_that_others_can_write_is_not_used(
     with caplog.at_level(logging.WARNING):
         assert native.library(quick) is None
     assert len(caplog.records) == 1
-    assert "torch is used instead" in caplog.text
-    assert "others can write libraries there" in caplog.text
+    assert "using torch instead" in caplog.text
+    assert "other users can write to this folder" in caplog.text
     assert not list(folder.iterdir())

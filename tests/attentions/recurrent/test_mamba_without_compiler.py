@@ -76,7 +76,7 @@ def test_failed_build_says_why_once_and_goes_on(name: str, library: str, caplog:
 @pytest.mark.parametrize("name", ["mamba", "mamba2"])
 def test_fallback_keeps_the_contract(name: str, causal: bool) -> None:
     found = outcomes(Candidate(BACKENDS[name], {"causal": causal}))
-    assert {check: said for check, said in found.items() if said.startswith("FAILS")} == {}
+    assert {check: output for check, output in found.items() if output.startswith("FAILS")} == {}
 
 
 @pytest.mark.usefixtures("no_compiler")

@@ -155,12 +155,12 @@ def test_a_second_turn_continues_the_first(model: Any) -> None:
     together, turns = BoundedCache(model, 24), BoundedCache(model, 24)
     options: dict[str, Any] = {"prefill_chunk_size": 16, "max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
     first = model.generate(ids[:, :48], past_key_values=turns, **options)
-    said = torch.cat((first, ids[:, 48:]), 1)
-    second = model.generate(said, past_key_values=turns, **options)
-    chunks = [*ids[:, :48].split(16, 1), *first[:, 48:-1].split(1, 1), *said[:, 55:].split(16, 1)]
+    prompt = torch.cat((first, ids[:, 48:]), 1)
+    second = model.generate(prompt, past_key_values=turns, **options)
+    chunks = [*ids[:, :48].split(16, 1), *first[:, 48:-1].split(1, 1), *prompt[:, 55:].split(16, 1)]
     logits = [model(part, past_key_values=together).logits for part in chunks]
     last = logits[-1][0, -1].index_fill(0, torch.tensor(2), -torch.inf)  # generate does not end so early
-    assert second[0, said.shape[1]] == last.argmax()
+    assert second[0, prompt.shape[1]] == last.argmax()
 
 
 def test_beams_carry_their_own_tokens(model: Any) -> None:

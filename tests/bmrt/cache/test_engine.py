@@ -36,8 +36,8 @@ def engine(**settings: Any) -> RecursiveCompressionEngine:
 def byte_level(chat: str | None = None) -> PreTrainedTokenizerFast:
     """A Hugging Face tokenizer of bytes, made here, whose beginning of sequence is "<s>"."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = {"<s>": 0, "</s>": 1, **{letter: i + 2 for i, letter in enumerate(alphabet)}}
-    tokenizer = Tokenizer(models.BPE(vocab=words, merges=[]))
+    vocabulary = {"<s>": 0, "</s>": 1, **{letter: i + 2 for i, letter in enumerate(alphabet)}}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
@@ -150,7 +150,7 @@ def test_the_middle_is_cut_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"selector_type": "exakt"}, "selector_type='exakt'"),
         ({"lsh_mode": "rank"}, "lsh_mode='rank'"),
@@ -169,8 +169,8 @@ def test_the_middle_is_cut_out() -> None:
         ({"tokenizer": "no/such/folder"}, "tokenizer='bytes'|Give 'bytes'"),
     ],
 )
-def test_what_is_wrong_is_named(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_what_is_wrong_is_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         engine(**settings)
 
 
@@ -208,11 +208,11 @@ def test_a_message_is_found_where_it_is_in_a_template(context: str, question: st
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [("m['content'] | upper", "changes messages"), ("m['content'] + m['content']", "2 times"), ("''", "0 times")],
 )
-def test_templates_that_change_a_message_are_refused(content: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_templates_that_change_a_message_are_refused(content: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Prompts(byte_level(TEMPLATE.replace("m['content']", content))).split("A text.", "What?")
 
 

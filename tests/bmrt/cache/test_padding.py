@@ -174,7 +174,7 @@ def test_rows_of_padding_alone_are_no_trouble(model: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "said"),
+    ("before", "after", "message"),
     [
         ((0, 5), (0, 0), "row 1 is padded up to 0 .* was up to 5"),
         ((0, 5), None, "row 1 is padded up to 0"),
@@ -184,11 +184,11 @@ def test_rows_of_padding_alone_are_no_trouble(model: Any) -> None:
         ((0, 20), (0, 10), "row 1 is padded up to 10"),
     ],
 )
-def test_padding_that_is_no_longer_where_it_was_is_refused(model: Any, before: Any, after: Any, said: str) -> None:
+def test_padding_that_is_no_longer_where_it_was_is_refused(model: Any, before: Any, after: Any, message: str) -> None:
     cache, ids = BoundedCache(model, 24), tokens(30, batch=2)
     masks = [None if pads is None else mask_of(pads, length) for pads, length in ((before, 20), (after, 30))]
     model(ids[:, :20], attention_mask=masks[0], past_key_values=cache)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         model(ids[:, 20:], attention_mask=masks[1], past_key_values=cache)
 
 
@@ -203,5 +203,5 @@ def test_a_mask_of_another_size_is_refused(model: Any, shape: tuple[int, int]) -
 def test_another_number_of_rows_is_refused(model: Any) -> None:
     cache = BoundedCache(model, 24)
     model(tokens(20), past_key_values=cache)
-    with pytest.raises(ValueError, match="a cache of 1 sequences does not take 2"):
+    with pytest.raises(ValueError, match="a cache of 1 sequences cannot be used for 2"):
         model(tokens(20, batch=2), past_key_values=cache)

@@ -90,9 +90,9 @@ def test_compact_runs_far_past_the_trained_length_without_leaving_it(monkeypatch
 def test_absolute_positions_past_the_trained_length_are_warned_of_once() -> None:
     model = tiny(max_position_embeddings=48)
     cache = BoundedCache(model, 32)
-    with pytest.warns(UserWarning, match="beyond the 48") as said:
+    with pytest.warns(UserWarning, match="beyond the 48") as caught:
         fed(model, cache, tokens(100), 16)
-    assert len(said) == 1
+    assert len(caught) == 1
 
 
 @pytest.mark.parametrize("rope", [DYNAMIC, LONGROPE])

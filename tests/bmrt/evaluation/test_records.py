@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bmrt.evaluation.records import Records, alone, read_jsonl, require_unique
+from bmrt.evaluation.records import Records, locked, read_jsonl, require_unique
 
 SETTINGS = {"a": 1}
 
@@ -25,9 +25,9 @@ def filled(path: Path, *names: str) -> Path:
     "code", [0x00, 0x0A, 0x0B, 0x0C, 0x0D, 0x1C, 0x1D, 0x1E, 0x85, 0x2028, 0x2029, 0xD800, 0x1F600]
 )
 def test_an_answer_may_hold_any_character(tmp_path: Path, code: int) -> None:
-    said = f"left{chr(code)}right"
-    Records(tmp_path / "r.jsonl", SETTINGS).add({"id": "one", "response": said})
-    assert Records(tmp_path / "r.jsonl", SETTINGS).lines == [{"id": "one", "response": said}]
+    response = f"left{chr(code)}right"
+    Records(tmp_path / "r.jsonl", SETTINGS).add({"id": "one", "response": response})
+    assert Records(tmp_path / "r.jsonl", SETTINGS).lines == [{"id": "one", "response": response}]
 
 
 @pytest.mark.parametrize("code", [0x85, 0x2028, 0x2029])
@@ -57,19 +57,22 @@ def test_a_last_line_that_only_lacks_its_end_is_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
-        (lambda text: text.replace('"id": "b"', '"id" "b"'), "line 2 is no JSON"),
+        (lambda text: text.replace('"id": "b"', '"id" "b"'), "line 2 is not valid JSON"),
         (lambda text: text.replace('{"id": "b"}', "3"), "line 2"),
         (lambda text: text.replace('"id": "b"', '"name": "b"'), "line 2.*an object with 'id'"),
-        (lambda text: text.replace('"b"', '"a"'), "id in .*='a' is not allowed: it must be there once, not 2 times"),
-        (lambda text: text.replace('{"id": "b"}', "\0" * 11), "line 2 is no JSON"),
+        (
+            lambda text: text.replace('"b"', '"a"'),
+            "id in .*='a' is not allowed: it must be unique, not repeated 2 times",
+        ),
+        (lambda text: text.replace('{"id": "b"}', "\0" * 11), "line 2 is not valid JSON"),
     ],
 )
-def test_other_damage_is_named(tmp_path: Path, damage, said: str) -> None:
+def test_other_damage_is_named(tmp_path: Path, damage, message: str) -> None:
     path = filled(tmp_path / "r.jsonl", "a", "b", "c")
     path.write_text(damage(path.read_text()))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         Records(path, SETTINGS)
 
 
@@ -81,11 +84,11 @@ def test_what_was_made_otherwise_is_not_continued(tmp_path: Path) -> None:
         Records(path, {"model": "x", "budget": 128})
     with pytest.raises(ValueError, match="seed was None and is 0"):
         Records(path, {"model": "x", "budget": 64, "seed": 0})
-    with pytest.raises(ValueError, match="another question called 'b'"):
+    with pytest.raises(ValueError, match="a different question with id 'b'"):
         Records(path, {"model": "x", "budget": 64}, samples={"b": "3"})
     # More questions of the same run are fine, and remembered.
     Records(path, {"model": "x", "budget": 64}, samples={"c": "3"})
-    with pytest.raises(ValueError, match="another question called 'c'"):
+    with pytest.raises(ValueError, match="a different question with id 'c'"):
         Records(path, {"model": "x", "budget": 64}, samples={"c": "4"})
 
 
@@ -96,7 +99,7 @@ def test_results_of_unknown_making_are_not_continued(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not say how"):
         Records(path, SETTINGS)
     notes.unlink()
-    with pytest.raises(ValueError, match="which says how it was made"):
+    with pytest.raises(ValueError, match="which records how it was made"):
         Records(path, SETTINGS)
     path.unlink()
     assert Records(path, SETTINGS).done == set()
@@ -119,12 +122,12 @@ def test_one_process_at_a_time_writes_to_a_file(tmp_path: Path) -> None:
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "in\n"
-        with pytest.raises(ValueError, match=r"another process is writing .*r\.jsonl"), alone(path):
+        with pytest.raises(ValueError, match=r"another process is writing .*r\.jsonl"), locked(path):
             pass
-        with alone(tmp_path / "other.jsonl"):
+        with locked(tmp_path / "other.jsonl"):
             pass
         other.kill()
-    with alone(path):  # a killed process holds nothing
+    with locked(path):  # a killed process holds nothing
         pass
 
 
@@ -135,11 +138,11 @@ def test_names_stand_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
-    [("{", "line 1 is no JSON"), ('{"a": 1}\nx\n', "line 2"), ("3\n", "object"), ("[" * 100_000, "is no JSON")],
+    ("content", "message"),
+    [("{", "line 1 is not valid JSON"), ('{"a": 1}\nx\n', "line 2"), ("3\n", "object"), ("[" * 100_000, "is no JSON")],
 )
-def test_broken_data_is_named_by_line(tmp_path: Path, content: str, said: str) -> None:
+def test_broken_data_is_named_by_line(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text(content)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read_jsonl(path)

@@ -69,10 +69,10 @@ def test_the_documented_figures_are_the_measured_ones(inputs: str, tolerance: fl
     documented = [row for row in table(README.read_text().splitlines()) if row[0] == inputs and row[2] == "1024"]
     measured = table(list(lines(inputs, 1024)))
     assert len(documented) == len(measured) > 0
-    for said, found in zip(documented, measured, strict=True):
-        assert said[:3] == found[:3]
-        assert float(said[3]) == pytest.approx(float(found[3]), abs=tolerance)
-        assert float(said[5]) == pytest.approx(float(found[5]), abs=tolerance / 4)
+    for output, found in zip(documented, measured, strict=True):
+        assert output[:3] == found[:3]
+        assert float(output[3]) == pytest.approx(float(found[3]), abs=tolerance)
+        assert float(output[5]) == pytest.approx(float(found[5]), abs=tolerance / 4)
 
 
 def test_the_command_prints_the_documented_table(capsys: pytest.CaptureFixture[str]) -> None:

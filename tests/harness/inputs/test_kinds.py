@@ -132,10 +132,10 @@ def own_file(folder: Path, **changes: tuple[int, ...]) -> str:
     ("changes", "reason"),
     [
         ({"q": ()}, "the file has no tensor 'q', only k, v"),
-        ({"k": (2, 6, 23, 11)}, "k has the shape (2, 6, 23, 11), needed is (at least 2, 3, at least 23, 11)"),
-        ({"v": (2, 3, 23)}, "v has the shape (2, 3, 23), needed is (at least 2, 3, at least 23, 5)"),
-        ({"q": (1, 6, 23, 11)}, "q has the shape (1, 6, 23, 11), needed is (at least 2, 6, at least 23, 11)"),
-        ({"q": (2, 6, 22, 11)}, "q has the shape (2, 6, 22, 11), needed is (at least 2, 6, at least 23, 11)"),
+        ({"k": (2, 6, 23, 11)}, "k has shape (2, 6, 23, 11); it must be (at least 2, 3, at least 23, 11)"),
+        ({"v": (2, 3, 23)}, "v has shape (2, 3, 23); it must be (at least 2, 3, at least 23, 5)"),
+        ({"q": (1, 6, 23, 11)}, "q has shape (1, 6, 23, 11); it must be (at least 2, 6, at least 23, 11)"),
+        ({"q": (2, 6, 22, 11)}, "q has shape (2, 6, 22, 11); it must be (at least 2, 6, at least 23, 11)"),
     ],
     ids=["missing", "key heads", "axes", "sequences", "positions"],
 )
@@ -155,7 +155,7 @@ def test_a_file_without_x_has_no_layer_inputs(tmp_path: Path) -> None:
 def test_a_file_with_nothing_to_spare_cannot_calibrate(tmp_path: Path) -> None:
     case = make_case(own_file(tmp_path))
     assert make_inputs(case, 1).q.shape == (2, 6, 23, 11)
-    with pytest.raises(ValueError, match="has nothing left to calibrate on: 2 sequences of 23 positions"):
+    with pytest.raises(ValueError, match="has no data left for calibration: 2 sequences of 23 positions"):
         make_inputs(case, CALIBRATION)
 
 
@@ -193,13 +193,13 @@ def put(value: float, position: int) -> Callable[[Tensor], Tensor]:
 @pytest.mark.parametrize(
     ("change", "dtype", "reason"),
     [
-        (put(torch.nan, 22), "float32", "has NaN or infinite values, finite ones are needed"),
-        (put(-torch.inf, 0), "float32", "has NaN or infinite values, finite ones are needed"),
+        (put(torch.nan, 22), "float32", "has NaN or infinite values; all must be finite"),
+        (put(-torch.inf, 0), "float32", "has NaN or infinite values; all must be finite"),
         (put(-7e4, 3), "float16", "reaches 7e+04, and float16 ends at 6.55e+04"),
         (put(-7e4, 3), "bfloat16", ""),
         (put(torch.nan, 23), "float32", ""),
-        (lambda tensor: tensor.long(), "float32", "has the dtype I64, needed is one of F64, F32, F16, BF16"),
-        (lambda tensor: tensor.bool(), "float32", "has the dtype BOOL, needed is one of"),
+        (lambda tensor: tensor.long(), "float32", "has dtype I64; it must be one of F64, F32, F16, BF16"),
+        (lambda tensor: tensor.bool(), "float32", "has dtype BOOL; it must be one of"),
         (lambda tensor: tensor.bfloat16(), "float32", ""),
     ],
 )
@@ -222,7 +222,7 @@ def test_a_file_is_judged_again_once_it_was_replaced(tmp_path: Path) -> None:
 def test_a_pipe_is_no_file_and_nobody_waits_for_it(tmp_path: Path, prefix: str) -> None:
     pipe = tmp_path / "pipe.safetensors"
     os.mkfifo(pipe)
-    assert "it is no regular file" in why_not(make_case(f"{prefix}{pipe}"))
+    assert "it is not a regular file" in why_not(make_case(f"{prefix}{pipe}"))
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 50, b'\x40\0\0\0\0\0\0\0{"q": {"dtype": "F32"'])
@@ -247,7 +247,7 @@ not_a_function = 3
 
 
 def test_a_function_of_other_shapes_is_refused_with_both() -> None:
-    with pytest.raises(ValueError, match=r"returned \[\(2, 3\), \(23,\), 'int'\], needed are tensors of \[\(2, 6, 23"):
+    with pytest.raises(ValueError, match=r"\[\(2, 3\), \(23,\), 'int'\]; it must return tensors of \[\(2, 6, 23"):
         make_inputs(make_case("tests.harness.inputs.test_kinds:wrong_shape"), 0)
 
 

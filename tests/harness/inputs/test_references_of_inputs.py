@@ -148,7 +148,7 @@ def test_every_kind_says_that_it_can(kind: str) -> None:
 
 
 def test_unknown_inputs_are_named_with_the_nearest() -> None:
-    message = "no inputs are called 'gausian'; did you mean gaussian"
+    message = "unknown inputs 'gausian'; did you mean gaussian"
     assert message in why_not(make_case("gausian"))
     with pytest.raises(ValueError, match=message):
         make_inputs(make_case("gausian"), 0)

@@ -47,7 +47,7 @@ def test_the_error_per_value_is_measured_in_units_of_the_values() -> None:
 def test_a_nan_error_is_a_disagreement() -> None:
     assert gate.disagrees(1e-6, 1e-5, "it") == ""
     assert gate.disagrees(1e-4, 1e-5, "its definition") == (
-        "differs from its definition by 0.0001 (relative), allowed is 1e-05"
+        "differs from its definition by 0.0001 (relative); the limit is 1e-05"
     )
     assert gate.disagrees(float("nan"), 1e-5, "it") != ""
 
@@ -68,7 +68,7 @@ def test_rounding_is_no_leak() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flops", "moved", "words"),
+    ("flops", "moved", "message"),
     [
         (1.2e9, 0.0, ""),
         (1.4e9, 0.0, "1.4 GFLOP/s where 1 were measured"),
@@ -76,10 +76,10 @@ def test_rounding_is_no_leak() -> None:
         (0.0, 3.1e9, "3.1 GB/s where 1 were measured"),
     ],
 )
-def test_no_time_beats_the_ceilings_by_more_than_their_margin(flops: float, moved: float, words: str) -> None:
+def test_no_time_beats_the_ceilings_by_more_than_their_margin(flops: float, moved: float, message: str) -> None:
     found = gate.too_fast(1.0, flops, moved, CEILINGS)
-    assert found.endswith(words)
-    assert bool(found) == bool(words)
+    assert found.endswith(message)
+    assert bool(found) == bool(message)
 
 
 def test_small_traffic_may_come_from_a_cache_and_unknown_ceilings_judge_nothing() -> None:

@@ -49,7 +49,7 @@ def test_every_sample_is_seconds_a_call_and_there_are_at_least_three(
     monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
     timing, _ = timed(monkeypatch, seconds)
-    assert len(timing.samples_s) >= clock.FEWEST
+    assert len(timing.samples_s) >= clock.MIN_SAMPLES
     assert timing.samples_s == [pytest.approx(seconds)] * len(timing.samples_s)
 
 
@@ -117,5 +117,5 @@ def test_a_sample_during_which_the_clock_went_back_does_not_count(monkeypatch: p
     readings = Readings([1e-3, 1e-3, 1e-3, 1e-3, -5.0])
     monkeypatch.setattr(clock.time, "perf_counter", readings.perf_counter)
     samples_s = time_calls(readings, CPU, 0.5).samples_s
-    assert 0 < len(samples_s) < clock.MOST
+    assert 0 < len(samples_s) < clock.MAX_SAMPLES
     assert min(samples_s) > 0

@@ -58,14 +58,14 @@ def test_a_row_of_another_schema_is_refused_and_stays(tmp_path: Path, schema: ob
     text = json.dumps({**json.loads(a_row().model_dump_json(by_alias=True)), "schema": schema}) + "\n"
     (tmp_path / ROWS).write_text(text)
     with pytest.raises(
-        JournalError, match=r"line 1 has schema .*; this version reads schema 1 only. Nothing was changed"
+        JournalError, match=r"line 1 has schema .*; this version reads only schema 1. Nothing was changed"
     ):
         read_rows(tmp_path)
     assert (tmp_path / ROWS).read_text() == text
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"flavour": 1}, "flavour: this key is unknown"),
         ({"label": None}, "label: null is not allowed; it must be a valid string"),
@@ -73,10 +73,10 @@ def test_a_row_of_another_schema_is_refused_and_stays(tmp_path: Path, schema: ob
         ({"n": "x"}, "n: 'x' is not allowed; it must be a valid integer"),
     ],
 )
-def test_a_row_that_is_none_is_refused_in_words(tmp_path: Path, changes: dict[str, object], said: str) -> None:
+def test_a_row_that_is_none_is_refused_in_words(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     line = {**json.loads(a_row().model_dump_json(by_alias=True)), **changes}
     (tmp_path / ROWS).write_text(json.dumps(line))
-    with pytest.raises(JournalError, match=f"line 1 is not a row of schema 1: {said}"):
+    with pytest.raises(JournalError, match=f"line 1 is not a row of schema 1: {message}"):
         read_rows(tmp_path)
 
 
@@ -94,7 +94,7 @@ def test_a_full_disk_is_told_and_leaves_earlier_rows_whole(journal: Journal, tmp
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, hard))
     try:
-        with pytest.raises(JournalError, match=r"cannot be written: File too large.*make room and go on with --resume"):
+        with pytest.raises(JournalError, match=r"File too large.*free some space and continue with --resume"):
             journal.append(a_row(round=1))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -17,22 +17,22 @@ def test_a_folder_that_is_there_or_can_be_made_is_allowed_and_nothing_is_made(tm
 
 
 @pytest.mark.parametrize(
-    ("path", "words"),
+    ("path", "message"),
     [
-        ("file", "out: .*file cannot be made: it is not a folder"),
-        ("file/below", "out: .*below cannot be made: .*file is not a folder"),
-        ("dangling", "out: .*dangling cannot be made: it is not a folder"),
-        ("zero\0byte", r"out: '.*zero\\x00byte' is not allowed; a path has no zero byte"),
-        ("n" * 256, "out: '.*' is not allowed; a name has at most 255 bytes"),
-        ("/".join(["name"] * 1000), "out: '.*' is not allowed; a path has less than 4096 bytes"),
+        ("file", "out: .*file cannot be created: it is not a folder"),
+        ("file/below", "out: .*below cannot be created: .*file is not a folder"),
+        ("dangling", "out: .*dangling cannot be created: it is not a folder"),
+        ("zero\0byte", r"out: '.*zero\\x00byte' is not allowed; a path must not contain a null byte"),
+        ("n" * 256, "out: '.*' is not allowed; a name must have at most 255 bytes"),
+        ("/".join(["name"] * 1000), "out: '.*' is not allowed; a path must have fewer than 4096 bytes"),
     ],
 )
-def test_a_path_that_can_be_no_folder_is_refused_in_words(path: str, words: str, tmp_path: Path) -> None:
+def test_a_path_that_can_be_no_folder_is_refused_in_words(path: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(FolderError, match=words):
+    with pytest.raises(FolderError, match=message):
         require_folder(tmp_path / path, "out")
-    with pytest.raises(FolderError, match=words):
+    with pytest.raises(FolderError, match=message):
         new_run(str(tmp_path / path))
 
 
@@ -53,5 +53,5 @@ def test_a_path_of_thousands_of_folders_is_refused_before_any_is_looked_for(monk
         raise AssertionError(f"{len(str(path))} letters were looked for")
 
     monkeypatch.setattr(os.path, "lexists", look)
-    with pytest.raises(FolderError, match="a path has less than"):
+    with pytest.raises(FolderError, match="a path must have fewer than"):
         require_folder(Path("x/" * 50_000), "out")

@@ -86,19 +86,19 @@ def test_both_memory_channels_see_the_two_score_matrices_of_vanilla(measure: Any
 
 
 @pytest.mark.parametrize(
-    ("backend", "words"),
+    ("backend", "message"),
     [
         (":AddsOneHundredth", "differs from its own definition"),
         (":NotFinite", "not finite"),
         (":Leaking", "when only later tokens change"),
-        (":TurnsWrong", "differs from its own checked answer"),
+        (":TurnsWrong", "differs from its own checked output"),
         (":TooFast", "faster than the hardware"),
     ],
 )
-def test_a_wrong_answer_has_a_reason_and_no_time(measure: Any, backend: str, words: str) -> None:
+def test_a_wrong_answer_has_a_reason_and_no_time(measure: Any, backend: str, message: str) -> None:
     answer = measure(backend, ceilings=1e9).answer
     assert answer["status"] == "wrong"
-    assert words in answer["reason"]
+    assert message in answer["reason"]
     assert not set(answer) & {"time_s", "samples_s", "tokens_per_s", "flops_per_s", "roofline_share"}
 
 
@@ -122,8 +122,8 @@ def test_only_who_learns_needs_more_than_what_is_attended_to(
     answer = measure(backend, settings=settings, inputs=str(tmp_path / "own.safetensors")).answer
     assert answer["status"] == status, answer["reason"]
     if status == "unsupported":
-        assert answer["reason"].startswith("it learns from a calibration sample, and there is none: ")
-        assert "a longer file or a further sequence is needed" in answer["reason"]
+        assert answer["reason"].startswith("it needs a calibration sample, which is not available: ")
+        assert "use a longer file or one with more sequences" in answer["reason"]
 
 
 @pytest.mark.parametrize("backend", [":Right", ":Learns"])

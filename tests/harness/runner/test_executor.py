@@ -81,11 +81,11 @@ def test_a_child_that_the_kernel_killed_for_memory_is_oom(executor: Executor, mo
     assert (outcome.status, "run out of memory" in outcome.reason) == ("oom", True)
 
 
-@pytest.mark.parametrize(("code", "words"), [(3, "exited with code 3"), (0, "exited with code 0 without an answer")])
-def test_a_child_that_leaves_without_an_answer_is_a_crash(executor: Executor, code: int, words: str) -> None:
+@pytest.mark.parametrize(("code", "message"), [(3, "exited with code 3"), (0, "exited with code 0 without an answer")])
+def test_a_child_that_leaves_without_an_answer_is_a_crash(executor: Executor, code: int, message: str) -> None:
     outcome = run(executor, "leave", code=code)
     assert outcome.status == "crash"
-    assert outcome.reason == f"{words}; its last output: leaving now"
+    assert outcome.reason == f"{message}; its last output: leaving now"
 
 
 @pytest.mark.parametrize("text", ["\x00\x01garbage", "\x7f\xff\xff\xff", "[1, 2]", '{"status": "ok"}', "3"])
@@ -117,7 +117,7 @@ def test_what_a_finished_child_left_in_a_session_of_its_own_is_ended_too(executo
 def test_a_child_that_ends_the_fork_server_is_a_crash_and_the_next_one_finds_another(tmp_path: Path) -> None:
     with Executor(tmp_path) as fresh:
         outcome = run(fresh, "end_the_server")
-        assert (outcome.status, outcome.reason) == ("crash", "the process that started it was ended")
+        assert (outcome.status, outcome.reason) == ("crash", "the process that started it was terminated")
         assert run(fresh, "echo", a=1).answer == {"a": 1}
 
 
@@ -156,9 +156,9 @@ def test_a_full_disk_is_no_crash_of_the_child_unless_there_is_room(
         run(executor, "fill_a_disk")
 
 
-@pytest.mark.parametrize("said", ['{"status": "fine", "reason": "", "answer": {}}', '{"status": "ok", "answer": 3}'])
-def test_an_answer_of_another_form_is_a_crash(executor: Executor, said: str) -> None:
-    assert run(executor, "write_everywhere", text=said).status == "crash"
+@pytest.mark.parametrize("output", ['{"status": "fine", "reason": "", "answer": {}}', '{"status": "ok", "answer": 3}'])
+def test_an_answer_of_another_form_is_a_crash(executor: Executor, output: str) -> None:
+    assert run(executor, "write_everywhere", text=output).status == "crash"
 
 
 @pytest.mark.parametrize("job", ["take_tensors", "take_bytes"])

@@ -35,7 +35,7 @@ ENDS = {
     "raise KeyboardInterrupt": ("crash", "KeyboardInterrupt"),
     "raise BaseException('odd')": ("crash", "BaseException: odd"),
     "raise GeneratorExit": ("crash", "GeneratorExit"),
-    "os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)": ("crash", "the process that started it was ended"),
+    "os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)": ("crash", "the process that started it was terminated"),
 }
 HANGS = {
     "sleeping": "time.sleep(600)",
@@ -88,17 +88,17 @@ def outcomes(plan: SweepPlan) -> dict[str, tuple[str, str]]:
 
 
 @pytest.mark.parametrize("where", ["import", "construction"])
-@pytest.mark.parametrize(("fault", "said"), ENDS.items(), ids=list(ENDS))
+@pytest.mark.parametrize(("fault", "output"), ENDS.items(), ids=list(ENDS))
 def test_a_backend_that_ends_its_process_has_that_as_its_outcome_and_others_are_planned(
-    executor: Executor, write: Callable[[str, str], str], where: str, fault: str, said: tuple[str, str]
+    executor: Executor, write: Callable[[str, str], str], where: str, fault: str, output: tuple[str, str]
 ) -> None:
     module = write(where, fault)
     plan = make_plan(config(backends=["vanilla", f"{module}:One"]), executor)
     found = outcomes(plan)
     assert found["vanilla"] == ("", "")
-    assert found["One"][0] == said[0]
+    assert found["One"][0] == output[0]
     assert found["One"][1].startswith(f"{module}: ")
-    assert said[1] in found["One"][1]
+    assert output[1] in found["One"][1]
     assert plan.classes[f"{module}:One"].module == module
     assert not plan.classes[f"{module}:One"].learns
 
@@ -130,7 +130,7 @@ def test_subjects_and_inputs_are_looked_at_too(
 
 
 @pytest.mark.parametrize(
-    ("where", "fault", "words"),
+    ("where", "fault", "message"),
     [
         ("import", "raise RuntimeError('not today')", "cannot be imported: RuntimeError: not today"),
         ("import", "import no_such_thing", "No module named 'no_such_thing'"),
@@ -138,9 +138,9 @@ def test_subjects_and_inputs_are_looked_at_too(
     ],
 )
 def test_what_python_says_in_an_ordinary_exception_is_a_mistake_in_the_configuration(
-    executor: Executor, write: Callable[[str, str], str], where: str, fault: str, words: str
+    executor: Executor, write: Callable[[str, str], str], where: str, fault: str, message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=message):
         make_plan(config(backends=[f"{write(where, fault)}:One"]), executor)
 
 
@@ -148,7 +148,7 @@ def test_a_sound_outsider_is_planned_as_one_of_the_project_s_own(executor: Execu
     names = ["tests.harness.backends:Right", "tests.harness.backends:Calibrated"]
     plan = make_plan(config(backends=["vanilla", *names]), executor)
     assert outcomes(plan) == dict.fromkeys(("vanilla", "Right", "Calibrated"), ("", ""))
-    assert plan.classes[names[0]].said["claimed_time"] == "n^2"
+    assert plan.classes[names[0]].declared["claimed_time"] == "n^2"
     assert [plan.classes[name].learns for name in names] == [False, True]
 
 

@@ -59,11 +59,11 @@ def test_a_case_that_would_need_too_much_memory_is_refused_with_the_prediction()
     )
 
 
-@pytest.mark.parametrize(("status", "words"), [("oom", "ran out of memory"), ("timeout", "ran out of time")])
-def test_after_a_failure_longer_ones_of_the_series_are_refused(status: str, words: str) -> None:
+@pytest.mark.parametrize(("status", "message"), [("oom", "ran out of memory"), ("timeout", "ran out of time")])
+def test_after_a_failure_longer_ones_of_the_series_are_refused(status: str, message: str) -> None:
     forecast = Forecast(60.0, None)
     forecast.learn(a_row(a_case(n=1024), status=status, time_s=None))
-    assert forecast.refusal(a_case(n=2048)) == f"not tried: this series {words} at 1024 tokens already"
+    assert forecast.refusal(a_case(n=2048)) == f"not tried: this series already {message} at 1024 tokens"
     assert forecast.refusal(a_case(n=512)) == ""
 
 

@@ -115,7 +115,7 @@ def test_more_threads_than_cores_are_refused() -> None:
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "device: 'cuda:0' is not on this machine; auto takes what is" in refusal(device="cuda:0")
+    assert "device: 'cuda:0' is not available on this machine; auto uses what is" in refusal(device="cuda:0")
 
 
 def test_auto_takes_cuda_first_and_an_index_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +172,7 @@ def test_a_backend_of_ones_own_is_named_by_its_path() -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"backends": ["flsh"]}, "backends.0: no backend is called 'flsh'; did you mean flash, lsh_v2?"),
+        ({"backends": ["flsh"]}, "backends.0: unknown backend 'flsh'; did you mean flash, lsh_v2?"),
         ({"backends": ["vanilla", {"name": "no.such:One"}]}, "backends.1: backend 'no.such:One' cannot be imported"),
         (
             {"backends": [{"name": "bit_sampling", "bitz": 3}]},
@@ -184,7 +184,7 @@ def test_a_backend_of_ones_own_is_named_by_its_path() -> None:
         ),
         (
             {"backends": [{"name": "bit_sampling", "heads": 2}]},
-            "backends.0.heads: this is no setting of a backend; the grid's own keys decide it",
+            "backends.0.heads: this is not a backend setting; a key of the grid decides it",
         ),
         ({"backends": [{"name": "bit_sampling", "bits": []}]}, "backends.0.bits: [] is not allowed; it must be plain"),
         (
@@ -221,7 +221,8 @@ def test_a_backend_of_ones_own_is_named_by_its_path() -> None:
         ),
         (
             {"backends": ["vanilla", {"name": "bit_sampling", "label": "vanilla"}]},
-            "backends.1.label: 'vanilla' is not allowed; backends.0 has it already, and a label must name one series",
+            "backends.1.label: 'vanilla' is not allowed; backends.0 already uses it, and a label must name a single "
+            "series",
         ),
         (
             {"heads": [4, 8], "kv_heads": 8},
@@ -229,13 +230,13 @@ def test_a_backend_of_ones_own_is_named_by_its_path() -> None:
         ),
         ({"kv_heads": 3}, "kv_heads: 3 is not allowed; it must be a divisor of heads, which is 4"),
         ({"subject": "no.such:One"}, "subject: 'no.such:One' cannot be imported: No module named 'no'"),
-        ({"inputs": ["text", "gausian"]}, "inputs: no inputs are called 'gausian'; did you mean gaussian?"),
+        ({"inputs": ["text", "gausian"]}, "inputs: unknown inputs 'gausian'; did you mean gaussian?"),
         ({"inputs": "text", "text_file": "/nowhere"}, "text_file: text file '/nowhere' cannot be read: No such file"),
         ({"inputs": "text", "batch": 10**6}, "inputs: Python"),
         ({"inputs": "/nowhere.safetensors"}, "inputs: inputs file '/nowhere.safetensors' cannot be read"),
         (
             {"expect": {"flsh": {"error": 1.0}}},
-            "expect.flsh: no backend or label is called this; did you mean flash or lsh_v2? there are vanilla,",
+            "expect.flsh: there is no such backend or label; did you mean flash or lsh_v2? known are vanilla,",
         ),
     ],
     ids=lambda value: value.partition(":")[0] if isinstance(value, str) else "",
@@ -260,7 +261,7 @@ def test_the_longest_length_that_the_inputs_cannot_give_is_named(tmp_path: Path)
     path = tmp_path / "own.safetensors"
     save_file({name: torch.zeros(1, 4, 12, 16) for name in "qkv"}, path)
     text = refusal(inputs=str(path), lengths=[8, 16, 24])
-    assert "inputs: q has the shape (1, 4, 12, 16), needed is (at least 1, 4, at least 24, 16)" in text
+    assert "inputs: q has shape (1, 4, 12, 16); it must be (at least 1, 4, at least 24, 16)" in text
     assert len(plan(inputs=str(path), lengths=[8, 12])) == 4
 
 

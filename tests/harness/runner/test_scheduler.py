@@ -142,7 +142,7 @@ def test_what_was_not_right_is_not_measured_again(sweep: Any, status: str) -> No
 )
 def test_an_answer_that_is_no_outcome_is_a_crash(sweep: Any, answer: dict[str, Any]) -> None:
     rows = sweep(Pretending(lambda case, number: Outcome("ok", "", answer, 1.0)), plan(1, (128,)))
-    assert [(row.status, row.reason[:30]) for row in rows] == [("crash", "its answer is not understood: ")]
+    assert [(row.status, row.reason[:30]) for row in rows] == [("crash", "its answer is invalid: ")]
 
 
 def test_a_metric_that_is_no_finite_number_is_left_out(sweep: Any) -> None:
@@ -183,13 +183,15 @@ def test_only_backends_that_learn_have_a_calibration_sample_made(sweep: Any) -> 
 def test_inputs_that_cannot_be_made_are_the_reason_of_each_case_and_tried_once(sweep: Any) -> None:
     executor = Pretending(ok, inputs=Outcome("crash", "ValueError: no text", {}, 1.0))
     rows = sweep(executor, plan(1, (128,)) + plan(1, (128,), label="other"))
-    assert {(row.status, row.reason) for row in rows} == {("crash", "its inputs cannot be made: ValueError: no text")}
+    assert {(row.status, row.reason) for row in rows} == {
+        ("crash", "its inputs cannot be created: ValueError: no text")
+    }
     assert (len(rows), len(executor.made), executor.asked) == (2, 1, [])
 
 
 def test_a_full_disk_ends_the_sweep_and_leaves_the_case_to_the_next(sweep: Any) -> None:
     full = Pretending(ok, inputs=Outcome("ok", "", {"unwritable": "No space left on device"}, 1.0))
-    with pytest.raises(FolderError, match="No space left on device; make room, and go on with --resume"):
+    with pytest.raises(FolderError, match="No space left on device; free some space and continue with --resume"):
         sweep(full, plan(1, (128, 256)))
     assert full.asked == []
     rows = sweep(Pretending(ok), plan(1, (128, 256)))

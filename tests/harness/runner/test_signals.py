@@ -74,13 +74,13 @@ sys.exit(status)
 
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize(
-    ("when", "status", "said"),
+    ("when", "status", "output"),
     [("before", 130, "interrupted\n"), ("within", 7, ""), ("behind", 130, "interrupted\n"), ("after", 0, "")],
 )
 def test_a_command_that_polls_decides_itself_how_it_ends(
-    number: signal.Signals, when: str, status: int, said: str
+    number: signal.Signals, when: str, status: int, output: str
 ) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", COMMAND, str(int(number)), when]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (status, said)
+    assert (done.returncode, done.stderr) == (status, output)

@@ -25,7 +25,7 @@ def test_growth_within_its_bounds_is_as_expected():
 def test_growth_outside_its_bounds_is_a_failure_that_says_which():
     (message,) = judge(rows_of("n^2"), time_exponent=(0.9, 1.15))
     assert message.startswith("planted (kernel, forward, gaussian, float32): time exponent 2.0")
-    assert message.endswith("lies outside the expected [0.9, 1.15]")
+    assert message.endswith("is outside the expected [0.9, 1.15]")
 
 
 def test_a_bound_inside_the_interval_is_no_failure():

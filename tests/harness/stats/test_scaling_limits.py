@@ -99,7 +99,7 @@ def test_thousands_of_sizes_are_fitted_by_some_of_them(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("samples", "words"),
+    ("samples", "message"),
     [
         ({}, "must hold at least one value above zero"),
         ({8: []}, "must hold at least one value above zero"),
@@ -114,6 +114,6 @@ def test_thousands_of_sizes_are_fitted_by_some_of_them(monkeypatch: pytest.Monke
         ({10**400: [[1.0]]}, "must be at most"),
     ],
 )
-def test_what_cannot_be_fitted_is_named(samples: Samples, words: str):
-    with pytest.raises(ValueError, match=words):
+def test_what_cannot_be_fitted_is_named(samples: Samples, message: str):
+    with pytest.raises(ValueError, match=message):
         fit_scaling(samples)

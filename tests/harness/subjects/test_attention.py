@@ -70,7 +70,7 @@ def test_an_approximation_that_meets_its_own_definition_passes_with_its_error(fo
 
 
 @pytest.mark.parametrize(
-    ("backend", "changes", "words"),
+    ("backend", "changes", "message"),
     [
         ("AddsOneHundredth", {}, "differs from its own definition by"),
         ("AddsOneHundredth", {"level": "layer"}, "differs from its own definition by"),
@@ -80,12 +80,12 @@ def test_an_approximation_that_meets_its_own_definition_passes_with_its_error(fo
         ("SecondSetOnly", {}, "differs from its own definition by"),
         ("Leaking", {}, "(relative) when only later tokens change"),
         ("Leaking", {"mode": "train"}, "(relative) when only later tokens change"),
-        ("WrongGradient", {"mode": "train"}, "differs from its definition in the gradient by 0.5"),
+        ("WrongGradient", {"mode": "train"}, "differs from the gradient of its definition by 0.5"),
         ("StreamingWrong", {"mode": "decode"}, "differs from its own definition by"),
     ],
 )
-def test_a_wrong_backend_is_told_why(folder: Path, backend: str, changes: dict[str, Any], words: str) -> None:
-    assert words in both_sets(trial_of(folder, case_of(backend, **changes))).wrong
+def test_a_wrong_backend_is_told_why(folder: Path, backend: str, changes: dict[str, Any], message: str) -> None:
+    assert message in both_sets(trial_of(folder, case_of(backend, **changes))).wrong
 
 
 def test_a_leak_through_selection_is_recorded_and_not_wrong(folder: Path) -> None:
@@ -104,7 +104,7 @@ def test_later_answers_are_compared_with_the_first_checked_ones(folder: Path) ->
     assert both_sets(trial).wrong == ""
     answer = trial.call(1)
     assert trial.check(1, answer).wrong == ""
-    assert "its own checked answer" in trial.check(1, answer * 1.001).wrong
+    assert "its own checked output" in trial.check(1, answer * 1.001).wrong
 
 
 def test_later_gradients_are_compared_too(folder: Path) -> None:
@@ -112,7 +112,7 @@ def test_later_gradients_are_compared_too(folder: Path) -> None:
     assert both_sets(trial).wrong == ""
     out, gradient = trial.call(0)
     assert trial.check(0, (out, gradient)).wrong == ""
-    assert "its own checked answer" in trial.check(0, (out, gradient * 1.1)).wrong
+    assert "its own checked output" in trial.check(0, (out, gradient * 1.1)).wrong
 
 
 def test_later_rounds_compare_with_what_was_kept(folder: Path) -> None:
@@ -123,7 +123,7 @@ def test_later_rounds_compare_with_what_was_kept(folder: Path) -> None:
     later = trial_of(folder, case)
     assert later.check(0, later.call(0)) == CheckResult()
     other = AttentionSubject().setup(case_of("AddsOneHundredth", seed=5), Store(folder), case.digest())
-    assert "its own checked answer" in other.check(0, other.call(0)).wrong
+    assert "its own checked output" in other.check(0, other.call(0)).wrong
 
 
 def test_a_stream_is_right_at_every_length_that_timing_gives_it(folder: Path) -> None:
@@ -148,7 +148,7 @@ def test_filling_a_stream_in_pieces_changes_nothing(folder: Path, monkeypatch: p
 def test_what_cannot_run_says_so(folder: Path) -> None:
     with pytest.raises(Unsupported, match="it only runs on Sundays"):
         trial_of(folder, case_of("Cannot"))
-    with pytest.raises(Unsupported, match="a layer has no stream"):
+    with pytest.raises(Unsupported, match="a layer has no decoding stream"):
         trial_of(folder, case_of("Right", level="layer", mode="decode"))
 
 
@@ -240,7 +240,7 @@ def test_gradient_that_should_be_zero_and_is_not_is_wrong(folder: Path, monkeypa
         return v.repeat_interleave(q.shape[1] // v.shape[1], dim=1) + 1e-3 * (q - q.detach()).sum() + 0 * k.sum()
 
     monkeypatch.setattr(BitSampling, "forward", leaky)
-    assert "differs from its definition in the gradient" in both_sets(trial).wrong
+    assert "differs from the gradient of its definition" in both_sets(trial).wrong
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

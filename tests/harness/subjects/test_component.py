@@ -110,7 +110,7 @@ def test_a_stage_without_a_time_is_named_and_leaves_the_others_their_table(profi
     (folder / ROWS).write_text("".join(f"{row.model_dump_json(by_alias=True)}\n" for row in rows))
     report = write_report(folder)[1].read_text()
     table = report[report.index("Stages of staged at 256 tokens") :]
-    assert "Never timed, and in no share: output." in table
+    assert "Not timed and not included in the shares: output." in table
     line = next(line for line in table.splitlines() if line.startswith("| staged: scores "))
     assert line.split("|")[2].strip() == "100.0%"
 
@@ -132,16 +132,16 @@ def test_profile_on_a_full_disk_says_so_and_other_errors_stay(
             main([str(conf), "--out", str(folder)])
         return
     assert main([str(conf), "--out", str(folder)]) == 2
-    said = capsys.readouterr().err
-    assert "left out, because they name no stages: tests.harness.backends:Right\n" in said
-    assert f"error: {folder / 'report.html'} cannot be written: No space left on device" in said
+    printed = capsys.readouterr().err
+    assert "left out because they define no stages: tests.harness.backends:Right\n" in printed
+    assert f"error: {folder / 'report.html'} cannot be written: No space left on device" in printed
 
 
 def test_profile_without_any_stage_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     conf = tmp_path / "conf.yml"
     conf.write_text(yaml.safe_dump(BASE))
     assert main([str(conf)]) == 2
-    assert "no backend of this configuration names its stages" in capsys.readouterr().err
+    assert "no backend in this configuration defines stages" in capsys.readouterr().err
 
 
 class Inputs(Store):

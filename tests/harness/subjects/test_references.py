@@ -113,7 +113,7 @@ def test_a_file_that_leaves_nothing_to_calibrate_on_says_so_to_whoever_asks(tmp_
     store.make(case, (0, 1, CALIBRATION))
     assert store.missing(case, (0, 1, CALIBRATION)) == []
     assert [tensor.shape[2] for tensor in store.inputs(case, 0)] == [256, 256, 256]
-    with pytest.raises(NoSampleError, match="has nothing left to calibrate on"):
+    with pytest.raises(NoSampleError, match="has no data left for calibration"):
         store.inputs(case, CALIBRATION)
     roomy = a_case(inputs=own_file(tmp_path / "longer.safetensors", 300))
     store.make(roomy, [CALIBRATION])

@@ -38,7 +38,7 @@ class Leaky(Flash):
 
 
 class Broken(Flash):
-    """Gives no numbers beyond the tokens of the check for leaks."""
+    """Gives no numbers beyond the tokens of the causality check."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, first: Tensor | None = None) -> Tensor:
         out = super().forward(q, k, v, first=first)
@@ -168,9 +168,9 @@ def test_other_content_of_a_file_of_examples_is_another_row(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("facts", "words"),
+    ("facts", "message"),
     [
-        ("[" * 100_000, "it is no JSON: recursion limit exceeded"),
+        ("[" * 100_000, "it is not valid JSON: recursion limit exceeded"),
         ("[]", r"\[\] is not allowed; it must be an object"),
         ('{"run": 5}', "run: 5 is not allowed"),
         ('{"config": null}', "config: null is not allowed"),
@@ -179,12 +179,12 @@ def test_other_content_of_a_file_of_examples_is_another_row(tmp_path: Path) -> N
     ],
 )
 def test_damaged_facts_are_named_before_anything_runs(
-    facts: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    facts: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(long_arena_run, "row_of", lambda *_: pytest.fail("a case ran"))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text(facts)
-    with pytest.raises(ValueError, match=rf"run\.json cannot be read: {words}.*; remove it, and the same command"):
+    with pytest.raises(ValueError, match=rf"run\.json cannot be read: {message}.*; remove it, and the same command"):
         run(config(tmp_path))
     assert (tmp_path / "run" / "run.json").read_text() == facts
 
@@ -237,7 +237,7 @@ def test_a_model_that_was_trained_meanwhile_joins_the_run(tmp_path: Path, monkey
 
 
 def test_every_mistake_of_a_configuration_is_said_before_anything_runs(tmp_path: Path) -> None:
-    for changes, words in (
+    for changes, message in (
         (["lengths=[1]"], "lengths: this key is unknown"),
         (["attentions=[flush]"], "flash"),
         (["attentions=[{name: flash, bits: 3}]"], "bits: this setting is unknown"),
@@ -247,7 +247,7 @@ def test_every_mistake_of_a_configuration_is_said_before_anything_runs(tmp_path:
         (["tasks={a: {seq_length: 3}}"], "tasks.a.task: this key is missing"),
         (['tasks={a: {task: "x:y", seq_length: 3, training: {batchsize: 1}}}'], "batchsize"),
     ):
-        with pytest.raises(ConfigError, match=words):
+        with pytest.raises(ConfigError, match=message):
             config(tmp_path, *changes)
 
 
@@ -331,7 +331,7 @@ def test_rows_report_and_summary_of_a_run_that_goes_on(tmp_path: Path, monkeypat
     three = "attentions=[flash, simhash, bit_sampling]"
     summary = run(config(tmp_path, three))
     assert [cost["status"] for cost in summary["costs"]] == ["ok", "ok", "timeout", "skipped", "oom", "skipped"]
-    assert "64 tokens ended in timeout already" in summary["costs"][3]["reason"]
+    assert "64 tokens already ended in timeout" in summary["costs"][3]["reason"]
     (tmp_path / "run" / "children-of-a-killed-run").mkdir()
     longer = run(config(tmp_path, three, "sequence_lengths=[64, 128, 256]"))
     assert asked[6:] == [("flash", 256), ("simhash", 256), ("bit_sampling", 256)]
@@ -339,7 +339,7 @@ def test_rows_report_and_summary_of_a_run_that_goes_on(tmp_path: Path, monkeypat
     assert not list((tmp_path / "run").glob("children-*"))
     for name in ("report.html", "report.md", "benchmark_summary.json", "benchmark_summary.png", "run.json"):
         assert (tmp_path / "run" / name).stat().st_size > 100
-    with pytest.raises(ValueError, match="another configuration, different in model: choose another `out`"):
+    with pytest.raises(ValueError, match="another configuration, which differs in  model: choose another `out`"):
         run(config(tmp_path, "model.d_model=64"))
 
 

@@ -219,7 +219,7 @@ def test_generation_does_not_train_and_leaves_the_mode_as_it_was() -> None:
         ({"attention": "flsh"}, "did you mean flash"),
         ({"memory": ["infini"], "causal": False}, "causal"),
         ({"memory": ["infinite"]}, "hash_evict, compressed and infini"),
-        ({"memory": ["infini", "infini"]}, "without repetition"),
+        ({"memory": ["infini", "infini"]}, "without duplicates"),
         ({"memory": ["compressed"], "memory_segment": 10}, "multiple of compression_rate=4"),
     ],
 )
@@ -231,7 +231,7 @@ def test_impossible_configurations_are_refused_in_words(settings: dict, named: s
 def test_other_misuse_is_refused_in_words() -> None:
     with pytest.raises(ValueError, match="max_seq_len=512"):
         small_model()(token_ids(513))
-    with pytest.raises(ValueError, match="as many of each"):
+    with pytest.raises(ValueError, match="equally many of both"):
         small_model(attention="reformer", memory=["infini"])
     with pytest.raises(ValueError, match="cannot be reached"):
         create_lsh_v2_model(target_params="10M", attention="flash", d_model=768, n_heads=12)

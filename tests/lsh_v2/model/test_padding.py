@@ -108,15 +108,15 @@ def test_positions_out_of_range_are_refused(first: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "message"),
     [
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"temperature": torch.inf}, "temperature=inf"),
         ({"top_k": 0}, "top_k=0"),
     ],
 )
-def test_settings_of_generation_that_cannot_be_are_refused(settings: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_settings_of_generation_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         generate(small_model(), token_ids(3), max_new_tokens=1, **settings)
     with pytest.raises(ValueError, match="prompt length=0 is not allowed"):
         generate(small_model(), token_ids(0), max_new_tokens=1)
@@ -155,7 +155,7 @@ def test_truth_values_are_no_positions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ids", "said"),
+    ("ids", "message"),
     [
         (torch.zeros(1, 4), r"torch.float32 of shape \(1, 4\)"),
         (torch.zeros(4, dtype=torch.int64), r"torch.int64 of shape \(4,\)"),
@@ -163,7 +163,7 @@ def test_truth_values_are_no_positions() -> None:
         (torch.full((1, 4), 10**6), "input_ids=1000000 is not allowed"),
     ],
 )
-def test_ids_that_are_no_tokens_are_refused(ids: Any, said: str) -> None:
+def test_ids_that_are_no_tokens_are_refused(ids: Any, message: str) -> None:
     model = small_model()
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         model(ids)

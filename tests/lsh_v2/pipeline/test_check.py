@@ -33,15 +33,15 @@ def test_a_sound_model_has_nothing_wrong() -> None:
 
 def test_another_size_than_was_asked_for_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline_check, "parse_size", lambda _: 100_000)
-    (said,) = check(asked())["wrong"]
-    assert "where 100000 were asked for" in said
+    (problem,) = check(asked())["wrong"]
+    assert "instead of 100000" in problem
 
 
 def test_decoding_that_differs_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     extend = ModelStream.extend
     monkeypatch.setattr(ModelStream, "extend", lambda stream, ids: 1.01 * extend(stream, ids))
-    (said,) = check(asked())["wrong"]
-    assert "decoding token by token differs by 0.01" in said
+    (problem,) = check(asked())["wrong"]
+    assert "decoding token by token differs from one pass by 0.01" in problem
 
 
 def test_logits_that_are_no_numbers_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +49,7 @@ def test_logits_that_are_no_numbers_are_wrong(monkeypatch: pytest.MonkeyPatch) -
         return torch.full((*state.shape[:2], model.config.vocab_size), torch.nan)
 
     monkeypatch.setattr(LSHv2Model, "head", head)
-    assert any("not finite" in said for said in check(asked())["wrong"])
+    assert any("not finite" in problem for problem in check(asked())["wrong"])
 
 
 def test_the_command_writes_what_it_found_and_fails_where_something_is_wrong(

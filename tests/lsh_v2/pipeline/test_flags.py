@@ -132,7 +132,7 @@ def test_a_training_that_has_not_finished_is_not_judged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "harm", "words"),
+    ("name", "harm", "message"),
     [
         ("benchmark_summary.json", {"costs": None}, "costs: null is not allowed"),
         ("benchmark_summary.json", {"costs": [5]}, "costs.0: 5 is not allowed"),
@@ -153,16 +153,16 @@ def test_a_training_that_has_not_finished_is_not_judged(tmp_path: Path) -> None:
         ("training_metrics.json", {"accuracy": {"odd_one_out": {"score": 1}}}, "accuracy.odd_one_out.standard_error: "),
     ],
 )
-def test_damage_is_named_with_its_file(tmp_path: Path, name: str, harm: dict[str, Any], words: str) -> None:
+def test_damage_is_named_with_its_file(tmp_path: Path, name: str, harm: dict[str, Any], message: str) -> None:
     summary = {"costs": [cost(512)], "scaling": {"lsh_v2": {"time": None, "memory": None}}}
     metrics = {"finished": True, "loss_train": [2.0], "loss_drop_interval": None, "accuracy": {}}
     assert len(judged(tmp_path, summary, metrics)) == 7
     (path,) = tmp_path.rglob(name)
     path.write_text(json.dumps(json.loads(path.read_text()) | harm))
-    with pytest.raises(ValueError, match=rf"{name} cannot be read: .*{words}.*; remove it, and the same command"):
+    with pytest.raises(ValueError, match=rf"{name} cannot be read: .*{message}.*; remove it, and the same command"):
         flags_of(Layout(tmp_path, quick=True))
     path.write_text("[" * 100_000)
-    with pytest.raises(ValueError, match=rf"{name} cannot be read: it is no JSON: recursion limit"):
+    with pytest.raises(ValueError, match=rf"{name} cannot be read: it is not valid JSON: recursion limit"):
         flags_of(Layout(tmp_path, quick=True))
 
 

@@ -40,7 +40,7 @@ def runs(layout: Layout, name: str) -> int:
 def test_finished_phases_are_passed_over(layout: Layout) -> None:
     phases = [phase(layout, "one"), phase(layout, "two")]
     assert [record.status for record in run_phases(phases, layout)] == ["done", "done"]
-    assert [record.status for record in run_phases(phases, layout)] == ["done before", "done before"]
+    assert [record.status for record in run_phases(phases, layout)] == ["already done", "already done"]
     assert [runs(layout, "one"), runs(layout, "two")] == [1, 1]
 
 
@@ -79,7 +79,7 @@ def test_a_failed_phase_is_said_with_its_traceback_and_is_where_the_next_start_g
     assert last.excerpt.endswith("OSError: the moon is full")
     assert "so far" in Path(last.log).read_text()
     whole = [phase(layout, "one"), phase(layout, "two"), phase(layout, "three")]
-    assert [record.status for record in run_phases(whole, layout)] == ["done before", "done", "done"]
+    assert [record.status for record in run_phases(whole, layout)] == ["already done", "done", "done"]
 
 
 def test_a_phase_that_is_killed_says_so(layout: Layout) -> None:
@@ -171,7 +171,7 @@ def test_results_that_cannot_be_recorded_are_said_and_the_phases_stay_done(
         (layout.training / "training_metrics.json").unlink()
     assert pipeline.main(["--quick", "--root", str(tmp_path)]) == 0
     assert runs(layout, "one") == 1
-    assert json.loads(layout.manifest.read_text())["phases"][0]["status"] == "done before"
+    assert json.loads(layout.manifest.read_text())["phases"][0]["status"] == "already done"
 
 
 def test_a_phase_whose_source_changed_runs_again(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,9 +195,9 @@ def test_a_phase_whose_results_changed_or_are_missing_runs_again(
         harm()
         capsys.readouterr()
         assert [record.status for record in run_phases([one], layout)] == ["done"]
-        assert "phase one: its results have changed since it finished; it runs again" in capsys.readouterr().out
+        assert "phase one: its results have changed since it finished; running it again" in capsys.readouterr().out
         assert (first.read_text(), second.read_text()) == ("1", "2")
-    assert run_phases([one], layout)[0].status == "done before"
+    assert run_phases([one], layout)[0].status == "already done"
 
 
 def test_phases_know_the_modules_and_the_tokenizer_that_their_configurations_name(
@@ -245,9 +245,9 @@ def test_a_marker_that_is_no_marker_is_none(layout: Layout, torn: str) -> None:
 def test_a_full_disk_stops_a_phase_and_the_next_start_goes_on_with_it(layout: Layout) -> None:
     """Its log grows beyond the room there is."""
     chatter = phase(layout, "two", "print('x' * 10_000)")
-    with no_room(5_000), pytest.raises(PipelineError, match="cannot be written: File too large; phases that have"):
+    with no_room(5_000), pytest.raises(PipelineError, match="cannot be written: File too large; finished phases"):
         run_phases([phase(layout, "one"), chatter], layout)
-    assert [record.status for record in run_phases([phase(layout, "one"), chatter], layout)] == ["done before", "done"]
+    assert [record.status for record in run_phases([phase(layout, "one"), chatter], layout)] == ["already done", "done"]
     assert runs(layout, "one") == 1
 
 
@@ -335,8 +335,8 @@ def test_the_whole_pipeline_killed_in_each_phase_and_started_again_finishes(
         assert not layout.named(name, ".ok").exists()
     monkeypatch.setattr("lsh_v2.pipeline.phases.HERE", tmp_path)
     assert pipeline.main(["--quick", "--root", str(layout.root)]) == 0
-    said = capsys.readouterr().out
-    assert "success flags" in said
+    output = capsys.readouterr().out
+    assert "success flags" in output
     results = json.loads(layout.manifest.read_text())
     assert [one["name"] for one in results["phases"]] == ["model", "data", "training", "profile", "benchmark"]
     assert "data/results/quick_benchmark/benchmark_summary.json" in results["artifacts"]

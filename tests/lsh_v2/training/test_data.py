@@ -102,34 +102,34 @@ def test_answers_to_a_file_are_graded_as_those_to_the_task_that_made_it(tmp_path
     write_examples(path, [*examples, Example("a", "b")])
     task = task_of(tiny(tmp_path, eval_file=str(path), **settings), evaluation=True)
     for one, two in zip(examples, map(task.example, range(30)), strict=True):
-        said = "\n".join(one.answer.split("\n")[:-1])
-        assert (task.score(two, said), task.chance(two)) == (made.score(one, said), made.chance(one))
+        answer_text = "\n".join(one.answer.split("\n")[:-1])
+        assert (task.score(two, answer_text), task.chance(two)) == (made.score(one, answer_text), made.chance(one))
     assert len({task.score(e, "\n".join(e.answer.split("\n")[:-1])) for e in examples}) > 2
     assert (task.score(task.example(30), " b"), task.chance(task.example(30))) == (1, 0)
 
 
 @pytest.mark.parametrize(
-    ("task", "metadata", "words"),
+    ("task", "metadata", "message"),
     [
-        ("tasks.odd_one_out:OddOneOut", {"task": "odd_one_out"}, "its metadata lack 'items'"),
-        ("tasks.odd_one_out:OddOneOut", {"task": "odd_one_out", "items": "x"}, "its metadata are not those of 'odd_on"),
-        ("tasks.odd_one_out:OddOneOut", {"task": "odd_one_out", "items": 0}, "its metadata are not those of 'odd_one_"),
+        ("tasks.odd_one_out:OddOneOut", {"task": "odd_one_out"}, "its metadata lacks 'items'"),
+        ("tasks.odd_one_out:OddOneOut", {"task": "odd_one_out", "items": "x"}, "its metadata is not valid for 'odd_on"),
+        ("tasks.odd_one_out:OddOneOut", {"task": "odd_one_out", "items": 0}, "its metadata is not valid for 'odd_one_"),
         (
             "tasks.odd_one_out:OddOneOut",
             {"task": "odd_one_out", "items": 0.5},
-            "its metadata give a score or chance of 2.0",
+            "its metadata gives a score or chance of 2.0",
         ),
-        ("tests.lsh_v2.training.test_data:Keyed", {"task": "keyed"}, "its metadata lack 'key'"),
+        ("tests.lsh_v2.training.test_data:Keyed", {"task": "keyed"}, "its metadata lacks 'key'"),
     ],
 )
 def test_an_example_that_cannot_be_graded_is_named_by_its_line(
-    task: str, metadata: dict[str, object], words: str, tmp_path: Path
+    task: str, metadata: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     """Whether its chance or its score asks for what is not there: that would be found when the training is over."""
     path = tmp_path / "examples.jsonl"
     write_examples(path, [Example("a", "b"), Example("a", "b", dict(metadata))])
     path.write_text("\n" + path.read_text())
-    with pytest.raises(ValueError, match=rf"examples\.jsonl line 3: {words}"):
+    with pytest.raises(ValueError, match=rf"examples\.jsonl line 3: {message}"):
         task_of(tiny(tmp_path, eval_file=str(path), task=task), evaluation=True)
 
 
@@ -145,10 +145,10 @@ class Keyed(Echo):
 
 
 def test_grading_tells_right_from_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = iter([" 1", " 2"] * 5)
+    replies = iter([" 1", " 2"] * 5)
     monkeypatch.setattr(
         "lsh_v2.training.evaluation.answers",
-        lambda _model, examples, *_: [(Example(e.prompt, " 1", e.metadata), next(said)) for e in examples],
+        lambda _model, examples, *_: [(Example(e.prompt, " 1", e.metadata), next(replies)) for e in examples],
     )
     found = graded(small_model(), Echo(), ByteTokenizer(), count=10, max_answer_tokens=4)
     assert found == {
@@ -226,8 +226,6 @@ def test_a_tokenizer_that_is_not_as_it_was_made_is_refused_and_kept(harm: str, t
     else:
         origin.unlink()
     before = sorted((path.name, path.read_text()) for path in folder.iterdir())
-    with pytest.raises(
-        ValueError, match="tokenizer is no tokenizer as training makes it: remove it, or choose another"
-    ):
+    with pytest.raises(ValueError, match="tokenizer is not a tokenizer made by training: remove it, or choose another"):
         tokenizer_of(config)
     assert sorted((path.name, path.read_text()) for path in folder.iterdir()) == before

@@ -93,7 +93,7 @@ def test_command_names_a_broken_line_before_it_trains(key: str, tmp_path: Path, 
     examples.write_text(examples.read_text() + '{"prompt": "say')
     config.write_text(yaml.safe_dump(TINY | {key: str(examples), "out": str(tmp_path / "run")}))
     assert main([str(config)]) == 2
-    assert "examples.jsonl line 4 is no JSON" in capsys.readouterr().err
+    assert "examples.jsonl line 4 is not valid JSON" in capsys.readouterr().err
     assert not (tmp_path / "run" / "steps.jsonl").exists()
 
 
@@ -138,7 +138,7 @@ def test_damaged_checkpoint_is_named_with_the_one_that_is_left(harm: str, tmp_pa
         whole = (path / "state.json").read_text()
         torn = {"state": whole[: len(whole) // 2], "list": "[]", "no model": whole.replace('"model":', '"other":')}
         (path / "state.json").write_text(torn[harm])
-    with pytest.raises(CheckpointError, match=r"step-00000005 is damaged.*go on from step-00000003"):
+    with pytest.raises(CheckpointError, match=r"step-00000005 is damaged.*continue from step-00000003"):
         read_state(path, CheckpointState)
     with pytest.raises(CheckpointError, match="damaged"):
         load_model(tmp_path)

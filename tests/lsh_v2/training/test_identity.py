@@ -12,7 +12,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 
-from lsh_v2.common.files import InUseError, alone, digest
+from lsh_v2.common.files import InUseError, digest, locked
 from lsh_v2.common.schemas import TrainingState
 from lsh_v2.train import main
 from lsh_v2.training import Trainer, checks, identity
@@ -134,27 +134,27 @@ def test_every_key_decides_the_result_or_is_listed_as_incidental() -> None:
 def test_a_folder_in_use_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "run"
     out.mkdir()
-    with alone(out, "training"):
+    with locked(out, "training"):
         before = sorted(out.rglob("*"))
         assert command(out) == 2
         assert "run is in use by another training" in capsys.readouterr().err
         assert sorted(out.rglob("*")) == before
-        with pytest.raises(InUseError), alone(out, "training"):
+        with pytest.raises(InUseError), locked(out, "training"):
             pass
     assert command(out) == 0
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "reason"),
     [
-        ('{"torn', "training_metrics.json cannot be read: it is no JSON: EOF while parsing a string"),
+        ('{"torn', "training_metrics.json cannot be read: it is not valid JSON: EOF while parsing a string"),
         ("[]", "training_metrics.json cannot be read: [] is not allowed; it must be an object"),
         ("{}", "training_metrics.json cannot be read: config: this key is missing"),
         ("\x00\xff", "training_metrics.json cannot be read: "),
     ],
 )
 def test_damaged_metrics_are_named_and_nothing_else_is_touched(
-    text: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture
+    text: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "run"
     assert command(out) == 0
@@ -162,9 +162,9 @@ def test_damaged_metrics_are_named_and_nothing_else_is_touched(
     (out / "training_metrics.json").write_text(text, encoding="latin-1")
     capsys.readouterr()
     assert command(out) == 2
-    said = capsys.readouterr().err
-    assert words in said
-    assert said.endswith("remove it, and the same command makes it again\n")
+    output = capsys.readouterr().err
+    assert reason in output
+    assert output.endswith("remove it, and the same command creates it again\n")
     (out / "training_metrics.json").unlink()
     assert command(out) == 0
     assert steps_of(out) == curve
@@ -174,7 +174,7 @@ DEEP = "[" * 100_000
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "words"),
+    ("key", "value", "reason"),
     [
         ("accuracy", None, "accuracy: null is not allowed; it must be "),
         ("accuracy", {"x": None}, "accuracy.x: null is not allowed; it must be an object"),
@@ -195,22 +195,22 @@ DEEP = "[" * 100_000
     ],
 )
 def test_values_of_metrics_that_cannot_be_are_named(
-    key: str, value: object, words: str, finished_run: Path, capsys: pytest.CaptureFixture
+    key: str, value: object, reason: str, finished_run: Path, capsys: pytest.CaptureFixture
 ) -> None:
     path = finished_run / "training_metrics.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     before = digest(finished_run)
     assert command(finished_run, num_answers=2) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"{path} cannot be read: {words}")
-    assert said.endswith("; remove it, and the same command makes it again\n")
+    output = capsys.readouterr().err
+    assert output.startswith(f"{path} cannot be read: {reason}")
+    assert output.endswith("; remove it, and the same command creates it again\n")
     assert digest(finished_run) == before
 
 
 def test_metrics_nested_without_end_are_refused_in_words(finished_run: Path, capsys: pytest.CaptureFixture) -> None:
     (finished_run / "training_metrics.json").write_text(DEEP)
     assert command(finished_run, num_answers=2) == 2
-    assert "training_metrics.json cannot be read: it is no JSON: recursion limit" in capsys.readouterr().err
+    assert "training_metrics.json cannot be read: it is not valid JSON: recursion limit" in capsys.readouterr().err
 
 
 def test_metrics_that_are_not_finished_are_gone_on_with(finished_run: Path) -> None:
@@ -222,7 +222,7 @@ def test_metrics_that_are_not_finished_are_gone_on_with(finished_run: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "words"),
+    ("key", "value", "reason"),
     [
         ("step", "x", "step: 'x' is not allowed; it must be a valid integer"),
         ("step", -5, "step: -5 is not allowed; it must be greater than or equal to 0"),
@@ -240,12 +240,12 @@ def test_metrics_that_are_not_finished_are_gone_on_with(finished_run: Path) -> N
         ("scaler", {"scale": 1.0}, "scaler must hold _growth_tracker, "),
         ("model", None, "model: null is not allowed"),
         ("model", {"d_model": -1}, "model.d_model: -1 is not allowed"),
-        ("sha256", {}, "model.safetensors is not what was written"),
+        ("sha256", {}, "model.safetensors has changed since it was written"),
         ("sha256", {"model.safetensors": 1}, "sha256.model.safetensors: 1 is not allowed"),
     ],
 )
 def test_values_of_a_checkpoints_state_that_cannot_be_are_named(
-    key: str, value: object, words: str, finished_run: Path, capsys: pytest.CaptureFixture
+    key: str, value: object, reason: str, finished_run: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (finished_run / "training_metrics.json").unlink()
     newest = checkpoints(finished_run / "checkpoints")[-1]
@@ -253,10 +253,10 @@ def test_values_of_a_checkpoints_state_that_cannot_be_are_named(
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     before = digest(finished_run)
     assert command(finished_run, num_answers=2) == 1
-    said = capsys.readouterr().err
-    assert said.startswith(f"checkpoint {newest} is damaged: ")
-    assert words in said
-    assert said.endswith(f"; remove the folder to go on from {checkpoints(newest.parent)[-2].name}\n")
+    output = capsys.readouterr().err
+    assert output.startswith(f"checkpoint {newest} is damaged: ")
+    assert reason in output
+    assert output.endswith(f"; remove the folder to continue from {checkpoints(newest.parent)[-2].name}\n")
     assert digest(finished_run) == before
 
 
@@ -267,7 +267,7 @@ def test_a_state_nested_without_end_and_one_of_another_step_are_refused_in_words
     newest = checkpoints(finished_run / "checkpoints")[-1]
     (newest / "state.json").write_text(DEEP)
     assert command(finished_run, num_answers=2) == 1
-    assert "state.json: it is no JSON: recursion limit exceeded" in capsys.readouterr().err
+    assert "state.json: it is not valid JSON: recursion limit exceeded" in capsys.readouterr().err
     shutil.rmtree(newest)
     checkpoints(newest.parent)[-1].rename(newest)
     assert command(finished_run, num_answers=2) == 1
@@ -296,7 +296,7 @@ def test_a_tokenizer_that_a_run_has_begun_with_is_kept(tmp_path: Path) -> None:
     other = config.model_copy(update={"tokenizer_size": 310})
     for start in (Trainer(other).run, lambda: tokenizer_of(other)):
         with pytest.raises(
-            ValueError, match="holds a run of another configuration, different in tokenizer_size: choose"
+            ValueError, match="holds a run of another configuration, which differs in  tokenizer_size: choose"
         ):
             start()
     assert digest(tmp_path / "tokenizer") == before
@@ -377,7 +377,7 @@ def test_bfloat16_trains(attention: str, tmp_path: Path) -> None:
 
 def test_float16_is_refused_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert command(tmp_path / "run", mixed_precision="fp16") == 2
-    assert 'mixed_precision: fp16 is not allowed on a CPU; it must be "no" or bf16' in capsys.readouterr().err
+    assert 'mixed_precision: fp16 is not allowed on a CPU; use "no" or bf16' in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -414,9 +414,9 @@ def test_scaler_of_float16_goes_on_where_it_was(tmp_path: Path, monkeypatch: pyt
 
 def test_a_loss_that_is_not_finite_spoils_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert command(tmp_path / "run", learning_rate=1e30, warmup_steps=0, checkpoint_every=1) == 1
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     assert (
-        "the loss of step 2 is nan; lower learning_rate; the newest checkpoint, step-00000001, is from before" in said
+        "the loss of step 2 is nan; lower learning_rate; the newest checkpoint, step-00000001, is from before" in output
     )
     assert len(steps_of(tmp_path / "run")) == 1
 
@@ -437,17 +437,17 @@ def test_a_gradient_that_is_not_finite_is_not_followed(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "reason"),
     [
         ({"seq_length": 8}, "training example 0 has 10 tokens, more than seq_length=8"),
         ({"seq_length": 10, "num_train_sequences": 1, "eval_file": "long.jsonl"}, "held-out example 1 has "),
     ],
 )
 def test_examples_without_room_are_found_before_the_first_step(
-    changes: dict[str, Any], words: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_examples(Path("long.jsonl"), [Echo().example(0), Echo().example(0).__class__("say much more:", " 1")])
     monkeypatch.setattr(TrainingLoop, "train", lambda _: pytest.fail("a step was made"))
     assert command(tmp_path / "run", **changes) == 2
-    assert words in capsys.readouterr().err
+    assert reason in capsys.readouterr().err

@@ -28,7 +28,7 @@ def test_trackers_share_one_project(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     trainer = Trainer(tiny(tmp_path))
     trainer.enable_wandb(project="one")
     trainer.enable_mlflow(project="one")
-    with pytest.raises(ValueError, match="project='two' is not allowed: trackers share one, 'one' already"):
+    with pytest.raises(ValueError, match="project='two' is not allowed: trackers already share 'one'"):
         trainer.enable_mlflow(project="two")
 
 

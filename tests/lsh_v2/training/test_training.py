@@ -79,7 +79,7 @@ def test_run_leaves_metrics_a_figure_checkpoints_and_tensorboard_files(tmp_path:
     assert list((tmp_path / "tensorboard").rglob("events.out.*"))
     assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step-00000008", "step-00000010"]
     assert Trainer(config).run() == metrics  # finished: nothing is trained again
-    with pytest.raises(ValueError, match="another configuration, different in learning_rate"):
+    with pytest.raises(ValueError, match="another configuration, which differs in  learning_rate"):
         Trainer(tiny(tmp_path, learning_rate=5e-3)).run()
 
 
@@ -195,8 +195,8 @@ def two_processes(out: Path, **changes: Any) -> str:
 def test_two_processes_go_on_as_if_they_had_not_stopped_and_write_everything_once(tmp_path: Path) -> None:
     """With a last batch that is not full, and a number of batches that is odd."""
     out, changes = tmp_path / "run", {"num_train_sequences": 17, "num_answers": 2}
-    said = two_processes(out, **changes)
-    assert said.count("training_metrics.json") == said.count("loss by epoch") == 1
+    output = two_processes(out, **changes)
+    assert output.count("training_metrics.json") == output.count("loss by epoch") == 1
     assert len(list((out / "tensorboard").rglob("events.out.*"))) == 2  # the curves, and the configuration's own
     curve = steps_of(out)
     assert [step["step"] for step in curve] == list(range(1, 11))
