@@ -61,7 +61,7 @@ def test_a_run_is_a_frame(run: Run) -> None:
 def test_mistakes_are_named(run: Run, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"rounds: 0 is not allowed"):
         run_sweep(SMALL, tmp_path / "run", overrides=["rounds=0"])
-    with pytest.raises(FolderError, match="holds a run already"):
+    with pytest.raises(FolderError, match="already holds a run"):
         run_sweep(SMALL, run.folder)
     with pytest.raises(ConfigError, match="cannot be read"):
         run_sweep(tmp_path / "absent.yml")

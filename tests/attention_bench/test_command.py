@@ -51,7 +51,7 @@ def test_an_unknown_command_is_answered_with_the_list(arguments: list[str], caps
     output = capsys.readouterr()
     assert output.out == ""
     assert all(name in output.err for name in ("init", *COMMANDS))
-    assert ("'swep' is not a command" if arguments else "name a command") in output.err
+    assert ("'swep' is not a command" if arguments else "a command is required") in output.err
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

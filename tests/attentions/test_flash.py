@@ -23,9 +23,9 @@ def problem(dtype: torch.dtype = torch.bfloat16, device: str = "cuda", head_dim:
     ("impl", "posed", "reason"),
     [
         ("flash-attn", problem(device="cpu"), "flash-attn"),
-        ("auto", problem(dtype=torch.float32), "float16 and bfloat16 alone"),
+        ("auto", problem(dtype=torch.float32), "only float16 and bfloat16"),
         ("torch", problem(device="mps"), "no flash kernel for mps"),
-        ("torch", problem(head_dim=320), "heads of up to 256"),
+        ("torch", problem(head_dim=320), "head dimensions up to 256"),
     ],
 )
 def test_what_no_kernel_takes_is_refused(impl: str, posed: Problem, reason: str) -> None:

@@ -56,7 +56,7 @@ def test_a_faster_run_passes(tmp_path: Path):
 def test_a_slower_constant_fails_with_the_reason_and_the_next_step(tmp_path: Path, capsys):
     assert compare(tmp_path, timed_rows(times(seed=1)), timed_rows(times(seed=2, factor=1.2))) == 1
     printed = capsys.readouterr().out
-    assert "surely worse" in printed
+    assert "significantly worse" in printed
     assert "--update" in printed
 
 
@@ -194,7 +194,7 @@ def test_a_slower_run_on_a_busy_machine_is_ambiguous_and_says_so(tmp_path: Path,
     after = timed_rows(times(seed=2, factor=1.5), **BUSY)
     assert compare(tmp_path, timed_rows(times(seed=1)), after) == 3
     printed = unwrapped(capsys)
-    assert "surely worse" in printed
+    assert "significantly worse" in printed
     assert "but other programs took more than 10 % of CPU time in 27 of 27 timed cases" in printed
     assert "on an idle machine" in printed
 

@@ -116,7 +116,7 @@ def test_each_fault_gets_one_row_with_status_and_reason_and_the_sweep_goes_on(fo
         "Raising": ("crash", "ArithmeticError: two and two made <b>five</b>"),
         "KillingItself": ("crash", "killed by SIGSEGV; its last output: these were its last words"),
         "ExitingQuietly": ("crash", "exited with code 0 without an answer"),
-        "WritingGarbage": ("crash", "not understood"),
+        "WritingGarbage": ("crash", "an invalid answer"),
         "PrintingGarbage": ("ok", ""),
         "Hungry": ("oom", "allocate"),
         "Hanging": ("timeout", "no answer within 20 s"),

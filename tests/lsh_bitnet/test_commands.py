@@ -144,7 +144,7 @@ def refusal(main: Callable[[list[str]], int], arguments: list[str], capsys: pyte
         (["seq_length=5"], "seq_length: this key is unknown"),
         (["device.x=5"], "device is 'cpu', which has no keys"),
         (["nonsense"], "must have the form key=value"),
-        (["a=[1"], "not YAML"),
+        (["a=[1"], "not valid YAML"),
         (["seq_len=1"], "seq_len: 1 is not allowed; it must be an integer of at least 2"),
         (["seq_len=many"], "seq_len: 'many' is not allowed"),
         (["seq_len=1.5"], "seq_len: 1.5 is not allowed"),
@@ -194,7 +194,12 @@ def test_what_is_missing_or_wrong_is_said(
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "must be a mapping"), (b"[1]", "must be a mapping"), (b"a: [", "not YAML"), (b"\xff\xfe\x00", "UTF-8")],
+    [
+        (b"", "must be a mapping"),
+        (b"[1]", "must be a mapping"),
+        (b"a: [", "not valid YAML"),
+        (b"\xff\xfe\x00", "UTF-8"),
+    ],
 )
 def test_a_configuration_that_is_none_is_said(
     content: bytes, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path

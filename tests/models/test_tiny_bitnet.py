@@ -172,7 +172,7 @@ def test_a_log_is_kept_until_a_new_run_has_a_line_for_it(
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("a: [", "not YAML"), ("[1]", "must be a mapping"), ("seed: x", "seed: 'x'"), ("nothing: 1", "nothing: 1")],
+    [("a: [", "not valid YAML"), ("[1]", "must be a mapping"), ("seed: x", "seed: 'x'"), ("nothing: 1", "nothing: 1")],
 )
 def test_a_plan_that_is_none_is_said_in_one_line(
     content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

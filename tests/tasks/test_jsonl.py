@@ -37,7 +37,7 @@ def test_examples_are_read_one_at_a_time(tmp_path: Path) -> None:
     [
         ("broken", "is not valid JSON"),
         ('{"prompt": "a"', "is not valid JSON"),
-        ("17", "is no example: it must be an object"),
+        ("17", "is not an example: it must be an object"),
         ('{"prompt": "a"}', "answer must be text"),
         ('{"prompt": 3, "answer": "b"}', "prompt must be text"),
         ('{"prompt": "a", "answer": "b", "metadata": 1}', "metadata must be an object"),
@@ -59,11 +59,11 @@ def test_examples_are_read_one_at_a_time(tmp_path: Path) -> None:
         ('{"prompt": "a", "answer": null}', "answer must be text: null"),
         (
             '{"prompt": "\\ud800", "answer": "b"}',
-            r"not valid JSON: .* escape at byte \d+, near .*ud[8c]00.*; a line must be a JSON object in UTF-8",
+            r"is not valid JSON: .* escape at byte \d+, near .*ud[8c]00.*; a line must be a JSON object in UTF-8",
         ),
         (
             '{"prompt": "a", "answer": "b", "metadata": {"\\udc00": 1}}',
-            r"not valid JSON: .* escape at byte \d+, near .*ud[8c]00.*; a line must be a JSON object in UTF-8",
+            r"is not valid JSON: .* escape at byte \d+, near .*ud[8c]00.*; a line must be a JSON object in UTF-8",
         ),
         ("[" * 100_000, "is not valid JSON: recursion limit exceeded at byte"),
         (

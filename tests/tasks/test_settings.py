@@ -25,7 +25,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "wording": (lambda: NewYork(500, wording="long"), "it must be one of full, short"),
     "chains": (lambda: VariableTracking(500, chains=0), "at least one chain"),
     "trees": (lambda: ListOps(min_length=10, max_length=11), r"max_length min_length \+ 2"),
-    "arguments": (lambda: ListOps(max_args=1), "2 arguments"),
+    "arguments": (lambda: ListOps(max_args=1), "max_args 2"),
     "split": (lambda: TextClassification(500, split="test"), "it must be one of train, held_out"),
     "functions": (lambda: SetData(functions=("MOD_0",)), "MOD_m or LEN_m"),
     "kinds": (lambda: SetData(kinds=("colour",)), "kinds are of integer, decimal, word, pair"),

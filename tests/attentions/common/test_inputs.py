@@ -28,11 +28,11 @@ def attention() -> Attention:
     [
         (lambda q, k, v: (q, k, v[:, :, 1:]), r"v has shape \(2, 2, 12, 5\).* k of length 13 .* \(2, 2, 13, 5\)"),
         (lambda q, k, v: (q[:, 1:], k, v), r"q has shape \(2, 3, 13, 8\).* \(2, 4, 13, 8\), for heads=4, kv_heads=2"),
-        (lambda q, k, v: (q, k[:1], v), r"k has shape \(1, 2, 13, 8\): beside q of batch 2"),
+        (lambda q, k, v: (q, k[:1], v), r"k has shape \(1, 2, 13, 8\): with q of batch 2"),
         (lambda q, k, v: (q[0], k, v), r"q has shape \(4, 13, 8\): it must have four axes, \(B, H, N, D\)"),
         (
             lambda q, k, v: (q, k, v.double()),
-            r"v is torch\.float64 and q is torch\.float32: q, k and v must have one",
+            r"v is torch\.float64 and q is torch\.float32: q, k and v must have the same",
         ),
         (lambda q, k, v: (q, k.to("meta"), v), "k is on meta and q on cpu"),
         (

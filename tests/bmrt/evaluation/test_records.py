@@ -139,7 +139,12 @@ def test_names_stand_once() -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "line 1 is not valid JSON"), ('{"a": 1}\nx\n', "line 2"), ("3\n", "object"), ("[" * 100_000, "is no JSON")],
+    [
+        ("{", "line 1 is not valid JSON"),
+        ('{"a": 1}\nx\n', "line 2"),
+        ("3\n", "object"),
+        ("[" * 100_000, "is not valid JSON"),
+    ],
 )
 def test_broken_data_is_named_by_line(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "x.jsonl"

@@ -223,7 +223,7 @@ def test_sections_of_other_systems_are_left_to_them(conf: Path, monkeypatch: pyt
         ("seed.x=1", "--set seed.x=1: seed is 0, which has no keys"),
         ("seed", "--set seed: must have the form key=value or key.key=value"),
         ("=3", "--set =3: must have the form key=value or key.key=value"),
-        ("seed=[1", "--set seed=[1: line 1, column 3: not YAML:"),
+        ("seed=[1", "--set seed=[1: line 1, column 3: not valid YAML:"),
         (
             "seed=!!python/name:os.system",
             "--set seed=!!python/name:os.system: the tag tag:yaml.org,2002:python/name:os",
@@ -282,7 +282,7 @@ def test_a_mistake_in_an_override_is_not_repeated_for_further_grids(conf: Path) 
         ("", "the top level is null; it must be a mapping of keys to values"),
         ("a: [1\nb: 2\n", "line 2, column 2: not valid YAML: expected ',' or ']'"),
         ("a: 1\n---\nb: 1\n", "not valid YAML: but found another document"),
-        ("a: \x00\n", "not YAML:"),
+        ("a: \x00\n", "not valid YAML:"),
         ("a: 2020-13-45\n", "a: this key is unknown"),
     ],
     ids=["key", "nested", "object", "tag", "loop", "number", "sequence", "list", "empty", "open", "two", "nul", "date"],

@@ -71,9 +71,9 @@ def test_rounding_is_no_leak() -> None:
     ("flops", "moved", "message"),
     [
         (1.2e9, 0.0, ""),
-        (1.4e9, 0.0, "1.4 GFLOP/s where 1 were measured"),
+        (1.4e9, 0.0, "1.4 GFLOP/s, but the measured maximum is 1"),
         (0.0, 2.9e9, ""),
-        (0.0, 3.1e9, "3.1 GB/s where 1 were measured"),
+        (0.0, 3.1e9, "3.1 GB/s, but the measured maximum is 1"),
     ],
 )
 def test_no_time_beats_the_ceilings_by_more_than_their_margin(flops: float, moved: float, message: str) -> None:

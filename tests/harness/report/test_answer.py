@@ -149,8 +149,8 @@ def test_accuracy_without_times_is_told_next_to_the_best_control() -> None:
     few = [row for row in made_rows(lengths=SIZES, rounds=1, inputs="planted") if row.label not in {"flash", "vanilla"}]
     untimed = [row.model_copy(update={"subject": "accuracy", "time_s": None, "samples_s": None}) for row in few]
     assert (
-        "On planted inputs at 32K the closest method is bit_sampling, off by 17 % (error_v 14 %); "
-        "the closest control is window, off by 110 % (error_v 84 %)."
+        "On planted inputs at 32K the closest method is bit_sampling, with an error of 17 % (error_v 14 %); "
+        "the closest control is window, with an error of 110 % (error_v 84 %)."
     ) in shown(made_rows(lengths=SIZES) + untimed)
 
 

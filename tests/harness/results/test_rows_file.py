@@ -41,7 +41,7 @@ def test_a_torn_last_line_is_skipped_with_a_warning(
         file.write('{"schema": 1, "run": "to')
     with caplog.at_level(logging.WARNING):
         assert read_rows(tmp_path) == [a_row()]
-    assert "line 2 is torn" in caplog.text
+    assert "line 2 is truncated" in caplog.text
 
 
 def test_a_row_after_a_torn_line_is_not_lost_and_nothing_is_destroyed(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_profile_reports_shares_and_claims_of_stages(profiled: Path) -> None:
     assert scores.split("|")[3].strip() == "75.0%"
     assert scores.split("|")[7].strip() == "0.50"
     assert output.split("|")[3].strip() == "–"
-    assert "Never timed" not in report
+    assert "Not timed" not in report
 
 
 def test_a_stage_without_a_time_is_named_and_leaves_the_others_their_table(profiled: Path, tmp_path: Path) -> None:

@@ -242,7 +242,7 @@ def test_every_mistake_of_a_configuration_is_said_before_anything_runs(tmp_path:
         (["attentions=[flush]"], "flash"),
         (["attentions=[{name: flash, bits: 3}]"], "bits: this setting is unknown"),
         (["timeout_seconds=0"], "timeout_seconds: 0 is not allowed"),
-        (["sequence_lengths=[64, 64]"], "64 is there twice"),
+        (["sequence_lengths=[64, 64]"], "64 is repeated"),
         (["model.d_modle=3"], "d_modle"),
         (["tasks={a: {seq_length: 3}}"], "tasks.a.task: this key is missing"),
         (['tasks={a: {task: "x:y", seq_length: 3, training: {batchsize: 1}}}'], "batchsize"),

@@ -106,7 +106,7 @@ def test_what_a_disk_refuses_is_a_sentence_and_other_errors_are_not_hidden(
         return main(["--set", f"out={tmp_path}", "--set", "device=cpu"])
 
     assert end(errno.ENOSPC) == 1
-    assert "steps.jsonl cannot be written: No space left on device; the checkpoints" in capsys.readouterr().err
+    assert "steps.jsonl cannot be written: No space left on device; checkpoints" in capsys.readouterr().err
     assert end(errno.ENOMEM) == 1
     assert "not enough memory" in capsys.readouterr().err
     with pytest.raises(OSError, match="Bad file descriptor"):

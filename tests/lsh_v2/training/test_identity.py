@@ -72,7 +72,7 @@ def test_other_content_of_a_file_is_another_run(
     examples(path, 1)
     capsys.readouterr()
     assert command(out, **{key: str(path)}) == 2
-    assert f"different in the content of {key}, " in capsys.readouterr().err
+    assert f"which differs in the content of {key}, " in capsys.readouterr().err
     assert steps_of(out) == curve
 
 
@@ -93,7 +93,7 @@ def test_other_code_is_another_run_unless_it_is_allowed(
     for _ in range(2):  # when it has finished, and when it has not
         capsys.readouterr()
         assert command(out) == 2
-        assert "different in the source code: choose another `out`" in capsys.readouterr().err
+        assert "which differs in the source code: choose another `out`" in capsys.readouterr().err
         if (out / "training_metrics.json").exists():
             unfinished(out)
     assert command(out, resume_other_code=True) == 0
@@ -114,7 +114,7 @@ def test_other_tokens_are_another_run(tmp_path: Path, monkeypatch: pytest.Monkey
     Trainer(config).run()
     example = Echo.example
     monkeypatch.setattr(Echo, "example", lambda self, index: example(self, index + 1))
-    with pytest.raises(ValueError, match="different in the examples or their tokens"):
+    with pytest.raises(ValueError, match="which differs in the examples or their tokens"):
         Trainer(config).run()
 
 
@@ -123,7 +123,7 @@ def test_another_trained_tokenizer_is_another_run(tmp_path: Path) -> None:
     Trainer(config).run()
     file = tmp_path / "tokenizer" / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": 7}))
-    with pytest.raises(ValueError, match="different in the tokenizer's files"):
+    with pytest.raises(ValueError, match="which differs in the tokenizer's files"):
         Trainer(config).run()
 
 
@@ -331,11 +331,11 @@ def test_an_older_version_s_run_keeps_its_tokenizer(trained_tokenizer_run: Train
     assert Trainer(config).run()["finished"]
     assert steps_of(tmp_path) == want
     assert digest(tmp_path / "tokenizer") == before
-    with pytest.raises(ValueError, match="different in tokenizer_size: choose"):
+    with pytest.raises(ValueError, match="which differs in tokenizer_size: choose"):
         tokenizer_of(config.model_copy(update={"tokenizer_size": 310}))
     file = tmp_path / "tokenizer" / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": 7}))
-    with pytest.raises(ValueError, match="different in the tokenizer's files"):
+    with pytest.raises(ValueError, match="which differs in the tokenizer's files"):
         Trainer(config).run()
 
 
@@ -349,7 +349,7 @@ def test_what_others_leave_beside_a_tokenizer_is_not_the_tokenizer(
 
 def test_another_configuration_is_refused_before_its_examples_are_looked_at(tmp_path: Path) -> None:
     Trainer(tiny(tmp_path, **QUIET)).run()
-    with pytest.raises(ValueError, match="different in seq_length: choose"):
+    with pytest.raises(ValueError, match="which differs in seq_length: choose"):
         Trainer(tiny(tmp_path, **QUIET, seq_length=8)).run()
 
 
