@@ -131,6 +131,14 @@ def test_a_wheel_and_the_source_hash_know_the_same_packages() -> None:
     assert set(wheel) == source_hash.PACKAGES == {*PACKAGES, "models"}
 
 
+def test_a_wheel_holds_the_configurations_where_they_are_looked_for() -> None:
+    """`conf.yml`, and the folder `conf` if there is one, beside the module that finds them."""
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))
+    included = table["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    there = [name for name in ("conf.yml", "conf") if (ROOT / name).exists()]
+    assert included == {name: f"harness/config/{name}" for name in there}
+
+
 def test_documentation_draws_the_tree_that_is_there() -> None:
     layout = (ROOT / "docs" / "layout.md").read_text(encoding="utf8")
     drawn = set(re.findall(r"^([a-z_0-9]+)/ ", layout, re.MULTILINE))

@@ -93,11 +93,16 @@ def test_the_wheel_holds_everything_that_runs(tmp_path: Path) -> None:
     command = [sys.executable, "-P", "-m", "attention_bench"]
     small = ["backends=[flash, bit_sampling]", "lengths=[64, 128]", "rounds=1", "also=[]", "expect={}"]
     options = [part for one in small for part in ("--set", one)]
-    for arguments in (["init"], ["sweep", "conf.yml", "--out", "run", *options], ["report", "run"]):
+    named = ["sweep", "conf", "--dry-run", *options]
+    for arguments in (["init"], ["sweep", "conf.yml", "--out", "run", *options], ["report", "run"], named):
         called = [*command, *arguments]
         done = subprocess.run(called, check=False, cwd=work, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert "bit_sampling" in (work / "run" / "report.md").read_text()
+    models = "import bmrt.cache.engine as engine; print(engine.load_model('tiny-bitnet').config.name_or_path)"
+    called = [sys.executable, "-P", "-c", models]
+    done = subprocess.run(called, check=False, cwd=work, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == str(site / "models" / "tiny-bitnet"), done.stderr
 
 
 def test_a_signal_while_a_command_is_still_imported_ends_it_with_one_line(tmp_path: Path) -> None:
