@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import yaml
 
 from attention_bench import __version__
 from attention_bench.__main__ import COMMANDS, main
+from attentions.common import commands
 from harness.config.model import default_configuration, load_config
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +74,28 @@ def test_a_command_works_from_any_folder_and_names_itself(tmp_path: Path) -> Non
     refused = run(tmp_path, "sweep")
     assert refused.returncode == 2
     assert refused.stderr.startswith("usage: attention-bench sweep ")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("sweep", ["absent.yml"]),
+        ("report", ["absent"]),
+        ("regress", ["absent", "--baseline", "absent.json"]),
+        ("profile", ["absent.yml"]),
+        ("contract", ["flsh"]),
+        ("inputs", ["--inputs", "absent"]),
+    ],
+)
+def test_a_message_starts_with_the_command_that_was_typed(
+    name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(commands, "_called", [f"attention-bench {name}"])
+    module = COMMANDS[name][0]
+    package = importlib.import_module(module)
+    command = importlib.import_module(f"{module}.__main__") if hasattr(package, "__path__") else package
+    assert command.main(arguments) == 2
+    assert capsys.readouterr().err.startswith(f"attention-bench {name}: ")
 
 
 @pytest.mark.slow

@@ -134,7 +134,7 @@ def test_profile_on_a_full_disk_says_so_and_other_errors_stay(
     assert main([str(conf), "--out", str(folder)]) == 2
     said = capsys.readouterr().err
     assert "left out, because they name no stages: tests.harness.backends:Right\n" in said
-    assert f"error: {folder / 'report.html'} cannot be written: No space left on device" in said
+    assert f"python -m harness.profile: {folder / 'report.html'} cannot be written: No space left on device" in said
 
 
 def test_profile_without_any_stage_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
