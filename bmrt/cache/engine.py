@@ -213,5 +213,7 @@ def load_tokenizer(tokenizer: Any, model: PreTrainedModel) -> Any:
 
 def _is_byte_level(model: PreTrainedModel) -> bool:
     """Whether the vocabulary is bytes and three special tokens, and the model's folder has no tokenizer files."""
-    vocabulary = model.config.get_text_config().vocab_size
-    return vocabulary == ByteTokenizer.vocab_size and not any(Path(model.config.name_or_path).glob("tokenizer*"))
+    if model.config.get_text_config().vocab_size != ByteTokenizer.vocab_size:
+        return False
+    folder = model.config.name_or_path  # empty for a model that was not loaded
+    return not (folder and any(Path(folder).glob("tokenizer*")))
