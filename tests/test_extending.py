@@ -246,7 +246,7 @@ def test_a_chapter_of_the_report_is_one_file_and_two_lines(copy: Path, tmp_path:
         "attentions/registry.py",
         "harness/inputs/make.py",
         "bmrt/strategies/__init__.py",
-        "tasks/",
+        "tasks/NAME.py",
         "harness/report/document.py",
     ],
 )
