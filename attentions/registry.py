@@ -2,6 +2,9 @@
 
 To add a backend, add one file and one line in `BACKENDS`. A backend outside the project is written
 `package.module:Class` wherever a name is expected.
+
+The table calls `resolve_name` because an import statement would be a second line per backend.
+`harness.common.source_hash` and the tests of the import structure read these calls as imports.
 """
 
 from __future__ import annotations
@@ -9,35 +12,24 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+from pkgutil import resolve_name
 from typing import Any
 
 from attentions.base import Attention
-from attentions.bit_sampling import BitSampling
-from attentions.flash import Flash
-from attentions.hyper import Hyper
-from attentions.lsh_forest import LSHForest
-from attentions.lsh_v2 import LSHv2
-from attentions.mamba import Mamba
-from attentions.mamba2 import Mamba2
-from attentions.reformer import Reformer
-from attentions.simhash import SimHashAttention
-from attentions.vanilla import Vanilla
-from attentions.vq import VQ
-from attentions.vq_qk import VQQK
 
 BACKENDS: dict[str, type[Attention]] = {
-    "vanilla": Vanilla,
-    "flash": Flash,
-    "bit_sampling": BitSampling,
-    "simhash": SimHashAttention,
-    "lsh_forest": LSHForest,
-    "reformer": Reformer,
-    "lsh_v2": LSHv2,
-    "vq": VQ,
-    "vq_qk": VQQK,
-    "hyper": Hyper,
-    "mamba": Mamba,
-    "mamba2": Mamba2,
+    "vanilla": resolve_name("attentions.vanilla:Vanilla"),
+    "flash": resolve_name("attentions.flash:Flash"),
+    "bit_sampling": resolve_name("attentions.bit_sampling:BitSampling"),
+    "simhash": resolve_name("attentions.simhash:SimHashAttention"),
+    "lsh_forest": resolve_name("attentions.lsh_forest:LSHForest"),
+    "reformer": resolve_name("attentions.reformer:Reformer"),
+    "lsh_v2": resolve_name("attentions.lsh_v2:LSHv2"),
+    "vq": resolve_name("attentions.vq:VQ"),
+    "vq_qk": resolve_name("attentions.vq_qk:VQQK"),
+    "hyper": resolve_name("attentions.hyper:Hyper"),
+    "mamba": resolve_name("attentions.mamba:Mamba"),
+    "mamba2": resolve_name("attentions.mamba2:Mamba2"),
 }
 
 

@@ -42,8 +42,12 @@ class Request:
     section: str | None = None
 
 
-def guarded(command: Callable[[], int]) -> int:
-    """Run a command and return its exit status; unusable input and interrupts give one message on standard error."""
+def guarded(module: str, command: Callable[[], int]) -> int:
+    """Run a module's command and return its exit status.
+
+    Unusable input and interrupts give one message on standard error, which starts with the command's name.
+    """
+    from attentions.common.commands import program_name
     from harness.common.io_errors import unwritable
 
     try:
@@ -52,10 +56,10 @@ def guarded(command: Callable[[], int]) -> int:
         say("interrupted", sys.stderr)
         return INTERRUPTED
     except (ConfigError, FolderError, JournalError, ServerError) as error:
-        say(f"error: {error}", sys.stderr)
+        say(f"{program_name(module)}: {error}", sys.stderr)
         return UNUSABLE
     except OSError as error:
-        say(f"error: {unwritable(error, 'the run folder')}", sys.stderr)
+        say(f"{program_name(module)}: {unwritable(error, 'the run folder')}", sys.stderr)
         return UNUSABLE
 
 

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from harness.conduct import guarded
 
     command = shlex.join(["python", "-m", "harness.profile", *given])
-    return guarded(lambda: profile(Path(parsed.conf), parsed.overrides, parsed.out, command))
+    return guarded("harness.profile", lambda: profile(Path(parsed.conf), parsed.overrides, parsed.out, command))
 
 
 def _parse(given: Sequence[str]) -> argparse.Namespace:

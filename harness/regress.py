@@ -70,7 +70,8 @@ LONGEST_MESSAGE, LONGEST_CELL = 1000, 5000  # in characters
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
-    parsed = _parser().parse_args(arguments)
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
     try:
         facts, rows = _read_run(parsed.folder)
         series = group_series(rows)
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return EXIT_CODES["pass"]
         baseline = load_baseline(path)
     except (BaselineError, JournalError, RunFileError, OSError) as error:
-        print(shortened(one_line(error), LONGEST_MESSAGE), file=sys.stderr)
+        print(f"{parser.prog}: {shortened(one_line(error), LONGEST_MESSAGE)}", file=sys.stderr)
         return UNUSABLE
     busy, common_name = disturbance(rows), facts.machine.common_name
     judgements = compare(baseline, series, facts.machine.name, common_name=common_name, busy=busy)

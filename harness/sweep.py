@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         given = parsed.out, parsed.resume, parsed.dry_run, parsed.section
         request = Request(parsed.conf or "", tuple(parsed.overrides), *given)
-        return guarded(lambda: sweep(request, interruption))
+        return guarded("harness.sweep", lambda: sweep(request, interruption))
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

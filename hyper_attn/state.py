@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
+# `transformer_vq.precision.Selector` holds the same code: these two packages import neither each other nor attentions.
 class Drawn(nn.Module):
     """A module whose draws are not rounded: `half()` and similar conversions may move them but keep their dtype.
 

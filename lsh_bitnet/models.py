@@ -29,12 +29,12 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from harness.common.packaged import packaged_models
 from harness.runner.plan import resolve_device
 from lsh_bitnet.quantised import quantise
 from tasks.byte_tokenizer import ByteTokenizer
 from tasks.tokenizer import Tokenizer, load_tokenizer
 
-OWN = Path(__file__).parents[1] / "models"
 HUB: Mapping[str, str] = MappingProxyType(
     {
         "bitnet-2b": "microsoft/bitnet-b1.58-2B-4T",
@@ -43,7 +43,7 @@ HUB: Mapping[str, str] = MappingProxyType(
 )
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 READ = (".json", ".safetensors", ".model", ".txt")  # suffixes of the files that loading a model reads
-SMALL = ("tiny-bitnet", "written-induction")
+SMALL = packaged_models()
 RANDOM: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {"bitnet": BitNetConfig, "llama": LlamaConfig, "qwen3": Qwen3Config, "mistral": MistralConfig}
 )
@@ -138,7 +138,7 @@ def _tokenizer(name: str, place: str, vocabulary: int) -> Tokenizer:
 def _place(name: str) -> str:
     """Return the folder or hub id behind a name."""
     if name in SMALL:
-        return str(OWN / name)
+        return str(SMALL[name])
     if not re.fullmatch(r"[^\0]{1,1000}", name) or (name.startswith((".", "/", "~")) and not Path(name).is_dir()):
         raise ValueError(f"model {name[:80]!r} is not allowed: there is no such folder. {_how_to_get(name)}")
     return HUB.get(name, name)

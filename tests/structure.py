@@ -18,6 +18,8 @@ from pathlib import Path
 import grimp
 import networkx
 
+from harness.common.source_hash import resolved_name
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = [path.parent.name for path in sorted(ROOT.glob("*/__init__.py")) if path.parent.name != "tests"]
 
@@ -37,13 +39,18 @@ class Shape:
 def import_graph() -> networkx.DiGraph:
     """Modules of the project's packages with an edge to each module that they import, at any depth of their code.
 
-    What is imported for annotations alone does not count.
+    `resolve_name("package.module:Name")` counts, what is imported for annotations alone does not.
     """
     found = grimp.build_graph(*PACKAGES, exclude_type_checking_imports=True, cache_dir=None)
     graph = networkx.DiGraph()
     graph.add_nodes_from(found.modules)
     for module in found.modules:
         graph.add_edges_from((module, other) for other in found.find_modules_directly_imported_by(module))
+    for path in _files():
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        names = map(resolved_name, ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        graph.add_edges_from((module, name[0]) for name in names if name is not None and name[0] in graph)
     return graph
 
 

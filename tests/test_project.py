@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import itertools
 import re
 import sys
 import tomllib
@@ -16,6 +18,10 @@ import yaml
 
 from attentions import BACKENDS
 from harness.common import source_hash
+from harness.common.import_path import is_path
+from harness.common.source_hash import resolved_name
+from hyper_attn.state import Drawn
+from transformer_vq.precision import Selector
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,6 +39,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "attention_bench": {"attentions", "harness", "lsh_bitnet", "bmrt"},
 }
 PACKAGES = [name for name in MAY_IMPORT if (ROOT / name).is_dir()]
+# The same order as in docs/layout.md, highest first. Packages of one line never import each other.
+ORDER = [
+    {"attention_bench"},
+    {"lsh_v2", "lsh_bitnet", "bmrt", "vq_training"},
+    {"harness"},
+    {"tasks"},
+    {"attentions"},
+    {"transformer_vq", "hyper_attn"},
+]
+# The one place where `harness` names a package above it: a section of conf.yml that another package measures.
+SECTIONS_TABLE = "harness/config/sections.py"
 
 
 def imports(path: Path) -> set[str]:
@@ -43,6 +60,8 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             found.add((node.module or "").split(".")[0])
+        elif resolved := resolved_name(node):
+            found.add(resolved[0].split(".")[0])
     return found
 
 
@@ -55,6 +74,33 @@ def test_imports_point_downwards(package: str) -> None:
         for name in imports(path) & (set(MAY_IMPORT) - allowed)
     }
     assert not against
+
+
+def test_what_may_be_imported_keeps_the_order_of_packages() -> None:
+    """So that an entry of the table above cannot allow an import upwards or sideways."""
+    assert set().union(*ORDER) == set(MAY_IMPORT)
+    for place, names in enumerate(ORDER):
+        below = set(itertools.chain(*ORDER[place + 1 :]))
+        assert all(MAY_IMPORT[name] <= below for name in names), names
+
+
+def test_harness_names_no_package_above_it() -> None:
+    """Not in a path `package.module:Name` either, except in the table of sections."""
+    above = set().union(*ORDER[:2])
+    named = set()
+    for path in (ROOT / "harness").rglob("*.py"):
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf8")))
+        texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        if {text.split(".")[0] for text in texts if is_path(text)} & above:
+            named.add(str(path.relative_to(ROOT)))
+    assert named == {SECTIONS_TABLE}
+
+
+def test_the_lowest_packages_keep_selecting_tensors_alike() -> None:
+    """Neither may import the other, so each has the same code, which must not drift apart."""
+    for name in ("_apply", "_load_from_state_dict"):
+        ours, theirs = (inspect.getsource(getattr(kind, name)) for kind in (Drawn, Selector))
+        assert ours.replace("Drawn", "Selector") == theirs
 
 
 def test_harness_knows_no_backend_by_name() -> None:
@@ -129,6 +175,14 @@ def test_a_wheel_and_the_source_hash_know_the_same_packages() -> None:
     table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))
     wheel = table["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     assert set(wheel) == source_hash.PACKAGES == {*PACKAGES, "models"}
+
+
+def test_a_wheel_holds_the_configurations_where_they_are_looked_for() -> None:
+    """`conf.yml`, and the folder `conf` if there is one, beside the module that finds them."""
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))
+    included = table["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    there = [name for name in ("conf.yml", "conf") if (ROOT / name).exists()]
+    assert included == {name: f"harness/config/{name}" for name in there}
 
 
 def test_documentation_draws_the_tree_that_is_there() -> None:

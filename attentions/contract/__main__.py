@@ -40,13 +40,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         backends = {name: resolve(name) for name in names}
     except ValueError as error:
-        print(error, file=sys.stderr)
+        print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     device = chosen.device
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch raises AssertionError if it was built without CUDA
-        print(f"--device {device}: {error}", file=sys.stderr)
+        print(f"{parser.prog}: --device {device}: {error}", file=sys.stderr)
         return 2
     failures = 0
     for name, backend in backends.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from bmrt.cache.bounded_cache import BoundedCache
 from bmrt.cache.identity import code_digest, model_digest, tokenizer_digest
 from bmrt.cache.prompts import Prompts
 from bmrt.cache.settings import Settings
+from harness.common.packaged import packaged_models
 from tasks.byte_tokenizer import ByteTokenizer
 
 # What transformers raises for a folder without a model, a damaged one, or one that needs another package.
@@ -31,9 +33,10 @@ LOADING += (AssertionError, SafetensorError, StrictDataclassError)
 class RecursiveCompressionEngine:
     """Answers questions about contexts of any length with a fixed number of cached tokens.
 
-    model_path: a folder or hub id, or a model. tokenizer: a folder or hub id, "bytes", or a tokenizer; defaults to the
-    model's own. Further arguments are those of `Settings`. The model is loaded once, moved to `device` (default: CUDA
-    if available), and not changed.
+    model_path: the name of a model in `models/`, a folder, a hub id, or a model. tokenizer: a folder or hub id,
+    "bytes", or a tokenizer; defaults to the model's own, which is "bytes" for a byte-level model without tokenizer
+    files. Further arguments are those of `Settings`. The model is loaded once, moved to `device` (default: CUDA if
+    available), and not changed.
 
         engine = RecursiveCompressionEngine(model_path="...", selector_type="exact", budget=4096)
         engine(prompt_context="...", prompt_query="What is the main topic?")["text"][0]
@@ -55,7 +58,7 @@ class RecursiveCompressionEngine:
         require(all(stop_words or ()), "stop_words", stop_words, "non-empty texts")
         self.settings = settings_of(settings)
         self.model: Any = load_model(model_path, device)
-        self.prompts = Prompts(load_tokenizer(tokenizer, model_path))
+        self.prompts = Prompts(load_tokenizer(tokenizer, self.model))
         self.max_new_tokens, self.stop_words = max_new_tokens, list(stop_words or [])
         self._digest: tuple[Any, str] = None, ""
 
@@ -182,12 +185,14 @@ def load_model(model: str | PreTrainedModel, device: str | None = None) -> PreTr
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     require_device(device)
+    known = packaged_models()
     try:
-        found: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto", output_loading_info=True)
+        place = str(known.get(model, model))
+        found: Any = AutoModelForCausalLM.from_pretrained(place, dtype="auto", output_loading_info=True)
     except LOADING as error:
         raise ValueError(
-            f"model_path={model!r} cannot be loaded: {error}. Give a folder with a causal language model, or a hub id "
-            "that is cached or can be downloaded"
+            f"model_path={model!r} cannot be loaded: {error}. Give one of {', '.join(known)}, a folder with a causal "
+            "language model, or a hub id that is cached or can be downloaded"
         ) from error
     loaded, info = found
     if lacking := sorted(str(name) for name in {*info["missing_keys"], *info["mismatched_keys"]}):
@@ -195,12 +200,12 @@ def load_model(model: str | PreTrainedModel, device: str | None = None) -> PreTr
     return loaded.to(device).eval()
 
 
-def load_tokenizer(tokenizer: Any, model: str | PreTrainedModel) -> Any:
+def load_tokenizer(tokenizer: Any, model: PreTrainedModel) -> Any:
     """Load a tokenizer, by default the model's own. Raises ValueError, with a remedy, if there is none."""
     if tokenizer is not None and not isinstance(tokenizer, str):
         return tokenizer
-    path = tokenizer or (model if isinstance(model, str) else model.config.name_or_path)
-    if path == "bytes":
+    path = tokenizer or model.config.name_or_path
+    if path == "bytes" or (tokenizer is None and _is_byte_level(model)):
         return ByteTokenizer()
     try:
         return AutoTokenizer.from_pretrained(path)
@@ -208,3 +213,11 @@ def load_tokenizer(tokenizer: Any, model: str | PreTrainedModel) -> Any:
         raise ValueError(
             f"no tokenizer can be loaded from {path!r}: {error}. Give 'bytes' for a byte-level model, or a folder"
         ) from error
+
+
+def _is_byte_level(model: PreTrainedModel) -> bool:
+    """Whether the vocabulary is bytes and three special tokens, and the model's folder has no tokenizer files."""
+    if model.config.get_text_config().vocab_size != ByteTokenizer.vocab_size:
+        return False
+    folder = model.config.name_or_path  # empty for a model that was not loaded
+    return not (folder and any(Path(folder).glob("tokenizer*")))

@@ -16,7 +16,7 @@ from bmrt.strategies.mass import require_backend
 from bmrt.strategies.ties import require_tie
 
 LSH_MODES = ("frequency_rank", "magicpig_baseline")
-BASELINES = ("random", "recent", "key_norm", "snapkv", "h2o")
+BASELINES = tuple(name for name in STRATEGIES if name not in ("exact", *LSH_MODES))
 SELECTORS = ("exact", "lsh", "hybrid", *BASELINES, "full")
 
 
@@ -25,8 +25,8 @@ class Settings:
     """All settings that determine what is kept.
 
     selector_type: "exact", "lsh" (see `lsh_mode`), "hybrid" (`hybrid_primary` takes hybrid_ratio of the global memory,
-        `hybrid_secondary` the rest; each is exact, lsh, or a name in `STRATEGIES`), a baseline (random, recent,
-        key_norm, snapkv, h2o), or "full": nothing is dropped.
+        `hybrid_secondary` the rest; each is exact, lsh, or a name in `STRATEGIES`), another name in
+        `STRATEGIES` (`BASELINES`), or "full": nothing is dropped.
     selector_mode: breaks ties of equal collision counts in lsh (l2, max_sim, mahalanobis, partitioned_centroid, none).
     compression_mode: "recursive" or "accumulate" (see `bmrt.cache.plan`).
     backend: how attention mass is computed, eager or flash; the results are the same.

@@ -21,6 +21,7 @@ from bmrt.cache.settings import LSH_MODES, SELECTORS, Settings
 from bmrt.evaluation.records import digest_of
 from bmrt.strategies.ties import TIES
 from harness.common.command_line import MAX_COUNT, one_line
+from harness.common.packaged import packaged_models
 
 SETTINGS = {  # option of the command line -> setting
     "method": "selector_type",
@@ -62,7 +63,7 @@ def command(
 ) -> argparse.ArgumentParser:
     """Return a parser with the options for the model and, unless the command varies it itself, for the method."""
     parser = argparse.ArgumentParser(prog=f"python -m bmrt.{name}", description=description)
-    parser.add_argument("--model_path", required=model_needed, help="folder or hub id of a causal language model")
+    parser.add_argument("--model_path", required=model_needed, help=f"{', '.join(packaged_models())}, folder or hub id")
     parser.add_argument("--tokenizer", help="folder, hub id, or 'bytes' (default: the model's own)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda if available)")
     parser.add_argument(

@@ -1,9 +1,10 @@
 """Hash all source that decides what a backend computes, so that a changed backend is measured again.
 
 The hash covers the file of the backend's class, every file of the project that it imports directly or indirectly, and
-the native sources that these files name. Imports are read from the syntax tree, including those inside functions;
-nothing is imported. Comments, docstrings and layout are ignored. A name imported from a package resolves to the module
-that the package's `__init__` imports it from; otherwise each backend would depend on everything that its package lists.
+the native sources that these files name. Imports are read from the syntax tree, including those inside functions and
+calls of `resolve_name`; nothing is imported. Comments, docstrings and layout are ignored. A name imported from a
+package resolves to the module that the package's `__init__` imports it from; otherwise each backend would depend on
+everything that its package lists.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+
+from harness.common.import_path import is_path
 
 ROOT = Path(__file__).resolve().parents[2]
 # The project's packages. An installed copy sits among third-party libraries, which are not hashed.
@@ -105,7 +108,19 @@ def _imports(module: _Module) -> list[_Module]:
             base = _absolute(node, module.package)
             for alias in node.names:
                 found += _origin_of(base, alias.name)
+        elif resolved := resolved_name(node):
+            found += _origin_of(*resolved)
     return list(dict.fromkeys(found))
+
+
+def resolved_name(node: ast.AST) -> tuple[str, str] | None:
+    """Return module and name of `resolve_name("package.module:Name")`, which imports as a statement does, else None."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "resolve_name":
+        for argument in node.args:
+            if isinstance(argument, ast.Constant) and is_path(str(argument.value)):
+                module, _, name = str(argument.value).partition(":")
+                return module, name
+    return None
 
 
 def _absolute(node: ast.ImportFrom, package: str) -> str:

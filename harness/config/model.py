@@ -5,6 +5,7 @@ A key may be omitted if null or an empty value is allowed; every other key is re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Literal
 import psutil
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError, model_validator
 
+from harness.common.source_hash import PACKAGES, ROOT
 from harness.config.errors import mistakes_of
 from harness.config.grid import Backend, Checked, Grid, Line, Size
 from harness.config.sections import SECTIONS, grid_of, section_mistakes
@@ -27,8 +29,10 @@ __all__ = [
     "checked_config",
     "default_configuration",
     "load_config",
+    "packaged_configurations",
 ]
 
+_NAME = re.compile(r"[\w/-]{1,100}")  # without a suffix
 MOST_S = MOST_GB = 1e9  # thirty years; an exabyte
 Seconds = Annotated[float, Field(gt=0, le=MOST_S)]
 Gigabytes = Annotated[float, Field(gt=0, le=MOST_GB)]
@@ -107,10 +111,12 @@ class Config(Grid):
 def load_config(path: Path, overrides: Sequence[str] = (), section: str | None = None) -> Config:
     """Read `conf.yml`, apply the overrides (`a.b=value`) and validate everything.
 
+    `path` may be a name of `packaged_configurations` instead of a file.
     An override of a grid key also applies to the grids in `also`. If `section` is given, the grid is replaced by the
     keys that measure that section. Raises ConfigError with one line per mistake.
     """
-    return checked_config(read_mapping(Path(path)), overrides, section, source=str(path))
+    found = _found(Path(path))
+    return checked_config(read_mapping(found), overrides, section, source=str(found))
 
 
 def checked_config(
@@ -139,6 +145,31 @@ def default_configuration() -> Path:
     """Return the path of the commented `conf.yml` that ships with the project; an installed package has a copy."""
     copy = Path(__file__).with_name("conf.yml")
     return copy if copy.exists() else Path(__file__).parents[2] / "conf.yml"
+
+
+def packaged_configurations() -> dict[str, Path]:
+    """Map names to the configurations that ship with the project.
+
+    They are `conf`, each file of the folder `conf` by its name without suffix, and as `package/name` each YAML file of
+    a package that has the key `backends`.
+    """
+    default = default_configuration()
+    found = {path.stem: path for path in (default, *sorted((default.parent / "conf").glob("*.yml")))}
+    for package in sorted(PACKAGES):
+        for path in sorted((ROOT / package).glob("*.yml")):
+            if "backends" in read_mapping(path):
+                found[f"{package}/{path.stem}"] = path
+    return found
+
+
+def _found(path: Path) -> Path:
+    """Return the path of a file, or the packaged configuration of that name. Raises ConfigError for an unknown name."""
+    if not _NAME.fullmatch(str(path)) or path.is_file():
+        return path
+    known = packaged_configurations()
+    if str(path) not in known and not path.exists():
+        raise ConfigError([f"there is no such file or packaged configuration; there are {', '.join(known)}"], str(path))
+    return known.get(str(path), path)
 
 
 def _measuring(section: str, sections: dict[str, Any], source: str) -> dict[str, Any]:

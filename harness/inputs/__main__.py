@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for n in chosen.lengths:
                 print("\n".join(lines(inputs, n)), flush=True)
     except ValueError as error:
-        print(error, file=sys.stderr)
+        print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     return 0
 

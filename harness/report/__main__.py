@@ -3,8 +3,8 @@
     python -m harness.report reports/runs/20260131-120000-1a2b
     python -m harness.report reports/runs/20260131-120000-1a2b --picture time.svg
 
-Prints the paths of `report.html` and `report.md`; `--picture` also writes the figure of time against length to a file
-of its own. Exit status 2 if the folder has no readable run or no rows.
+Prints the paths of `report.html` and `report.md`. With `--picture` it writes the figure of time against length to a
+file of its own instead, and leaves the report as it is. Exit status 2 if the folder has no readable run or no rows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog=program_name("harness.report"), description="Write report.html and report.md."
     )
     parser.add_argument("folder", type=Path, help="a run's folder, with rows.jsonl and run.json")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="also write the first figure, as an SVG file")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="write only the first figure, as an SVG file")
     given = parser.parse_args(arguments)
     folder: Path = given.folder
     try:
@@ -42,12 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         facts, rows = read_facts(folder), latest(read_rows(folder))
         if not rows:
             raise ValueError(f"{folder / ROWS}: it has no rows; measure something first")
-        paths = [*write_rows(folder, facts, rows)]
-        if given.picture is not None:
+        if given.picture is None:
+            paths = write_rows(folder, facts, rows)
+        else:
             write_picture(given.picture, facts, rows)
-            paths.append(given.picture)
+            paths = (given.picture,)
     except (ValueError, OSError) as error:
-        print(f"harness.report: {one_line(error)}", file=sys.stderr)
+        print(f"{parser.prog}: {one_line(error)}", file=sys.stderr)
         return 2
     for path in paths:
         print(path)

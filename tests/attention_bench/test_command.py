@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import yaml
 
 from attention_bench import __version__
 from attention_bench.__main__ import COMMANDS, main
+from attentions.common import commands
 from harness.config.model import default_configuration, load_config
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +76,28 @@ def test_a_command_works_from_any_folder_and_names_itself(tmp_path: Path) -> Non
     assert refused.stderr.startswith("usage: attention-bench sweep ")
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("sweep", ["absent.yml"]),
+        ("report", ["absent"]),
+        ("regress", ["absent", "--baseline", "absent.json"]),
+        ("profile", ["absent.yml"]),
+        ("contract", ["flsh"]),
+        ("inputs", ["--inputs", "absent"]),
+    ],
+)
+def test_a_message_starts_with_the_command_that_was_typed(
+    name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(commands, "_called", [f"attention-bench {name}"])
+    module = COMMANDS[name][0]
+    package = importlib.import_module(module)
+    command = importlib.import_module(f"{module}.__main__") if hasattr(package, "__path__") else package
+    assert command.main(arguments) == 2
+    assert capsys.readouterr().err.startswith(f"attention-bench {name}: ")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_wheel_holds_everything_that_runs(tmp_path: Path) -> None:
@@ -93,11 +117,16 @@ def test_the_wheel_holds_everything_that_runs(tmp_path: Path) -> None:
     command = [sys.executable, "-P", "-m", "attention_bench"]
     small = ["backends=[flash, bit_sampling]", "lengths=[64, 128]", "rounds=1", "also=[]", "expect={}"]
     options = [part for one in small for part in ("--set", one)]
-    for arguments in (["init"], ["sweep", "conf.yml", "--out", "run", *options], ["report", "run"]):
+    named = ["sweep", "conf", "--dry-run", *options]
+    for arguments in (["init"], ["sweep", "conf.yml", "--out", "run", *options], ["report", "run"], named):
         called = [*command, *arguments]
         done = subprocess.run(called, check=False, cwd=work, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert "bit_sampling" in (work / "run" / "report.md").read_text()
+    models = "import bmrt.cache.engine as engine; print(engine.load_model('tiny-bitnet').config.name_or_path)"
+    called = [sys.executable, "-P", "-c", models]
+    done = subprocess.run(called, check=False, cwd=work, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == str(site / "models" / "tiny-bitnet"), done.stderr
 
 
 def test_a_signal_while_a_command_is_still_imported_ends_it_with_one_line(tmp_path: Path) -> None:

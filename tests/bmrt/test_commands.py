@@ -511,3 +511,22 @@ def test_intervals_are_wilson_s() -> None:
     low, high = interval([1.0] * 8 + [0.0] * 2)
     assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
     assert interval([]) == (0.0, 1.0)
+
+
+def test_models_of_the_package_are_known_by_name_in_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With their byte tokenizer. Another name is refused with the list."""
+    monkeypatch.chdir(tmp_path)
+    options = "--tasks niah_single_2 --wording short --length 256 --num_samples 1 --budget 64 --max_new_tokens 1"
+    ruler.main(["--model_path", "written-induction", *options.split()])
+    assert "| niah_single_2 |" in capsys.readouterr().out
+    assert (tmp_path / "results_ruler").is_dir()
+    for command in (ruler, babilong, longbench, ablation, run_single_sample):
+        with pytest.raises(SystemExit):
+            command.main(["--help"])
+        assert "tiny-bitnet, written-induction, folder or hub id" in " ".join(capsys.readouterr().out.split())
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(SystemExit):
+        ruler.main(["--model_path", "tiny-bitnett", *options.split()])
+    assert "one of tiny-bitnet, written-induction, a folder" in capsys.readouterr().err

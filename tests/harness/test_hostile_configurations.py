@@ -303,7 +303,7 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert main(arguments) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith("error: ")
+    assert printed.err.startswith("python -m harness.sweep: ")
     assert len(printed.err) < 12_000
     assert all(letter.isprintable() or letter == "\n" for letter in printed.err)
     assert "pydantic" not in printed.err

@@ -26,6 +26,8 @@ FILES = {
     "methods/lazy/one.py": "One = 1\n",
     "methods/lazy/two.py": "Two = 2\n",
     "methods/of_lazy.py": "from methods.lazy import One\n",
+    "methods/table.py": "from pkgutil import resolve_name\nTABLE = {'one': resolve_name('methods.lazy:One')}\n",
+    "methods/names.py": "TABLE = {'one': 'methods.lazy:One'}\n",
     "methods/native/kernel.cpp": '#include "shared.h"\nint one;\n',
     "methods/native/shared.h": "int two;\n",
     "methods/native/unused.cpp": "int three;\n",
@@ -69,6 +71,12 @@ def test_a_name_taken_from_a_package_leads_to_its_module_alone(project: Path) ->
 def test_a_name_of_a_package_that_imports_lazily_leads_to_its_module_alone(project: Path) -> None:
     """The module that its imports for type checkers name."""
     assert names(project, "methods.of_lazy") == {"of_lazy.py", "lazy/one.py"}
+
+
+def test_a_resolved_name_is_an_import_and_a_name_in_words_is_none(project: Path) -> None:
+    """What a table resolves is part of its module. What a table only names is chosen, and hashed, elsewhere."""
+    assert names(project, "methods.table") == {"table.py", "lazy/one.py"}
+    assert names(project, "methods.names") == {"names.py"}
 
 
 def test_a_package_that_makes_something_itself_brings_all_that_it_lists(project: Path) -> None:

@@ -10,7 +10,13 @@ import yaml
 from pydantic import ValidationError
 
 from harness.config import model as config_module
-from harness.config.model import Config, SweepBudget, load_config
+from harness.config.model import (
+    Config,
+    SweepBudget,
+    default_configuration,
+    load_config,
+    packaged_configurations,
+)
 from harness.config.yaml_source import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -318,3 +324,16 @@ def test_a_long_value_is_shortened(conf: Path) -> None:
     line = message(conf, f"seed={'x' * 500}").splitlines()[1]
     assert len(line) < 200
     assert line.startswith("  seed: 'xxx")
+
+
+def test_configurations_of_the_package_are_known_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In any folder. A file of that name comes first, and a file name is never looked up."""
+    monkeypatch.chdir(tmp_path)
+    known = packaged_configurations()
+    assert {"conf", "bmrt/decode", "lsh_bitnet/compare"} <= set(known)
+    assert load_config(Path("conf")) == load_config(default_configuration())
+    assert load_config(Path("bmrt/decode")) == load_config(known["bmrt/decode"])
+    assert f"there are {', '.join(known)}" in message(Path("cnof"))
+    assert "No such file" in message(Path("conf.yml"))
+    (tmp_path / "conf").write_text(default_configuration().read_text().replace("rounds: 5", "rounds: 7"))
+    assert load_config(Path("conf")).rounds == 7

@@ -250,7 +250,7 @@ def test_a_folder_that_holds_no_run_is_refused_in_one_line(
         (tmp_path / "run.json").write_text(text)
     assert main([str(tmp_path)]) == 2
     message = capsys.readouterr().err
-    assert message.startswith("harness.report: ")
+    assert message.startswith("python -m harness.report: ")
     assert "run.json" in message
     assert message.count("\n") == 1
 
@@ -259,7 +259,8 @@ def test_the_first_figure_becomes_a_file_of_its_own(tmp_path: Path, capsys: pyte
     """With every colour that it uses, for light pages and dark ones, and the names of the series."""
     folder, picture = write_run(tmp_path / "run", usual_rows(), made_facts()), tmp_path / "time.svg"
     assert main([str(folder), "--picture", str(picture)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == str(picture)
+    assert capsys.readouterr().out == f"{picture}\n"
+    assert sorted(path.name for path in folder.iterdir()) == ["rows.jsonl", "run.json"], "the report is left alone"
     text = picture.read_text(encoding="utf-8")
     root = ElementTree.fromstring(text)
     assert root.tag.endswith("svg")
@@ -272,4 +273,4 @@ def test_the_first_figure_becomes_a_file_of_its_own(tmp_path: Path, capsys: pyte
 def test_a_picture_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, picture = write_run(tmp_path / "run", usual_rows(), made_facts()), tmp_path / "absent" / "time.svg"
     assert main([str(folder), "--picture", str(picture)]) == 2
-    assert capsys.readouterr().err == f"harness.report: {picture}: No such file or directory\n"
+    assert capsys.readouterr().err == f"python -m harness.report: {picture}: No such file or directory\n"

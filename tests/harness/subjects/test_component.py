@@ -134,7 +134,7 @@ def test_profile_on_a_full_disk_says_so_and_other_errors_stay(
     assert main([str(conf), "--out", str(folder)]) == 2
     printed = capsys.readouterr().err
     assert "left out because they define no stages: tests.harness.backends:Right\n" in printed
-    assert f"error: {folder / 'report.html'} cannot be written: No space left on device" in printed
+    assert f"python -m harness.profile: {folder / 'report.html'} cannot be written: No space left on device" in printed
 
 
 def test_profile_without_any_stage_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
