@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from pydantic import TypeAdapter
 
@@ -157,15 +157,7 @@ class _Server:
         self._socket, theirs = socket.socketpair()
         self._sources.append(self._socket)
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "harness.runner.fork_server", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=self._words,
-                stderr=self._words,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # only the parent receives signals from the terminal
-                env=_environment(),
-            )
+            self._process = start_fork_server(theirs.fileno(), self._words)
         self._received = bytearray()
         self._ready, self.alive = False, True
 
@@ -245,6 +237,19 @@ class _Server:
         self._received += chunk
         self.alive = bool(chunk)
         return self.alive
+
+
+def start_fork_server(number: int, words: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start a fork server that listens on the inherited socket `number` and prints into the file `words`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "harness.runner.fork_server", str(number)],
+        stdin=subprocess.DEVNULL,
+        stdout=words,
+        stderr=words,
+        pass_fds=[number],
+        start_new_session=True,  # only the parent receives signals from the terminal
+        env=_environment(),
+    )
 
 
 def _judge(ended: _Ended, time_s: float, wall_s: float, log: Path, *, by_kernel: bool) -> Outcome:
