@@ -15,10 +15,10 @@ from markupsafe import Markup
 
 from harness.common.atomic_write import write_whole
 from harness.report.document import build_document
-from harness.report.keys import key, symbols
-from harness.report.palette import COLOURS
+from harness.report.figures.keys import key, symbols
+from harness.report.figures.palette import COLOURS
+from harness.report.figures.svg import drawable
 from harness.report.pieces import Figure
-from harness.report.svg import drawable
 from harness.results.rows_file import latest, read_rows
 from harness.results.run_file import RunFacts, read_facts
 

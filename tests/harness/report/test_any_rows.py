@@ -13,7 +13,7 @@ import pytest
 
 from harness.report.__main__ import main
 from harness.report.document import build_document
-from harness.report.figures import MOST_DRAWN
+from harness.report.figures.length import MOST_DRAWN
 from harness.report.pieces import Document, Figure
 from harness.report.render import render_html, render_markdown
 from harness.results.rows_file import latest

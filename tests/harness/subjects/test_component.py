@@ -20,7 +20,7 @@ from torch import Tensor
 from harness.config.model import Config
 from harness.profile import main
 from harness.report import write_report
-from harness.report.components import plain_slope
+from harness.report.tables.components import plain_slope
 from harness.results.rows_file import ROWS, read_rows
 from harness.runner.plan import component_cases, expand
 from harness.subjects.base import Unsupported

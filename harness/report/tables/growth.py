@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from harness.report import units
-from harness.report.answer import EXACT, qualifies
-from harness.report.measures import name_cell
 from harness.report.pieces import NOTHING, Cell, Column, Table
 from harness.report.sections import DRAWS, Curve, ReportSection
+from harness.report.tables.answer import EXACT, qualifies
+from harness.report.tables.measures import name_cell
 from harness.stats.crossover import Crossover, crossover
 
 if TYPE_CHECKING:
-    from harness.report.palette import Style
+    from harness.report.figures.palette import Style
     from harness.stats.fit import Fit
 
 QUANTITIES = {

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.report.answer import ANY, EXACT, LOOSEST, fastest, runs_of
 from harness.report.headline import headlines
 from harness.report.sections import ReportSection, sections_of
+from harness.report.tables.answer import ANY, EXACT, LOOSEST, fastest, runs_of
 from harness.results.run_file import RunFacts
 from tests.harness.report_fixture import BITS, FLASH, MADE, RANDOM, VANILLA, WINDOW, Made, made_facts, made_rows
 

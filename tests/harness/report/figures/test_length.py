@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 import pytest
 
 from harness.report import units
-from harness.report.figures import Quantity, bounds_of, fit_to_draw, length_figure, points_of
-from harness.report.labels import spread_out
-from harness.report.palette import COLOURS, assign, stand_in
-from harness.report.pareto import pareto_figure
+from harness.report.figures.labels import spread_out
+from harness.report.figures.length import Quantity, bounds_of, fit_to_draw, length_figure, points_of
+from harness.report.figures.palette import COLOURS, assign, stand_in
+from harness.report.figures.pareto import pareto_figure
 from harness.report.sections import ReportSection, sections_of
 from harness.results.run_file import RunFacts
 from tests.harness.report_fixture import BITS, FLASH, MADE, VANILLA, Made, made_facts, made_rows
