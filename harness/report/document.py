@@ -30,14 +30,15 @@ from harness.results.disturbance import disturbance
 if TYPE_CHECKING:
     from harness.common.rows import Row
     from harness.results.run_file import RunFacts
+    from harness.stats.analysis import Analysis
 
 Styles = Mapping[str, Style]
 UNFINISHED = "This run has not finished: the report covers what it had measured so far."
 
 
-def build_document(rows: Sequence[Row], facts: RunFacts) -> Document:
-    """Build the whole report from the latest rows and the run's facts."""
-    sections = sections_of(rows, facts)
+def build_document(analysis: Analysis, facts: RunFacts) -> Document:
+    """Build the whole report from what was measured and the run's facts."""
+    rows, sections = analysis.rows, sections_of(analysis, facts)
     styles = _styles(sections)
     judged = [section for section in sections if section.judged and section.timed]
     chapters = [

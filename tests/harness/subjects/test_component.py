@@ -119,7 +119,7 @@ def test_a_stage_without_a_time_is_named_and_leaves_the_others_their_table(profi
 def test_profile_on_a_full_disk_says_so_and_other_errors_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
-    def fail(folder: Path) -> None:
+    def fail(folder: Path, _: object) -> None:
         raise OSError(number, os.strerror(number), str(folder / "report.html"))
 
     monkeypatch.setattr("harness.runner.run.measure", lambda *_: True)
