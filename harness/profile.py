@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import shlex
     from pathlib import Path
 
-    from harness.conduct import guarded
+    from harness._conduct import guarded
 
     command = shlex.join(["python", "-m", "harness.profile", *given])
     return guarded(lambda: profile(Path(parsed.conf), parsed.overrides, parsed.out, command))
@@ -65,8 +65,8 @@ def profile(conf: Path, overrides: Sequence[str], out: str | None, command: str)
     from pathlib import Path
 
     started_s = time.monotonic()
+    from harness._conduct import DONE, INTERRUPTED, report
     from harness.common.printing import say
-    from harness.conduct import DONE, INTERRUPTED, report
     from harness.config.model import load_config
     from harness.config.yaml_source import ConfigError
     from harness.results.run_dir import new_run

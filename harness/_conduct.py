@@ -1,5 +1,8 @@
 """Run one sweep from request to report: configuration, plan, folder, measuring, report, expectations.
 
+What the commands beside this module share; it is no command itself, and private because only they use it. It stands
+above the rooms because it uses the runner and the report, which do not know each other.
+
 Slow modules are imported only when needed, so that a mistake in the configuration shows at once.
 """
 
