@@ -14,16 +14,17 @@ from harness.config.model import Config, checked_config, load_config
 from harness.report import write_report
 from harness.results.rows_file import latest, read_rows
 from harness.results.run_dir import new_run
-from harness.results.series import Series, group_series
 from harness.runner.executor import Executor
 from harness.runner.external import make_plan
 from harness.runner.run import measure
 from harness.runner.signals import Interruption
+from harness.stats.analysis import Analysis
 
 if TYPE_CHECKING:
     import pandas
 
     from harness.common.rows import Row
+    from harness.results.series import Series
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,19 @@ class Run:
     complete: bool = True
 
     @cached_property
-    def rows(self) -> list[Row]:
+    def analysis(self) -> Analysis:
+        """The rows with their series and fits. The file is read once."""
+        return Analysis(latest(read_rows(self.folder)))
+
+    @property
+    def rows(self) -> Sequence[Row]:
         """One row per case and round, the latest where a case was measured again."""
-        return latest(read_rows(self.folder))
+        return self.analysis.rows
 
     @property
     def series(self) -> list[Series]:
         """The rows grouped into curves over the sequence length."""
-        return group_series(self.rows)
+        return self.analysis.series
 
     @property
     def report(self) -> Path:
@@ -82,6 +88,7 @@ def run_sweep(
         plan = make_plan(checked, executor)
         folder.make()
         complete = measure(checked, plan, folder, "attention_bench.run_sweep", started, executor, interruption)
-    if read_rows(folder.path):
-        write_report(folder.path)
-    return Run(folder.path, complete)
+    run = Run(folder.path, complete)
+    if run.rows:
+        write_report(run.folder, run.analysis)
+    return run

@@ -39,7 +39,7 @@ from harness.common.rows import Case
 from harness.inputs import CALIBRATION, make_inputs
 from harness.measure.elapsed import Elapsed, seconds_of
 from harness.measure.memory import resident_peak, return_freed_memory
-from harness.report.components import plain_slope
+from harness.report.tables.components import plain_slope
 from harness.stats.scaling import fit_scaling
 
 HEADS, DIM, ROWS = 4, 64, 128

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import shlex
     from pathlib import Path
 
-    from harness.conduct import guarded
+    from harness._conduct import guarded
 
     command = shlex.join(["python", "-m", "harness.profile", *given])
     return guarded("harness.profile", lambda: profile(Path(parsed.conf), parsed.overrides, parsed.out, command))
@@ -72,11 +72,11 @@ def profile(conf: Path, overrides: Sequence[str], out: str | None, command: str)
     import tempfile
     from pathlib import Path
 
+    from harness._conduct import DONE, INTERRUPTED, report
     from harness.common.deadline import Start
 
     started = Start()
     from harness.common.printing import say
-    from harness.conduct import DONE, INTERRUPTED, report
     from harness.config.model import load_config
     from harness.config.yaml_source import ConfigError
     from harness.results.run_dir import new_run

@@ -50,12 +50,13 @@ from harness.results.baseline import (
 from harness.results.disturbance import busy_cases, disturbance
 from harness.results.rows_file import JournalError, latest, read_rows
 from harness.results.run_file import RunFacts, RunFileError, read_facts
-from harness.results.series import Series, group_series
+from harness.stats.analysis import Analysis
 from harness.stats.comparison import WORST_FIRST, Judgement, compare, worst_verdict
 from harness.stats.expectations import judge_expectations
 
 if TYPE_CHECKING:
-    from harness.common.rows import Case, Row
+    from harness.common.rows import Case
+    from harness.results.series import Series
     from harness.stats.findings import Verdict
 
 __all__ = ["judge_expectations", "main"]
@@ -73,18 +74,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     parsed = parser.parse_args(arguments)
     try:
-        facts, rows = _read_run(parsed.folder)
-        series = group_series(rows)
+        facts, analysis = _read_run(parsed.folder)
         path = _baseline_path(parsed.baseline, facts, update=parsed.update)
         if parsed.update:
-            _update(path, series, facts)
+            _update(path, analysis.series, facts)
             return EXIT_CODES["pass"]
         baseline = load_baseline(path)
     except (BaselineError, JournalError, RunFileError, OSError) as error:
         print(f"{parser.prog}: {shortened(one_line(error), LONGEST_MESSAGE)}", file=sys.stderr)
         return UNUSABLE
-    busy, common_name = disturbance(rows), facts.machine.common_name
-    judgements = compare(baseline, series, facts.machine.name, common_name=common_name, busy=busy)
+    busy, common_name = disturbance(analysis.rows), facts.machine.common_name
+    judgements = compare(baseline, analysis.series, facts.machine.name, common_name=common_name, busy=busy)
     _show(judgements, facts, busy)
     return EXIT_CODES[worst_verdict(judgement.verdict for judgement in judgements)]
 
@@ -129,12 +129,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _read_run(folder: Path) -> tuple[RunFacts, list[Row]]:
+def _read_run(folder: Path) -> tuple[RunFacts, Analysis]:
     facts = read_facts(folder)
     rows = latest(read_rows(folder))
     if not rows:
         raise BaselineError(f"{folder / 'rows.jsonl'}: it has no rows; measure something first")
-    return facts, rows
+    return facts, Analysis(rows)
 
 
 def _baseline_path(wanted: Path, facts: RunFacts, *, update: bool) -> Path:

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (default: the process's own); return the exit status."""
     with Interruption() as interruption:
         parsed = _parse(sys.argv[1:] if arguments is None else arguments)
-        from harness.conduct import Request, guarded, sweep
+        from harness._conduct import Request, guarded, sweep
 
         given = parsed.out, parsed.resume, parsed.dry_run, parsed.section
         request = Request(parsed.conf or "", tuple(parsed.overrides), *given)

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from harness.config.model import load_config
+from harness.measure.roofline import MeasureCeilings
 from harness.results.rows_file import latest, read_rows
 from harness.results.run_dir import new_run, old_run
 from harness.runner.executor import Executor, Limits
@@ -142,10 +143,10 @@ def _require_time(cases: Sequence[Case], case_s: float) -> None:
     if max(work.values()) <= SLOW * case_s:
         return
     dtype, device = full[0].dtype, full[0].device
-    arguments = {"device": device, "dtypes": [dtype], "threads": full[0].threads, "budget_s": 1.0}
+    job = MeasureCeilings(device, [dtype], full[0].threads, budget_s=1.0)
     with Executor(Path(tempfile.gettempdir())) as executor:
-        found = executor.run("harness.measure.roofline:measure_ceilings", arguments, Limits(60))
-    rate = found.answer["flops_per_s"][dtype] if found.status == "ok" else 0.0
+        found = executor.run(job, Limits(60)).answer
+    rate = found.flops_per_s[dtype] if found else 0.0
     for n, flops in sorted(work.items()):
         if rate and flops > rate * case_s:
             raise ValueError(

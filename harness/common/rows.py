@@ -51,30 +51,25 @@ class Case(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class Row(Case):
-    """The outcome of a case in one round.
+class Measurement(BaseModel):
+    """What the process of a case finds out in one round: the part of a row that only it knows.
 
     Bytes, seconds and counts are raw values; None means not measured.
 
-    - `key` identifies the case, environment and source, so that a resumed run knows which rows it already has.
     - `kernel` is the implementation that ran.
+    - `measured_s` is the time spent in the time and memory passes; `others_share` is the share of the cores' time in
+      those passes that went to other processes.
     - `samples_s` holds all timed samples, `time_s` their median.
     - `peak_bytes` is the resident high-water mark of one call beyond its inputs, output included; `allocator_bytes` is
       the same from torch's allocator trace.
     - `comparisons_bound` is the bound given by `cost()`.
-    - `wall_s` is the total time of the case, including its process; `measured_s` is the part spent in the time and
-      memory passes; `others_share` is the share of the cores' time in those passes that went to other processes.
     """
 
-    n: Annotated[int, Field(ge=1, le=2**53)]
-    schema_version: int = Field(SCHEMA, alias="schema")
-    run: str
-    key: str
-    round: int
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     status: Status
     reason: str = ""
     kernel: str = ""
-    wall_s: float | None = None
     measured_s: float | None = None
     others_share: float | None = None
     samples_s: list[float] | None = None
@@ -91,6 +86,21 @@ class Row(Case):
     flops_per_s: float | None = None
     roofline_share: float | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
+
+
+class Row(Measurement, Case):
+    """The outcome of a case in one round.
+
+    - `key` identifies the case, environment and source, so that a resumed run knows which rows it already has.
+    - `wall_s` is the total time of the case, including its process.
+    """
+
+    n: Annotated[int, Field(ge=1, le=2**53)]
+    schema_version: int = Field(SCHEMA, alias="schema")
+    run: str
+    key: str
+    round: int
+    wall_s: float | None = None
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
+from harness.common.job import Job
 from harness.measure.timer import time_once
 
 MATMUL_SIZES = (512, 1024, 2048, 4096, 8192)
@@ -27,20 +28,39 @@ WIDER = {
 }
 
 
-def measure_ceilings(*, device: str, dtypes: list[str], threads: int, budget_s: float) -> dict[str, Any]:
-    """Return the highest rates seen within `budget_s`: matmul per dtype, and copying (bytes read and written).
+@dataclass(frozen=True)
+class ReachedRates:
+    """The highest rates seen: FLOP/s of matmul by dtype, and bytes per second, read and written, of a copy.
+
+    `gpu` is the device's name, "" on the CPU.
+    """
+
+    flops_per_s: dict[str, float]
+    copy_bytes_per_s: float
+    gpu: str
+
+
+@dataclass(frozen=True)
+class MeasureCeilings(Job[ReachedRates]):
+    """Measure the device's peak rates within `budget_s`.
 
     A dtype's rate is the best of all dtypes at least as wide: a processor without half-precision instructions
     multiplies half precision far slower than float32. A dtype that the device cannot multiply in any of these gets 0.
-    `gpu` is the device's name, "" on the CPU.
     """
-    torch.set_num_threads(threads)
-    where = torch.device(device)
-    needed = dict.fromkeys(name for dtype in dtypes for name in (dtype, *WIDER[dtype]))
-    share_s = budget_s / (len(needed) + 1)
-    reached = {dtype: _matmul_flops_per_s(where, getattr(torch, dtype), share_s) for dtype in needed}
-    flops_per_s = {dtype: max(reached[name] for name in (dtype, *WIDER[dtype])) for dtype in dtypes}
-    return {"flops_per_s": flops_per_s, "copy_bytes_per_s": _copy_bytes_per_s(where, share_s), "gpu": _name(where)}
+
+    device: str
+    dtypes: list[str]
+    threads: int
+    budget_s: float
+
+    def run(self) -> ReachedRates:
+        torch.set_num_threads(self.threads)
+        where = torch.device(self.device)
+        needed = dict.fromkeys(name for dtype in self.dtypes for name in (dtype, *WIDER[dtype]))
+        share_s = self.budget_s / (len(needed) + 1)
+        reached = {dtype: _matmul_flops_per_s(where, getattr(torch, dtype), share_s) for dtype in needed}
+        flops_per_s = {dtype: max(reached[name] for name in (dtype, *WIDER[dtype])) for dtype in self.dtypes}
+        return ReachedRates(flops_per_s, _copy_bytes_per_s(where, share_s), _name(where))
 
 
 def _matmul_flops_per_s(device: torch.device, dtype: torch.dtype, budget_s: float) -> float:

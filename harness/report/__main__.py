@@ -22,9 +22,11 @@ from pathlib import Path
 from attentions.common.commands import program_name
 from harness.common.command_line import one_line
 from harness.common.text import LONGEST_PATH, shortened
-from harness.report.render import write_picture, write_rows
+from harness.report.document import build_document
+from harness.report.render import write_document, write_picture
 from harness.results.rows_file import ROWS, latest, read_rows
 from harness.results.run_file import read_facts
+from harness.stats.analysis import Analysis
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,10 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         facts, rows = read_facts(folder), latest(read_rows(folder))
         if not rows:
             raise ValueError(f"{folder / ROWS}: it has no rows; measure something first")
+        document = build_document(Analysis(rows), facts)
         if given.picture is None:
-            paths = write_rows(folder, facts, rows)
+            paths = write_document(folder, document)
         else:
-            write_picture(given.picture, facts, rows)
+            write_picture(given.picture, document)
             paths = (given.picture,)
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: {one_line(error)}", file=sys.stderr)

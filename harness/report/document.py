@@ -6,13 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from harness.report import units
-from harness.report.answer import DEFINITIONS, answer_strip, answer_table
-from harness.report.components import component_groups
-from harness.report.figures import Quantity, length_figure
-from harness.report.growth import crossover_table, growth_tables, slope_table
+from harness.report.figures.length import Quantity, length_figure
+from harness.report.figures.palette import Style, assign
+from harness.report.figures.pareto import pareto_figure
 from harness.report.headline import headlines
-from harness.report.measures import cost_tables, reach_table, side_tables, value_table
-from harness.report.outcomes import (
+from harness.report.pieces import Chapter, Document, Group, Item, Note
+from harness.report.sections import ReportSection, circumstances, sections_of
+from harness.report.tables.answer import DEFINITIONS, answer_strip, answer_table
+from harness.report.tables.components import component_groups
+from harness.report.tables.growth import crossover_table, growth_tables, slope_table
+from harness.report.tables.measures import cost_tables, reach_table, side_tables, value_table
+from harness.report.tables.outcomes import (
     configuration,
     effort_table,
     machine_table,
@@ -20,24 +24,21 @@ from harness.report.outcomes import (
     missing_table,
     reproduction,
 )
-from harness.report.palette import Style, assign
-from harness.report.pareto import pareto_figure
-from harness.report.pieces import Chapter, Document, Group, Item, Note
-from harness.report.quality import ACCURACY, CHECKS, HANDLED, glance_table, leak_table, metric_table
-from harness.report.sections import ReportSection, circumstances, sections_of
+from harness.report.tables.quality import ACCURACY, CHECKS, HANDLED, glance_table, leak_table, metric_table
 from harness.results.disturbance import disturbance
 
 if TYPE_CHECKING:
     from harness.common.rows import Row
     from harness.results.run_file import RunFacts
+    from harness.stats.analysis import Analysis
 
 Styles = Mapping[str, Style]
 UNFINISHED = "The run has not finished: this report covers what has been measured so far."
 
 
-def build_document(rows: Sequence[Row], facts: RunFacts) -> Document:
-    """Build the whole report from the latest rows and the run's facts."""
-    sections = sections_of(rows, facts)
+def build_document(analysis: Analysis, facts: RunFacts) -> Document:
+    """Build the whole report from what was measured and the run's facts."""
+    rows, sections = analysis.rows, sections_of(analysis, facts)
     styles = _styles(sections)
     judged = [section for section in sections if section.judged and section.timed]
     chapters = [

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.report.answer import EXACT, LOOSEST, Pick, exact_time_s, fastest, tolerance_name
 from harness.report.faults import warnings
 from harness.report.pieces import Headline
+from harness.report.tables.answer import EXACT, LOOSEST, Pick, exact_time_s, fastest, tolerance_name
 from harness.report.units import length, lengths, listed, rough, times
 
 if TYPE_CHECKING:

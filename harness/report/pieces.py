@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from harness.report.palette import Style
+    from harness.report.figures.palette import Style
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import re
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,45 +14,45 @@ from markupsafe import Markup
 
 from harness.common.atomic_write import write_whole
 from harness.report.document import build_document
-from harness.report.keys import key, symbols
-from harness.report.palette import COLOURS
+from harness.report.figures.keys import key, symbols
+from harness.report.figures.palette import COLOURS
+from harness.report.figures.svg import drawable
 from harness.report.pieces import Figure
-from harness.report.svg import drawable
 from harness.results.rows_file import latest, read_rows
-from harness.results.run_file import RunFacts, read_facts
+from harness.results.run_file import read_facts
+from harness.stats.analysis import Analysis
 
 if TYPE_CHECKING:
-    from harness.common.rows import Row
     from harness.report.pieces import Document
 
 _MARKDOWN_SPECIAL = re.compile(r"[\\`*\[\]<>|#~&\r\n]|(?<![^\W_])_|_(?![^\W_])")
 _MARKDOWN_ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "\r": " ", "\n": " "}
 
 
-def write_report(folder: Path) -> tuple[Path, Path]:
+def write_report(folder: Path, analysis: Analysis | None = None) -> tuple[Path, Path]:
     """Write `report.html` and `report.md` into `folder` from its `rows.jsonl` and `run.json`, and nothing else.
 
-    Returns their paths. Raises ValueError if one of the inputs is missing or unreadable.
+    Without an `analysis`, the rows are read. Returns the paths. Raises ValueError if one of the inputs is missing or
+    unreadable.
     """
-    return write_rows(folder, read_facts(folder), latest(read_rows(folder)))
+    facts = read_facts(folder)
+    return write_document(folder, build_document(analysis or Analysis(latest(read_rows(folder))), facts))
 
 
-def write_rows(folder: Path, facts: RunFacts, rows: Sequence[Row]) -> tuple[Path, Path]:
-    """Like `write_report`, for facts and rows already read."""
-    document = build_document(rows, facts)
+def write_document(folder: Path, document: Document) -> tuple[Path, Path]:
+    """Write a report that is already built; returns the paths of the HTML and of the Markdown."""
     html, markdown = folder / "report.html", folder / "report.md"
     write_whole(html, render_html(document))
     write_whole(markdown, render_markdown(document))
     return html, markdown
 
 
-def write_picture(path: Path, facts: RunFacts, rows: Sequence[Row]) -> None:
+def write_picture(path: Path, document: Document) -> None:
     """Write the report's first figure, time against length, as an SVG file of its own.
 
     Raises ValueError if no time was measured, OSError if the file cannot be written.
     """
-    chapters = build_document(rows, facts).chapters
-    items = [item for chapter in chapters for group in chapter.groups for item in group.items]
+    items = [item for chapter in document.chapters for group in chapter.groups for item in group.items]
     figure = next((item for item in items if isinstance(item, Figure)), None)
     if figure is None:
         raise ValueError("no time was measured, so there is no figure")

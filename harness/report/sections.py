@@ -5,17 +5,17 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from harness.common.metrics import METRICS
 from harness.common.rows import Case, Row
 from harness.report.units import length
 from harness.results.run_file import ClassFacts, RunFacts
-from harness.results.series import Series, group_series
-from harness.stats.scaling import fit_scaling
 
 if TYPE_CHECKING:
+    from harness.results.series import Series
+    from harness.stats.analysis import Analysis
     from harness.stats.fit import Fit
 
 # The harness's own attention subjects. Other subjects are reported but not judged.
@@ -24,8 +24,6 @@ JUDGED = ("attention", "accuracy")
 _OF_SERIES = {"backend", "label", "settings", "control", "n"}
 _SAY_THEMSELVES = {"subject", "level", "mode", "inputs", "dtype", "device"}
 _INPUTS = {"text": 0, "planted": 1, "gaussian": 2}
-_LEAST_SIZES = 3
-DRAWS, MOST_DRAWS_IN_ALL, FEWEST_DRAWS = 1000, 100_000, 200  # bootstrap draws: per fit, per run, minimum
 
 
 @dataclass(frozen=True)
@@ -49,13 +47,12 @@ class CellTime:
 class Curve:
     """One series over n, with the facts its class declares; medians and fits are computed once."""
 
-    def __init__(self, series: Series, facts: ClassFacts, draws: int = DRAWS) -> None:
+    def __init__(self, series: Series, facts: ClassFacts, analysis: Analysis) -> None:
         self.series = series
-        self.draws = draws
+        self.analysis = analysis
         self.facts = facts
         self.label = series.label
         self.control = series.case.control
-        self._fits: dict[str, Fit | None] = {}
         self._values: dict[str, dict[int, float]] = {}
 
     @cached_property
@@ -91,19 +88,7 @@ class Curve:
 
     def fit(self, name: str) -> Fit | None:
         """Fit the growth of "time_s" or another numeric field with n; None with fewer than three positive sizes."""
-        if name not in self._fits:
-            samples = self.series.times() if name == "time_s" else self.series.quantity(name)
-            positive = {n: rounds for n, rounds in samples.items() if min(map(min, rounds)) > 0}
-            enough = len(positive) >= _LEAST_SIZES
-            frozen = tuple((n, tuple(map(tuple, rounds))) for n, rounds in positive.items())
-            self._fits[name] = _fit(frozen, self.draws) if enough else None
-        return self._fits[name]
-
-
-@lru_cache(maxsize=1024)
-def _fit(samples: tuple[tuple[int, tuple[tuple[float, ...], ...]], ...], draws: int) -> Fit:
-    """Fit equal samples only once: many series have the same counts of comparisons and bytes."""
-    return fit_scaling(dict(samples), draws=draws)
+        return self.analysis.fit(self.series, name)
 
 
 @dataclass(frozen=True)
@@ -134,21 +119,19 @@ class ReportSection:
         return self.case.subject in JUDGED
 
 
-def sections_of(rows: Sequence[Row], facts: RunFacts) -> list[ReportSection]:
+def sections_of(analysis: Analysis, facts: RunFacts) -> list[ReportSection]:
     """Return the sections in reading order: attention first, text first, then those with the most times.
 
     Series are in the order of `class_facts`, controls last; the shuffled order of rows does not matter.
     """
     groups: dict[str, list[Series]] = {}
-    every = group_series(rows)
-    draws = min(DRAWS, max(FEWEST_DRAWS, MOST_DRAWS_IN_ALL // max(1, len(every))))
-    for series in every:
+    for series in analysis.series:
         groups.setdefault(_circumstances(series.case), []).append(series)
     cases = [group[0].case for group in groups.values()]
     sections = []
     planned = {label: place for place, label in enumerate(facts.class_facts)}
     for case, group in zip(cases, groups.values(), strict=True):
-        curves = [Curve(series, facts.class_facts.get(series.label, ClassFacts()), draws) for series in group]
+        curves = [Curve(series, facts.class_facts.get(series.label, ClassFacts()), analysis) for series in group]
         curves.sort(key=lambda curve: (curve.control, _place(planned, curve.label)))
         varying = _varying(case, cases)
         title = ", ".join(f"{words} inputs" if name == "inputs" else words for name, words in varying.items())

@@ -1,4 +1,4 @@
-"""Measure one case in its child process: set up, measure memory, check, time, count. Returns the outcome part of a row.
+"""Measure one case in its child process: set up, measure memory, check, time, count.
 
 The order matters. The first call is the memory pass, and the gate checks its answer. The second call uses the other set
 of inputs and is checked too; if it takes more than a second, it is also the timed call. Shorter calls are then warmed
@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 
-from harness.common.rows import Case
+from harness.common.job import Job
+from harness.common.rows import Case, Measurement
 from harness.measure import gate, memory
 from harness.measure import timer as clock
 from harness.measure.cpu_load import Load, cores
 from harness.measure.elapsed import Elapsed
-from harness.measure.roofline import measure_ceilings
+from harness.measure.roofline import MeasureCeilings
 from harness.subjects.base import CheckResult, Facts, Trial, Unsupported, subject_of
 from harness.subjects.references import Store, UnwritableError
 
@@ -36,35 +37,44 @@ class Peaks:
     allocator_bytes: float | None = None
 
 
-def measure(
-    *,
-    case: dict[str, Any],
-    key: str,
-    round: int,  # noqa: A002, the name used in rows
-    folder: str,
-    memory_bytes: int | None,
-    expected_s: float | None,
-    flops_per_s: float,
-    copy_bytes_per_s: float,
-) -> dict[str, Any]:
-    """Measure one case in one round, in a child; `harness.runner.executor` calls this with plain data.
+@dataclass(frozen=True)
+class MeasuredCase:
+    """The measurement, and why what later rounds need could not be written ("" if it was)."""
+
+    measurement: Measurement
+    unwritable: str = ""
+
+
+@dataclass(frozen=True)
+class MeasureCase(Job[MeasuredCase]):
+    """Measure one case in one round.
 
     `folder` holds the shared inputs. `memory_bytes` is the memory the case may use beyond its inputs. `expected_s` is
     the predicted time of a call, from shorter lengths. The ceilings are this machine's, 0 if unknown.
     """
-    this = Case(**case)
-    torch.set_num_threads(this.threads)
-    torch.manual_seed(this.seed)
-    memory.return_freed_memory()
-    try:
-        trial = subject_of(this.subject).setup(this, Store(Path(folder)), key)
-    except Unsupported as reason:
-        return {"status": "unsupported", "reason": str(reason)}
-    memory.limit(None)
-    trial.warm()  # starts threads, whose stacks do not count as the case's memory
-    memory.limit(memory_bytes)
-    run = _Run(trial, gate.Ceilings(flops_per_s, copy_bytes_per_s), this)
-    return run.first(expected_s) if round == 0 else run.later()
+
+    case: Case
+    key: str
+    round: int
+    folder: Path
+    memory_bytes: int | None
+    expected_s: float | None
+    ceilings: gate.Ceilings
+
+    def run(self) -> MeasuredCase:
+        case = self.case
+        torch.set_num_threads(case.threads)
+        torch.manual_seed(case.seed)
+        memory.return_freed_memory()
+        try:
+            trial = subject_of(case.subject).setup(case, Store(self.folder), self.key)
+        except Unsupported as reason:
+            return MeasuredCase(Measurement(status="unsupported", reason=str(reason)))
+        memory.limit(None)
+        trial.warm()  # starts threads, whose stacks do not count as the case's memory
+        memory.limit(self.memory_bytes)
+        run = _Run(trial, self.ceilings, case)
+        return run.first(self.expected_s) if self.round == 0 else run.later()
 
 
 class _Run:
@@ -76,21 +86,21 @@ class _Run:
         self.peaks = Peaks()
         self.measured_s = self.others_s = 0.0
 
-    def first(self, expected_s: float | None) -> dict[str, Any]:
+    def first(self, expected_s: float | None) -> MeasuredCase:
         """Run all passes and record what later rounds need."""
         # `_gated` must hold the only reference to the answer: it frees the answer before timing.
-        result = self._gated(self._weighed(expected_s) if self.trial.timed else self._called(), thorough=True)
-        if result["status"] == "ok":
+        measurement = self._gated(self._weighed(expected_s) if self.trial.timed else self._called(), thorough=True)
+        if measurement.status == "ok":
             try:
                 self.trial.keep()
             except UnwritableError as error:  # not a fault of the method
-                result["unwritable"] = str(error)
-        return result
+                return MeasuredCase(measurement, unwritable=str(error))
+        return MeasuredCase(measurement)
 
-    def later(self) -> dict[str, Any]:
+    def later(self) -> MeasuredCase:
         """Measure time only; answers are compared with those of the first round."""
         memory.keep_freed_memory()
-        return self._gated(self._called(), thorough=False)
+        return MeasuredCase(self._gated(self._called(), thorough=False))
 
     def _called(self) -> Any:
         with self._measuring():
@@ -101,7 +111,7 @@ class _Run:
             self.peaks, answer = _memory_pass(self.trial, expected_s)
         return answer
 
-    def _gated(self, answer: Any, *, thorough: bool) -> dict[str, Any]:
+    def _gated(self, answer: Any, *, thorough: bool) -> Measurement:
         wrong = self._check(0, answer)
         del answer
         samples_s: list[float] = []
@@ -142,21 +152,19 @@ class _Run:
             return ""
         # The machine may have been busy when its ceilings were measured, so measure them again before deciding.
         for _ in range(LOOKS):
-            again = measure_ceilings(
-                device=self.case.device, dtypes=[self.case.dtype], threads=self.case.threads, budget_s=LOOK_S
-            )
+            again = MeasureCeilings(self.case.device, [self.case.dtype], self.case.threads, LOOK_S).run()
             self.ceilings = gate.Ceilings(
-                max(self.ceilings.flops_per_s, again["flops_per_s"][self.case.dtype]),
-                max(self.ceilings.copy_bytes_per_s, again["copy_bytes_per_s"]),
+                max(self.ceilings.flops_per_s, again.flops_per_s[self.case.dtype]),
+                max(self.ceilings.copy_bytes_per_s, again.copy_bytes_per_s),
             )
             if not gate.too_fast(time_s, flops, facts.moved_bytes, self.ceilings):
                 break
         return gate.too_fast(time_s, flops, facts.moved_bytes, self.ceilings)
 
-    def _result(self, wrong: str, samples_s: list[float], facts: Facts) -> dict[str, Any]:
+    def _result(self, wrong: str, samples_s: list[float], facts: Facts) -> Measurement:
         known = asdict(facts)
         moved_bytes = known.pop("moved_bytes")
-        result = {"status": "wrong" if wrong else "ok", "reason": wrong, "metrics": self.metrics}
+        result: dict[str, Any] = {"status": "wrong" if wrong else "ok", "reason": wrong, "metrics": self.metrics}
         result["measured_s"] = self.measured_s
         there_s = self.measured_s * len(cores())
         result["others_share"] = max(0.0, self.others_s) / there_s if there_s > 0 else 0.0
@@ -167,7 +175,7 @@ class _Run:
             if facts.flops:
                 least_s = self.ceilings.least_s(facts.flops, moved_bytes)
                 result |= {"flops_per_s": facts.flops / time_s, "roofline_share": least_s / time_s if least_s else None}
-        return result
+        return Measurement(**result)
 
 
 def _memory_pass(trial: Trial, expected_s: float | None) -> tuple[Peaks, Any]:

@@ -2,7 +2,7 @@
 
 A fork server has torch imported and no threads started. Each child is a copy of it, so a case starts within a few
 hundredths of a second and sees nothing left over from an earlier case. A child has a time limit and a memory limit,
-answers with one JSON object, and is killed together with everything it started. The parent sleeps until there is
+replies with one JSON object, and is killed together with everything it started. The parent sleeps until there is
 something to read.
 """
 
@@ -21,14 +21,15 @@ from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Generic, Literal
 
 from pydantic import TypeAdapter
 
 from harness.common.deadline import Deadline
+from harness.common.job import Answer, Job, answer_type, path_of
 from harness.measure.elapsed import Elapsed
 from harness.runner.fork_server import ServerError
-from harness.runner.worker import Job
+from harness.runner.worker import Assignment, Reply
 
 if TYPE_CHECKING:
     from harness.runner.signals import Interruption
@@ -57,21 +58,21 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a child ended. `answer` is valid only with status "ok"; any other status has its reason in words.
+class Outcome(Generic[Answer]):
+    """How a child ended. With status "ok" there is the job's answer; any other status has its reason in words.
 
     `wall_s` is the time from request to end, `cpu_s` the CPU time of the child and of all processes it waited for.
     """
 
     status: Literal["ok", "oom", "timeout", "crash"]
     reason: str
-    answer: dict[str, Any]
+    answer: Answer | None
     wall_s: float
     cpu_s: float = 0.0
 
 
 class Executor:
-    """Runs functions in fresh children, one at a time. `scratch` is an existing folder for their output.
+    """Runs jobs in fresh children, one at a time. `scratch` is an existing folder for their output.
 
     With an `interruption`, a signal ends the running child, and `run` raises KeyboardInterrupt.
     """
@@ -99,19 +100,20 @@ class Executor:
             self._server.end()
             self._server = None
 
-    def run(self, function: str, arguments: dict[str, Any], limits: Limits) -> Outcome:
-        """Call `package.module:function` with JSON-able keyword arguments; its answer is a JSON object.
+    def run(self, job: Job[Answer], limits: Limits) -> Outcome[Answer]:
+        """Run a job in a child.
 
         Nothing that the child does raises here; an interrupt ends the child and is re-raised. Raises OSError if the
         scratch folder cannot be written, and ServerError if no child can be started.
         """
         with tempfile.NamedTemporaryFile(dir=self.scratch, prefix="child-", suffix=".log") as log:
-            job = Job(function, arguments, _path(), str(Path.cwd()), log.name, **vars(limits))
+            fields = TypeAdapter(type(job)).dump_python(job, warnings=False)  # the child checks their types
+            assignment = Assignment(path_of(type(job)), fields, _path(), str(Path.cwd()), log.name, **vars(limits))
             try:
                 server = self._server = self._server or _Server(self._interruption)
                 server.await_ready()
                 elapsed, kills = Elapsed(), _kernel_kills()
-                ended = server.follow(job)
+                ended = server.follow(assignment)
             except BaseException:
                 self.close()  # this ends the child too
                 raise
@@ -119,7 +121,7 @@ class Executor:
                 self.close()
             wall_s = elapsed.seconds()
             by_kernel = ended.exitcode == -signal.SIGKILL and _kernel_kills() > kills
-            outcome = _judge(ended, limits.time_s, wall_s, Path(log.name), by_kernel=by_kernel)
+            outcome = _judge(job, ended, limits.time_s, wall_s, Path(log.name), by_kernel=by_kernel)
         if outcome.status == "crash":
             self._require_room()
         return outcome
@@ -183,11 +185,11 @@ class _Server:
             output = " ".join(self._words.read().decode(errors="replace").split())[-TAIL_CHARACTERS:]
             raise ServerError(f"the process that starts cases cannot be started: {output or 'it does not reply'}")
 
-    def follow(self, job: Job) -> _Ended:
+    def follow(self, assignment: Assignment) -> _Ended:
         """Send a job and wait until it ends or its time limit passes."""
-        self._send(json.dumps(asdict(job)).encode())
+        self._send(json.dumps(asdict(assignment), default=os.fspath).encode())
         started = self._message(REPLY_S)
-        ended = self._message(job.time_s) if started else None
+        ended = self._message(assignment.time_s) if started else None
         late = ended is None and self.alive
         if late:
             self._send(b"kill")
@@ -253,9 +255,24 @@ class _Server:
         return self.alive
 
 
-def _judge(ended: _Ended, time_s: float, wall_s: float, log: Path, *, by_kernel: bool) -> Outcome:
-    def outcome(status: Literal["oom", "timeout", "crash"], reason: str) -> Outcome:
-        return Outcome(status, reason, {}, wall_s, ended.cpu_s)
+def start_fork_server(number: int, words: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start a fork server that listens on the inherited socket `number` and prints into the file `words`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "harness.runner.fork_server", str(number)],
+        stdin=subprocess.DEVNULL,
+        stdout=words,
+        stderr=words,
+        pass_fds=[number],
+        start_new_session=True,  # only the parent receives signals from the terminal
+        env=_environment(),
+    )
+
+
+def _judge(
+    job: Job[Answer], ended: _Ended, time_s: float, wall_s: float, log: Path, *, by_kernel: bool
+) -> Outcome[Answer]:
+    def outcome(status: Literal["oom", "timeout", "crash"], reason: str) -> Outcome[Answer]:
+        return Outcome(status, reason, None, wall_s, ended.cpu_s)
 
     if ended.late:
         return outcome("timeout", f"no answer within {time_s:g} s{_last_words(log)}")
@@ -270,10 +287,12 @@ def _judge(ended: _Ended, time_s: float, wall_s: float, log: Path, *, by_kernel:
     if not ended.output:
         return outcome("crash", f"exited with code 0 without an answer{_last_words(log)}")
     try:
-        return TypeAdapter(Outcome).validate_python(
-            {**json.loads(ended.output), "wall_s": wall_s, "cpu_s": ended.cpu_s}
-        )
-    except (ValueError, TypeError):
+        reply = TypeAdapter(Reply).validate_python(json.loads(ended.output))
+        if reply.status != "ok":
+            return outcome(reply.status, reply.reason)
+        answer = TypeAdapter(answer_type(type(job))).validate_python(reply.answer)
+        return Outcome("ok", reply.reason, answer, wall_s, ended.cpu_s)
+    except ValueError:
         start = ended.output[:60]
         return outcome("crash", f"exited with code 0 and an invalid answer: {start!r}")
 

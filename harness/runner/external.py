@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Never
 
 from attentions import Attention, resolve
 from harness.common.import_path import is_path
-from harness.common.rows import Case
+from harness.common.job import Job
 from harness.config.backends import series_of
 from harness.config.model import Config
 from harness.config.yaml_source import ConfigError
@@ -22,6 +22,9 @@ from harness.runner.executor import Executor, Limits, Outcome
 from harness.runner.plan import Planned, component_cases, expand
 from harness.runner.plan_checks import build_mistakes
 from harness.subjects.base import subject_content
+
+if TYPE_CHECKING:
+    from harness.common.rows import Case
 
 PLANNING_S = 600.0  # limit for building every class at its longest length, after each has been built alone in time
 DECLARED = ("paper", "exact", "approximates", "claimed_time", "causality")
@@ -45,10 +48,10 @@ class SweepPlan:
 
     planned: Sequence[Planned]
     classes: Mapping[str, BackendClass]
-    faults: Mapping[str, Outcome] = field(default_factory=dict)
+    faults: Mapping[str, Outcome[Never]] = field(default_factory=dict)
     contents: Mapping[str, str] = field(default_factory=dict)
 
-    def fault(self, case: Case) -> Outcome | None:
+    def fault(self, case: Case) -> Outcome[Never] | None:
         """Return the outcome that a case has because something it names failed to load, or None."""
         names = (case.backend, case.subject, case.inputs)
         return next((self.faults[name] for name in names if name in self.faults), None)
@@ -63,21 +66,17 @@ def make_plan(config: Config, executor: Executor, *, stages: bool = False) -> Sw
     if not external_names and not stages:
         return plan_here(expand(config))
     memory_bytes = config.budget.memory_bytes()
-    faults: dict[str, Outcome] = {}
+    faults: dict[str, Outcome[Never]] = {}
     for name in external_names:
-        arguments = {"name": name, "config": config.model_dump(mode="json")}
-        outcome = executor.run("harness.runner.external:look", arguments, Limits(config.budget.case_s, memory_bytes))
+        outcome = executor.run(TryExternal(name, config), Limits(config.budget.case_s, memory_bytes))
         if outcome.status != "ok":
-            faults[name] = Outcome(outcome.status, f"{name.partition(':')[0]}: {outcome.reason}", {}, outcome.wall_s)
-    arguments = {"config": config.model_dump(mode="json"), "faulty": list(faults), "stages": stages}
-    made = executor.run("harness.runner.external:plan_in_child", arguments, Limits(PLANNING_S, memory_bytes))
-    if made.status != "ok":
+            faults[name] = Outcome(outcome.status, f"{name.partition(':')[0]}: {outcome.reason}", None, outcome.wall_s)
+    made = executor.run(PlanExternal(config, list(faults), stages), Limits(PLANNING_S, memory_bytes))
+    if made.answer is None:
         raise ConfigError([f"planning failed: {made.reason}"])
-    if made.answer["mistakes"]:
-        raise ConfigError(made.answer["mistakes"])
-    planned = [Planned(Case(**case), rounds) for case, rounds in made.answer["planned"]]
-    classes = {name: BackendClass(**facts) for name, facts in made.answer["classes"].items()}
-    return SweepPlan(planned, classes, faults, made.answer["contents"])
+    if made.answer.mistakes:
+        raise ConfigError(made.answer.mistakes)
+    return SweepPlan(made.answer.planned, made.answer.classes, faults, made.answer.contents)
 
 
 def plan_here(planned: Sequence[Planned]) -> SweepPlan:
@@ -102,32 +101,52 @@ def facts_of(backend: str, faulty: Collection[str] = ()) -> BackendClass:
     return BackendClass(found.__module__, found.prepare is not Attention.prepare, declared)
 
 
-def look(*, name: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Import one external name and, if it is a backend, build each of its series. Runs in a child."""
-    given = Config.model_validate(config)
-    with contextlib.suppress(Exception):  # the planning step reports the mistake in its own words
-        importlib.import_module(name.partition(":")[0])
-        for grid in (given, *given.also):
-            entries = [entry for entry in grid.backends if entry.name == name]
-            for one in series_of(entries, ""):
-                list(build_mistakes(one, grid, given.seed))
-    return {}
+@dataclass(frozen=True)
+class TryExternal(Job[None]):
+    """Import one external name and, if it is a backend, build each of its series."""
+
+    name: str
+    config: Config
+
+    def run(self) -> None:
+        with contextlib.suppress(Exception):  # the planning step reports the mistake in its own words
+            importlib.import_module(self.name.partition(":")[0])
+            for grid in (self.config, *self.config.also):
+                entries = [entry for entry in grid.backends if entry.name == self.name]
+                for one in series_of(entries, ""):
+                    list(build_mistakes(one, grid, self.config.seed))
 
 
-def plan_in_child(*, config: dict[str, Any], faulty: list[str], stages: bool) -> dict[str, Any]:
-    """Make the plan as plain data. Runs in a child when the configuration names external classes."""
-    try:
-        planned = expand(Config.model_validate(config), faulty)
-    except ConfigError as error:
-        return {"mistakes": error.mistakes}
-    if stages:
-        sound = [one for one in planned if one.case.backend not in faulty]
-        planned = [*component_cases(sound), *(one for one in planned if one.case.backend in faulty)]
-    backends = {one.case.backend: None for one in planned}
-    subjects = {one.case.subject: None for one in planned if is_path(one.case.subject)}
-    return {
-        "mistakes": [],
-        "planned": [[one.case.model_dump(), one.rounds] for one in planned],
-        "classes": {name: asdict(facts_of(name, faulty)) for name in backends},
-        "contents": {name: subject_content(name) for name in subjects if name not in faulty},
-    }
+@dataclass(frozen=True)
+class ExternalPlan:
+    """The mistakes of a configuration, or the parts of its plan that need the external classes."""
+
+    mistakes: list[str] = field(default_factory=list)
+    planned: list[Planned] = field(default_factory=list)
+    classes: dict[str, BackendClass] = field(default_factory=dict)
+    contents: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PlanExternal(Job[ExternalPlan]):
+    """Make the plan of a configuration that names external classes, of which the `faulty` ones fail to load."""
+
+    config: Config
+    faulty: list[str]
+    stages: bool
+
+    def run(self) -> ExternalPlan:
+        try:
+            planned = expand(self.config, self.faulty)
+        except ConfigError as error:
+            return ExternalPlan(error.mistakes)
+        if self.stages:
+            sound = [one for one in planned if one.case.backend not in self.faulty]
+            planned = [*component_cases(sound), *(one for one in planned if one.case.backend in self.faulty)]
+        backends = {one.case.backend: None for one in planned}
+        subjects = {one.case.subject: None for one in planned if is_path(one.case.subject)}
+        return ExternalPlan(
+            planned=planned,
+            classes={name: facts_of(name, self.faulty) for name in backends},
+            contents={name: subject_content(name) for name in subjects if name not in self.faulty},
+        )

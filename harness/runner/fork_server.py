@@ -144,7 +144,7 @@ def _become_child(writer: int, job: dict[str, Any]) -> NoReturn:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         from harness.runner import worker
 
-        worker.main(writer, worker.Job(**job))
+        worker.main(writer, worker.Assignment(**job))
     except BaseException:  # no exception may reach the server's own frames
         traceback.print_exc()
     finally:

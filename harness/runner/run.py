@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.common.rows import SCHEMA, Row
+from harness.measure.roofline import MeasureCeilings, ReachedRates
 from harness.results import machine
 from harness.results.rows_file import Journal, read_rows
 from harness.results.run_dir import FolderError, RunFolder, new_name, now
@@ -80,7 +81,7 @@ def _facts(
     A resumed run keeps its name, start and ceilings, and must be on the same machine.
     """
     ceilings = _ceilings(plan, executor, report_to)
-    here = machine.describe(ceilings.pop("gpu"))
+    here = machine.describe(ceilings.gpu)
     before = folder.facts
     there = before.get("machine", {}).get("name", here.name)
     if why := machine.why_other(here, there):
@@ -102,30 +103,29 @@ def _facts(
     }
 
 
-def _ceilings(plan: SweepPlan, executor: Executor, report_to: Reporter) -> dict[str, Any]:
+def _ceilings(plan: SweepPlan, executor: Executor, report_to: Reporter) -> ReachedRates:
     """Measure this machine's ceilings for the dtypes of the plan, and its GPU's name; empty if that fails."""
     cases = [one.case for one in plan.planned]
-    arguments = {
-        "device": cases[0].device,
-        "dtypes": sorted({case.dtype for case in cases}),
-        "threads": max(case.threads for case in cases),
-        "budget_s": CEILINGS_S,
-    }
-    measured = executor.run("harness.measure.roofline:measure_ceilings", arguments, Limits(CEILINGS_LIMIT_S))
-    if measured.status == "ok":
+    job = MeasureCeilings(
+        device=cases[0].device,
+        dtypes=sorted({case.dtype for case in cases}),
+        threads=max(case.threads for case in cases),
+        budget_s=CEILINGS_S,
+    )
+    measured = executor.run(job, Limits(CEILINGS_LIMIT_S))
+    if measured.answer is not None:
         return measured.answer
     report_to.note(f"the limits of this machine are unknown, so times are not checked against them: {measured.reason}")
-    return {"flops_per_s": {}, "copy_bytes_per_s": 0.0, "gpu": ""}
+    return ReachedRates({}, 0.0, "")
 
 
-def _higher(measured: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
+def _higher(measured: ReachedRates, before: dict[str, Any] | None) -> dict[str, Any]:
     """Return the higher of two measurements of the same ceilings: a busy machine can only lower them."""
-    if before is None:
-        return measured
-    both = (measured["flops_per_s"], before["flops_per_s"])
+    before = before or {"flops_per_s": {}, "copy_bytes_per_s": 0.0}
+    both = (measured.flops_per_s, before["flops_per_s"])
     return {
         "flops_per_s": {dtype: max(one.get(dtype, 0.0) for one in both) for dtype in both[0] | both[1]},
-        "copy_bytes_per_s": max(measured["copy_bytes_per_s"], before["copy_bytes_per_s"]),
+        "copy_bytes_per_s": max(measured.copy_bytes_per_s, before["copy_bytes_per_s"]),
     }
 
 

@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Never
 
 from harness.common.deadline import Deadline, Start
 from harness.common.import_path import is_path
-from harness.common.rows import Case, Row
+from harness.common.rows import Case, Measurement, Row
 from harness.common.source_hash import source_hash
 from harness.inputs import identity
+from harness.measure.gate import Ceilings
 from harness.results.run_dir import FolderError
+from harness.runner.case import MeasureCase, MeasuredCase
 from harness.runner.executor import Executor, Limits, Outcome
 from harness.runner.forecast import Forecast
 from harness.runner.order import affordable, ascending
 from harness.runner.plan import round_order
 from harness.subjects.base import SUBJECTS
-from harness.subjects.instantiate import PRIME_TOKENS
-from harness.subjects.references import CALIBRATION, Store
+from harness.subjects.instantiate import PRIME_TOKENS, Prime
+from harness.subjects.references import CALIBRATION, MakeReferences, Store
 
 if TYPE_CHECKING:
     from harness.config.model import SweepBudget
@@ -76,8 +76,8 @@ class Rounds:
         self._forecast = Forecast(circumstances.budget.case_s, circumstances.memory_bytes)
         self._done: set[tuple[str, int]] = set()
         self._repeatable: set[str] = set()
-        self._unprimed: dict[str, Outcome] = {}
-        self._without_inputs: dict[str, Outcome] = {}
+        self._unprimed: dict[str, Outcome[Never]] = {}
+        self._without_inputs: dict[str, Outcome[Never]] = {}
         self._identities: dict[tuple[str, ...], str] = {}
         for row in earlier:
             self._note(row)
@@ -119,11 +119,11 @@ class Rounds:
                 continue  # it failed in an earlier run
             outsider = is_path(case.backend)
             limits = Limits(self._all.budget.case_s, self._all.memory_bytes) if outsider else Limits(BUILD_S)
-            outcome = self._executor.run("harness.subjects.instantiate:prime", {"case": case.model_dump()}, limits)
-            warned |= dict.fromkeys(outcome.answer.get("warnings", ()))
+            outcome = self._executor.run(Prime(case), limits)
+            warned |= dict.fromkeys(outcome.answer or ())
             if outsider and outcome.status == "timeout":
                 reason = f"on {PRIME_TOKENS} tokens, before the first case: {outcome.reason}"
-                self._unprimed[case.digest()] = replace(outcome, reason=reason)
+                self._unprimed[case.digest()] = Outcome("timeout", reason, None, outcome.wall_s, outcome.cpu_s)
         for warning in warned:
             self._reporter.note(warning)
 
@@ -142,16 +142,16 @@ class Rounds:
     def _one(self, case: Case, number: int) -> None:
         outcome = self._known_to_fail(case) if number == 0 else None
         outcome = outcome or self._lacking_inputs(case) or self._measured(case, number)
-        if unwritable := outcome.answer.pop("unwritable", ""):
+        if outcome.answer and outcome.answer.unwritable:
             self._reporter.note(
-                f"{self._cache} cannot be written, so later rounds check this case in full: {unwritable}"
+                f"{self._cache} cannot be written, so later rounds check this case in full: {outcome.answer.unwritable}"
             )
         row = self._row(case, number, outcome)
         self._journal.append(row)
         self._note(row, outcome)
         self._reporter.ended(row)
 
-    def _note(self, row: Row, outcome: Outcome | None = None) -> None:
+    def _note(self, row: Row, outcome: Outcome[object] | None = None) -> None:
         self._done.add((row.key, row.round))
         if row.round == 0 and row.status == "ok" and row.time_s is not None:
             self._repeatable.add(row.key)
@@ -160,14 +160,15 @@ class Rounds:
         else:
             self._forecast.learn(row, outcome.wall_s, outcome.cpu_s / row.threads)
 
-    def _known_to_fail(self, case: Case) -> Outcome | None:
+    def _known_to_fail(self, case: Case) -> Outcome[MeasuredCase] | None:
         """Return the outcome of a case that need not be tried or has already timed out; otherwise None."""
         if known := self._plan.fault(case) or self._unprimed.get(case.digest()):
             return known
         reason = self._forecast.refusal(case)
-        return Outcome("ok", "", {"status": "skipped", "reason": reason}, 0.0) if reason else None
+        skipped = MeasuredCase(Measurement(status="skipped", reason=reason))
+        return Outcome("ok", "", skipped, 0.0) if reason else None
 
-    def _lacking_inputs(self, case: Case) -> Outcome | None:
+    def _lacking_inputs(self, case: Case) -> Outcome[Never] | None:
         """Make the inputs that a case needs and that do not exist yet; return the outcome if that fails."""
         if case.subject not in SUBJECTS:
             return None
@@ -177,13 +178,12 @@ class Rounds:
             return None
         known = self._without_inputs.get(name := str(missing) + self._store.name(case))
         if known is None:
-            arguments = {"folder": str(self._cache), "case": case.model_dump(), "variants": missing}
             limits = Limits(self._all.budget.case_s if is_path(case.inputs) else INPUTS_S, file_bytes=None)
-            made = self._executor.run("harness.subjects.references:make_references", arguments, limits)
-            if made.status == "ok":
-                self._stop_without_room(made.answer["unwritable"])
+            made = self._executor.run(MakeReferences(self._cache, case, missing), limits)
+            if made.answer is not None:
+                self._stop_without_room(made.answer)
                 return None
-            known = Outcome(made.status, f"its inputs cannot be created: {made.reason}", {}, 0.0)
+            known = Outcome(made.status, f"its inputs cannot be created: {made.reason}", None, 0.0)
             self._without_inputs[name] = known
         return known
 
@@ -192,31 +192,28 @@ class Rounds:
         if why:
             raise FolderError(f"{self._cache} cannot be written: {why}; free some space and continue with --resume")
 
-    def _measured(self, case: Case, number: int) -> Outcome:
-        arguments = {
-            "case": case.model_dump(),
-            "key": self._key(case),
-            "round": number,
-            "folder": str(self._cache),
-            "memory_bytes": self._all.memory_bytes,
-            "expected_s": self._forecast.call_s(case),
-            "flops_per_s": self._all.flops_per_s.get(case.dtype, 0.0),
-            "copy_bytes_per_s": self._all.copy_bytes_per_s,
-        }
+    def _measured(self, case: Case, number: int) -> Outcome[MeasuredCase]:
+        job = MeasureCase(
+            case=case,
+            key=self._key(case),
+            round=number,
+            folder=self._cache,
+            memory_bytes=self._all.memory_bytes,
+            expected_s=self._forecast.call_s(case),
+            ceilings=Ceilings(self._all.flops_per_s.get(case.dtype, 0.0), self._all.copy_bytes_per_s),
+        )
         room = self._all.memory_bytes  # before its inputs are mapped, a case needs memory for them too
         limits = Limits(self._all.budget.case_s, None if room is None else room + self._store.size_bytes(case))
-        return self._executor.run("harness.runner.case:measure", arguments, limits)
+        return self._executor.run(job, limits)
 
-    def _row(self, case: Case, number: int, outcome: Outcome) -> Row:
+    def _row(self, case: Case, number: int, outcome: Outcome[MeasuredCase]) -> Row:
         identity = {**case.model_dump(), "run": self._all.run, "key": self._key(case), "round": number}
         identity["wall_s"] = outcome.wall_s
-        if outcome.status != "ok":
+        if outcome.answer is None:
             return Row(**identity, status=outcome.status, reason=outcome.reason)
-        try:
-            return Row(**identity, **_finite(outcome.answer))
-        except (ValidationError, TypeError) as error:
-            message = " ".join(str(error).split())[:200]
-            return Row(**identity, status="crash", reason=f"its answer is invalid: {message}")
+        found = outcome.answer.measurement
+        finite = {name: value for name, value in found.metrics.items() if math.isfinite(value)}  # JSON has no others
+        return Row(**identity, **found.model_dump(exclude={"metrics"}), metrics=finite)
 
     def _key(self, case: Case) -> str:
         """Hash everything that decides a row: the case, the environment, the code and the contents of its inputs."""
@@ -248,9 +245,3 @@ class Rounds:
 def _module(name: str) -> list[str]:
     """Return the module of an import path, as a list of at most one."""
     return [name.partition(":")[0]] if is_path(name) else []
-
-
-def _finite(answer: dict[str, Any]) -> dict[str, Any]:
-    """Drop metrics that are not finite numbers, which JSON cannot represent."""
-    metrics = answer.get("metrics") or {}
-    return {**answer, "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)}}

@@ -1,7 +1,7 @@
-"""The main function of a child process: run one job, answer with one JSON object, and exit.
+"""The main function of a child process: run one job, reply with one JSON object, and exit.
 
-The answer is `{"status": "ok", "reason": "", "answer": {...}}` or, if the job failed, "oom" or "crash" with the reason
-in words. Everything the job prints goes to a log file.
+The reply is `{"status": "ok", "reason": "", "answer": ...}` or, if the job failed, "oom" or "crash" with the reason in
+words. Everything the job prints goes to a log file.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
+from pydantic import TypeAdapter
+
+from harness.common.job import answer_type
 from harness.measure import memory
 
 OUT_OF_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "bad allocation")
@@ -27,15 +30,15 @@ NO_ROOM_TO_LOAD = ("failed to map segment", "cannot allocate memory")  # from th
 
 
 @dataclass(frozen=True)
-class Job:
-    """One job: a function `package.module:name` and everything needed to run it.
+class Assignment:
+    """One job as plain data, and everything needed to run it.
 
-    `arguments` are JSON-able keyword arguments, `path` is the module search path, `folder` the working folder and `log`
-    the file for its output; the rest are limits.
+    `kind` is the import path of the job's class and `fields` are its fields, `path` is the module search path, `folder`
+    the working folder and `log` the file for its output; the rest are limits.
     """
 
-    function: str
-    arguments: dict[str, Any]
+    kind: str
+    fields: dict[str, Any]
     path: list[str]
     folder: str
     log: str
@@ -44,16 +47,25 @@ class Job:
     file_bytes: int | None
 
 
-def main(channel: int, job: Job) -> NoReturn:
-    """Run a job in a fresh copy of the fork server, write the answer to `channel`, and exit with code 0."""
+@dataclass(frozen=True)
+class Reply:
+    """What a child says at its end: the job's answer as plain data, or None and why there is none."""
+
+    status: Literal["ok", "oom", "crash"]
+    reason: str
+    answer: Any
+
+
+def main(channel: int, assignment: Assignment) -> NoReturn:
+    """Run a job in a fresh copy of the fork server, write the reply to `channel`, and exit with code 0."""
     gc.freeze()  # never collect what the fork server loaded; that would take 0.2 s each time
     os.setsid()  # its own process group, so that everything it starts can be killed with it
     _let_go_of_all_files_but(channel)
-    _print_to(job.log)
-    sys.path[:] = job.path
-    os.chdir(job.folder)
-    _restrict(job)
-    output = json.dumps(_attempt(job)).encode()
+    _print_to(assignment.log)
+    sys.path[:] = assignment.path
+    os.chdir(assignment.folder)
+    _restrict(assignment)
+    output = json.dumps(vars(_attempt(assignment)), default=os.fspath).encode()
     while output:
         output = output[os.write(channel, output) :]
     os._exit(0)  # no library clean-up may hang or change the exit code
@@ -68,18 +80,19 @@ def load(path: str) -> Any:
         raise ValueError(f"{path!r} cannot be imported: {error}") from error
 
 
-def _attempt(job: Job) -> dict[str, Any]:
+def _attempt(assignment: Assignment) -> Reply:
     try:
-        function = load(job.function)  # before the memory limit: a half-loaded library hangs or crashes
-        memory.limit(job.memory_bytes)
-        return {"status": "ok", "reason": "", "answer": function(**job.arguments)}
+        kind = load(assignment.kind)  # before the memory limit: a half-loaded library hangs or crashes
+        job, answer = TypeAdapter(kind).validate_python(assignment.fields), TypeAdapter(answer_type(kind))
+        memory.limit(assignment.memory_bytes)
+        return Reply("ok", "", answer.dump_python(job.run()))
     except BaseException as error:  # the process boundary: every failure becomes an answer
         memory.limit(None)
         status = "oom" if is_out_of_memory(error) else "crash"
         reason = in_words(error)
         with contextlib.suppress(OSError):  # the output may have reached the file size limit
             traceback.print_exc()
-        return {"status": status, "reason": reason, "answer": {}}
+        return Reply(status, reason, None)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -126,12 +139,12 @@ def _print_to(log: str) -> None:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
-def _restrict(job: Job) -> None:
+def _restrict(assignment: Assignment) -> None:
     """Limit CPU time (in case the parent's clock fails) and file size."""
-    _lower(resource.RLIMIT_CPU, math.ceil(job.time_s * (os.cpu_count() or 1)) + 60)
+    _lower(resource.RLIMIT_CPU, math.ceil(assignment.time_s * (os.cpu_count() or 1)) + 60)
     _lower(resource.RLIMIT_CORE, 0)
-    if job.file_bytes is not None:
-        _lower(resource.RLIMIT_FSIZE, job.file_bytes)
+    if assignment.file_bytes is not None:
+        _lower(resource.RLIMIT_FSIZE, assignment.file_bytes)
     with contextlib.suppress(OSError):  # let the kernel kill this process rather than the sweep when memory runs out
         Path("/proc/self/oom_score_adj").write_text("1000")
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from harness.results.series import Samples, Series, group_series
-from harness.stats.scaling import fit_scaling
+from harness.stats.analysis import TIME, Analysis
 
 if TYPE_CHECKING:
-    from harness.common.rows import Row
     from harness.config.model import Expectation
-    from harness.stats.fit import Fit
+    from harness.results.series import Series
 
 
-def judge_expectations(rows: Sequence[Row], expect: Mapping[str, Expectation]) -> list[str]:
+def judge_expectations(analysis: Analysis, expect: Mapping[str, Expectation]) -> list[str]:
     """Return the failures in words, empty if every expectation holds. Keys of `expect` are labels or backend names.
 
     An exponent fails if its fit is identified and its 95 % interval lies entirely outside the bounds. Memory is the
@@ -22,43 +20,37 @@ def judge_expectations(rows: Sequence[Row], expect: Mapping[str, Expectation]) -
     are judged in the other modes only. `error` and `leak` fail by their largest value over all n.
     """
     failures = []
-    for series in group_series(rows):
+    for series in analysis.series:
         for name, expected in expect.items():
             if name in (series.label, series.case.backend):
-                failures += [f"{_title(series)}: {reason}" for reason in _failures(series, expected)]
+                failures += [f"{_title(series)}: {reason}" for reason in _failures(analysis, series, expected)]
     return list(dict.fromkeys(failures))
 
 
-def _failures(series: Series, expected: Expectation) -> list[str]:
-    memory = series.quantity("allocator_bytes") or series.quantity("peak_bytes")
+def _failures(analysis: Analysis, series: Series, expected: Expectation) -> list[str]:
+    memory = "allocator_bytes" if series.quantity("allocator_bytes") else "peak_bytes"
     judged = [
-        _exponent_failure("time", series, series.times(), expected.time_exponent),
-        _exponent_failure("memory", series, memory, expected.memory_exponent),
+        _exponent_failure(analysis, series, TIME, "time", expected.time_exponent),
+        _exponent_failure(analysis, series, memory, "memory", expected.memory_exponent),
         _largest_failure(series, "error", expected.error),
         _largest_failure(series, "leak", expected.leak),
     ]
     return [reason for reason in judged if reason]
 
 
-def _exponent_failure(title: str, series: Series, samples: Samples, bounds: tuple[float, float] | None) -> str:
+def _exponent_failure(
+    analysis: Analysis, series: Series, name: str, title: str, bounds: tuple[float, float] | None
+) -> str:
     if bounds is None or series.case.mode == "decode":
         return ""
-    fit = _identified_fit(samples)
-    if fit is None or (fit.interval[0] <= bounds[1] and fit.interval[1] >= bounds[0]):
+    fit = analysis.fit(series, name)
+    if fit is None or not fit.identified or (fit.interval[0] <= bounds[1] and fit.interval[1] >= bounds[0]):
         return ""
     low, high = fit.interval
     return (
         f"{title} exponent {fit.exponent:.3f}, 95 % interval [{low:.3f}, {high:.3f}], "
         f"is outside the expected [{bounds[0]:g}, {bounds[1]:g}]"
     )
-
-
-def _identified_fit(samples: Samples) -> Fit | None:
-    positive = {n: rounds for n, rounds in samples.items() if any(value > 0 for one in rounds for value in one)}
-    if not positive:
-        return None
-    fit = fit_scaling(positive)
-    return fit if fit.identified else None
 
 
 def _largest_failure(series: Series, name: str, limit: float | None) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from attentions import Attention, Problem, build
 from attentions.layer import AttentionLayer
+from harness.common.job import Job
 from harness.common.rows import Case
 from harness.measure import memory
 from harness.measure.elapsed import Elapsed
@@ -55,14 +56,21 @@ def problem_of_case(case: Case) -> Problem:
     )
 
 
-def prime(*, case: dict[str, Any]) -> dict[str, Any]:
-    """Run a case's attention on a few tokens, in a child, to trigger compilation: returns {"warnings": [...]}."""
-    this, warned = Case(**case), _Warnings(logging.WARNING)
-    logging.getLogger().addHandler(warned)
-    attention, dtype = build_attention(this), getattr(torch, this.dtype)
-    heads = ((this.heads, this.head_dim), (this.kv_heads, this.head_dim), (this.kv_heads, this.value_dim))
-    attention(*(torch.ones(1, count, PRIME_TOKENS, width, dtype=dtype, device=this.device) for count, width in heads))
-    return {"warnings": warned.messages}
+@dataclass(frozen=True)
+class Prime(Job[list[str]]):
+    """Run a case's attention on a few tokens to trigger compilation; the answer is the warnings that it logged."""
+
+    case: Case
+
+    def run(self) -> list[str]:
+        case, warned = self.case, _Warnings(logging.WARNING)
+        logging.getLogger().addHandler(warned)
+        attention, dtype = build_attention(case), getattr(torch, case.dtype)
+        heads = ((case.heads, case.head_dim), (case.kv_heads, case.head_dim), (case.kv_heads, case.value_dim))
+        attention(
+            *(torch.ones(1, count, PRIME_TOKENS, width, dtype=dtype, device=case.device) for count, width in heads)
+        )
+        return warned.messages
 
 
 class _Warnings(logging.Handler):

@@ -9,8 +9,8 @@ and is removed when the run ends.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from attentions.common.reference import causal_pairs, softmax_attention
+from harness.common.job import Job
 from harness.common.rows import Case
 from harness.inputs import make_hidden, make_inputs
 from harness.measure import memory
@@ -129,14 +130,21 @@ class Store:
         return self._folder / f"rows-{key}.safetensors"
 
 
-def make_references(*, folder: str, case: dict[str, Any], variants: list[int]) -> dict[str, Any]:
-    """Run `Store.make` in a child. Returns {"unwritable": reason}, with "" if the files were written."""
-    try:
-        with memory.unmeasured():
-            Store(Path(folder)).make(Case(**case), variants)
-    except UnwritableError as error:
-        return {"unwritable": str(error)}
-    return {"unwritable": ""}
+@dataclass(frozen=True)
+class MakeReferences(Job[str]):
+    """Run `Store.make`; the answer is why the files could not be written, "" if they were."""
+
+    folder: Path
+    case: Case
+    variants: list[int]
+
+    def run(self) -> str:
+        try:
+            with memory.unmeasured():
+                Store(self.folder).make(self.case, self.variants)
+        except UnwritableError as error:
+            return str(error)
+        return ""
 
 
 def sampled_rows(queries: int, seed: int) -> Int[Tensor, " R"]:

@@ -7,50 +7,38 @@ not change when only later tokens change.
 from __future__ import annotations
 
 import statistics
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
 from torch import Tensor
 
 from harness.common.deadline import Deadline
-from harness.common.rows import Case
+from harness.common.rows import Case, Measurement
 from harness.measure import gate, memory
 from harness.measure import timer as clock
-from lsh_v2.common.configuration import ModelConfig
 from lsh_v2.model.language_model import LSHv2Model
 from lsh_v2.training.checkpoint import load_model
-from lsh_v2.training.configuration import training_config
 from lsh_v2.training.trainer import Trainer
 from tasks.text import TextBytes
+
+if TYPE_CHECKING:
+    from lsh_v2.arena.jobs import ForwardPass, Learning
+    from lsh_v2.common.configuration import ModelConfig
 
 CHECKED = 2048  # tokens of the causality check, which must keep all logits
 RESERVE = 0.8  # fraction of a case's time; no sample starts if it would exceed this
 
 
-def forward(
-    *,
-    case: dict[str, Any],
-    model: dict[str, Any],
-    checkpoint: str | None,
-    weights: str,
-    samples: int,
-    time_s: float,
-    memory_gb: float,
-) -> dict[str, Any]:
-    """Measure time and memory of a forward pass over `case.n` tokens of text, with the logits of the last token.
-
-    Takes `samples` samples, each on a different stretch of text, or fewer if `time_s` is too short; at least one.
-    `weights` is the hash of the checkpoint's weights, so that other weights produce other rows. Returns the outcome
-    part of a row.
-    """
-    this, deadline = Case(**case), Deadline(RESERVE * time_s)
+def forward(job: ForwardPass) -> Measurement:
+    """Measure time and memory of a forward pass over `case.n` tokens of text, with the logits of the last token."""
+    this, deadline = job.case, Deadline(RESERVE * job.time_s)
     device = torch.device(this.device)
-    _prepare(this.threads, device, memory_gb)
-    whole = _model(ModelConfig.model_validate(model), checkpoint).to(device, getattr(torch, this.dtype)).eval()
+    _prepare(this.threads, device, job.memory_gb)
+    whole = _model(job.model, job.checkpoint).to(device, getattr(torch, this.dtype)).eval()
     metrics, wrong = _leak(whole, this)
     if wrong:
-        return {"status": "wrong", "reason": wrong, "metrics": metrics}
+        return Measurement(status="wrong", reason=wrong, metrics=metrics)
     before = psutil.Process().memory_info().rss
     answer, peak = _peak(whole, _text(this, 0), device)
     on_host = peak["peak_bytes"] or 0 if device.type == "cpu" else 0
@@ -59,27 +47,26 @@ def forward(
     wrong = gate.not_finite(answer["logits"])
     del answer
     samples_s: list[float] = []
-    while not wrong and len(samples_s) < samples and (not samples_s or max(samples_s) < deadline.left_s()):
+    while not wrong and len(samples_s) < job.samples and (not samples_s or max(samples_s) < deadline.left_s()):
         ids = _text(this, 1 + len(samples_s))
         answer, seconds = clock.time_once(lambda ids=ids: whole(ids, logits_to_keep=1), device)
         samples_s.append(seconds)
         wrong = gate.not_finite(answer["logits"])
     if wrong:
-        return {"status": "wrong", "reason": wrong, "metrics": metrics}
+        return Measurement(status="wrong", reason=wrong, metrics=metrics)
     median_s = statistics.median(samples_s)
     kernel = whole.block(0).mixer.attention.kernel
     cost = {"samples_s": samples_s, "time_s": median_s, "tokens_per_s": this.batch * this.n / median_s, **peak}
-    return {"status": "ok", "reason": "", "kernel": kernel, "metrics": metrics, **cost}
+    return Measurement(status="ok", kernel=kernel, metrics=metrics, **cost)
 
 
-def learning(*, case: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
+def learning(job: Learning) -> Measurement:
     """Train a model on a task and grade its answers to held-out examples; resumes an earlier attempt."""
-    this = Case(**case)
-    torch.set_num_threads(this.threads)
-    found = Trainer(training_config(training)).run()
+    torch.set_num_threads(job.case.threads)
+    found = Trainer(job.training).run()
     kinds = found["accuracy"].values()
     if not kinds:
-        return {"status": "skipped", "reason": "training.num_answers is 0, so no answers were graded"}
+        return Measurement(status="skipped", reason="training.num_answers is 0, so no answers were graded")
     count = sum(kind["examples"] for kind in kinds)
     metrics = {
         name: sum(kind[name] * kind["examples"] for kind in kinds) / count for name in ("score", "exact", "chance")
@@ -87,7 +74,7 @@ def learning(*, case: dict[str, Any], training: dict[str, Any]) -> dict[str, Any
     variance = sum((kind["standard_error"] * kind["examples"] / count) ** 2 for kind in kinds)
     metrics = {"accuracy": metrics.pop("score"), "standard_error": variance**0.5, **metrics, "examples": count}
     metrics |= {"loss_eval": found["loss_eval"][-1], "parameters": float(found["parameters"])}
-    return {"status": "ok", "reason": "", "metrics": metrics | {"training_s": found["seconds"]}}
+    return Measurement(status="ok", metrics=metrics | {"training_s": found["seconds"]})
 
 
 def _prepare(threads: int, device: torch.device, memory_gb: float) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import TypeAdapter
 
 from attentions import resolve
 from harness.common.rows import SCHEMA, Case, Row
@@ -26,6 +27,7 @@ from harness.results.run_dir import FolderError, RunFolder, now
 from harness.runner.executor import Executor, Limits
 from harness.runner.plan import resolve_device
 from harness.runner.progress import reporter
+from lsh_v2.arena.jobs import FORWARD, LEARNING, MODULE, ForwardPass, Learning
 from lsh_v2.arena.summary import write_summary
 from lsh_v2.common.files import read_object
 from lsh_v2.common.schemas import ArenaRun
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
     from lsh_v2.arena.config import ArenaConfig
     from lsh_v2.common.configuration import ModelConfig
 
-MODULE = "lsh_v2.arena.case"
-FORWARD, LEARNING = f"{MODULE}:forward", f"{MODULE}:learning"
 CHECKPOINT = "checkpoint"  # the label of a trained model
 CLASS_FACTS = ("paper", "exact", "approximates", "claimed_time", "causality")
 LIMITS = {"timeout_seconds", "max_memory_gb", "training_timeout_seconds"}
@@ -46,12 +46,16 @@ INCIDENTAL = {"out", "attentions", "sequence_lengths", "tasks", "checkpoint"} | 
 
 
 @dataclass(frozen=True)
-class ArenaJob:
-    """A case, the other arguments of the function that runs it, and its limits."""
+class ArenaCase:
+    """A case, as the job that measures it, and its limits."""
 
-    case: Case
-    arguments: dict[str, Any]
+    job: ForwardPass | Learning
     limits: Limits
+
+    @property
+    def case(self) -> Case:
+        """What is measured."""
+        return self.job.case
 
 
 def run(config: ArenaConfig, command: str = "") -> dict[str, Any]:
@@ -60,15 +64,15 @@ def run(config: ArenaConfig, command: str = "") -> dict[str, Any]:
     Raises ValueError if `config.out` cannot be used or holds a run of another configuration.
     """
     folder = RunFolder(Path(config.out), {})
-    jobs, before, facts = list(jobs_of(config)), facts_before(config), facts_of(config, command)
+    cases, before, facts = list(cases_of(config)), facts_before(config), facts_of(config, command)
     folder.make()
-    wanted = [(job, key_of(job, facts)) for job in jobs]
+    wanted = [(one, key_of(one, facts)) for one in cases]
     journal, report_to = Journal(folder.path), reporter()
     try:
         folder.write_facts(facts)
         same = all(before.config.get(name) == facts["config"][name] for name in LIMITS)
         rows = {row.key: row for row in read_rows(folder.path) if _final(row, same_limits=same)}
-        todo = [(job, key) for job, key in wanted if key not in rows]
+        todo = [(one, key) for one, key in wanted if key not in rows]
         for left in folder.path.glob("children-*"):  # left by a killed run
             shutil.rmtree(left)
         report_to.round(1, len(todo))
@@ -76,9 +80,9 @@ def run(config: ArenaConfig, command: str = "") -> dict[str, Any]:
             tempfile.TemporaryDirectory(dir=folder.path, prefix="children-") as scratch,
             Executor(Path(scratch)) as executor,
         ):
-            for job, key in todo:
-                report_to.starts(job.case, sum(other.limits.time_s for other, _ in todo))
-                rows[key] = row = row_of(job, key, facts["run"], executor, _stopped(job.case, rows.values()))
+            for one, key in todo:
+                report_to.starts(one.case, sum(other.limits.time_s for other, _ in todo))
+                rows[key] = row = row_of(one, key, facts["run"], executor, _stopped(one.case, rows.values()))
                 journal.append(row)
                 report_to.ended(row)
         folder.write_facts({**facts, "finished": now()})
@@ -90,12 +94,12 @@ def run(config: ArenaConfig, command: str = "") -> dict[str, Any]:
     return summary
 
 
-def jobs_of(config: ArenaConfig) -> Iterator[ArenaJob]:
+def cases_of(config: ArenaConfig) -> Iterator[ArenaCase]:
     """Yield the cost cases, short lengths before long ones, then the tasks."""
     series = config.series()
     for n in config.sequence_lengths:
         for one in series:
-            yield _cost(config, one, config.model_of(one, n), n, None)
+            yield _cost(config, one, config.model_of(one, n), n)
         if config.checkpoint is not None:
             yield _checkpoint(config, config.checkpoint, n)
     for name in config.tasks:
@@ -103,15 +107,15 @@ def jobs_of(config: ArenaConfig) -> Iterator[ArenaJob]:
             yield _learning(config, name, one)
 
 
-def row_of(job: ArenaJob, key: str, run: str, executor: Executor, stopped: str = "") -> Row:
-    """Run a job in its own child process, unless `stopped` gives a reason to skip it; returns its row."""
-    identity = {**job.case.model_dump(), "run": run, "key": key, "round": 0}
+def row_of(one: ArenaCase, key: str, run: str, executor: Executor, stopped: str = "") -> Row:
+    """Measure a case in its own child process, unless `stopped` gives a reason to skip it; returns its row."""
+    identity = {**one.case.model_dump(), "run": run, "key": key, "round": 0}
     if stopped:
         return Row(**identity, status="skipped", reason=stopped)
-    outcome = executor.run(job.case.subject, {"case": job.case.model_dump(), **job.arguments}, job.limits)
-    if outcome.status != "ok":
+    outcome = executor.run(one.job, one.limits)
+    if outcome.answer is None:
         return Row(**identity, status=outcome.status, reason=outcome.reason)
-    return Row(**identity, **outcome.answer)
+    return Row(**identity, **outcome.answer.model_dump())
 
 
 def _final(row: Row, *, same_limits: bool) -> bool:
@@ -130,11 +134,12 @@ def _stopped(case: Case, rows: Iterable[Row]) -> str:
     return ""
 
 
-def key_of(job: ArenaJob, facts: dict[str, Any]) -> str:
-    """Hash what determines a job's row: case, arguments except limits, machine, library versions, and source."""
-    source = _source(resolve(job.case.backend).__module__)
-    arguments = {name: value for name, value in job.arguments.items() if name not in ("time_s", "memory_gb")}
-    return job.case.digest(facts["machine"]["name"], json.dumps([facts["versions"], arguments], sort_keys=True), source)
+def key_of(one: ArenaCase, facts: dict[str, Any]) -> str:
+    """Hash what determines a case's row: case, other fields except limits, machine, library versions, and source."""
+    source = _source(resolve(one.case.backend).__module__)
+    adapter = TypeAdapter(type(one.job))
+    fields = adapter.dump_python(one.job, mode="json", exclude={"case", "time_s", "memory_gb"})
+    return one.case.digest(facts["machine"]["name"], json.dumps([facts["versions"], fields], sort_keys=True), source)
 
 
 @cache
@@ -181,28 +186,35 @@ def facts_of(config: ArenaConfig, command: str) -> dict[str, Any]:
     }
 
 
-def _cost(config: ArenaConfig, one: LabelledBackend, model: ModelConfig, n: int, checkpoint: str | None) -> ArenaJob:
+def _cost(
+    config: ArenaConfig,
+    one: LabelledBackend,
+    model: ModelConfig,
+    n: int,
+    checkpoint: str | None = None,
+    weights: str = "",
+) -> ArenaCase:
     case = _case(config, one, model, subject=FORWARD, n=n, inputs="text", mode="forward")
-    arguments = {
-        "model": model.model_dump(mode="json"),
-        "checkpoint": checkpoint,
-        "weights": "",
-        "samples": config.num_samples_per_length,
-        "time_s": config.timeout_seconds,
-        "memory_gb": config.max_memory_gb,
-    }
+    job = ForwardPass(
+        case=case,
+        model=model,
+        checkpoint=checkpoint,
+        weights=weights,
+        samples=config.num_samples_per_length,
+        time_s=config.timeout_seconds,
+        memory_gb=config.max_memory_gb,
+    )
     on_cpu = case.device == "cpu"
     limit = int(config.max_memory_gb * 1e9) if on_cpu else None  # a GPU driver maps more than the memory there is
-    return ArenaJob(case, arguments, Limits(config.timeout_seconds, limit, None))
+    return ArenaCase(job, Limits(config.timeout_seconds, limit, None))
 
 
-def _checkpoint(config: ArenaConfig, folder: str, n: int) -> ArenaJob:
+def _checkpoint(config: ArenaConfig, folder: str, n: int) -> ArenaCase:
     """Time the trained model at a length, which may exceed the length it was trained for."""
     kept, weights = _trained(folder)
     model = kept.model_copy(update={"max_seq_len": max(n, kept.max_seq_len)})
     one = LabelledBackend(model.attention, CHECKPOINT, model.attention_settings, False, "checkpoint")
-    job = _cost(config, one, model, n, folder)
-    return ArenaJob(job.case, {**job.arguments, "weights": weights}, job.limits)
+    return _cost(config, one, model, n, folder, weights)
 
 
 @cache
@@ -218,7 +230,7 @@ def _trained(folder: str) -> tuple[ModelConfig, str]:
     return model.config, digest.hexdigest()
 
 
-def _learning(config: ArenaConfig, name: str, one: LabelledBackend) -> ArenaJob:
+def _learning(config: ArenaConfig, name: str, one: LabelledBackend) -> ArenaCase:
     label = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in one.label)
     training = config.training_of(name, one, Path(config.out) / "training" / f"{name}-{label}")
     # Never resume what other code or other file contents started: it gets another folder, and so another row.
@@ -226,8 +238,7 @@ def _learning(config: ArenaConfig, name: str, one: LabelledBackend) -> ArenaJob:
     training = training.model_copy(update={"out": f"{training.out}-{read[:8]}"})
     model = training.model_of(vocab_size=259)
     case = _case(config, one, model, subject=LEARNING, n=training.seq_length, inputs=name, mode="train")
-    arguments = {"training": training.model_dump(mode="json")}
-    return ArenaJob(case, arguments, Limits(config.training_timeout_seconds, None, None))
+    return ArenaCase(Learning(case, training), Limits(config.training_timeout_seconds, None, None))
 
 
 def _case(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.conduct import Request
+from harness._conduct import Request
 from harness.results.rows_file import read_rows
 from harness.sweep import main
 from transformer_vq.nn.config_spec import TransformerConfig

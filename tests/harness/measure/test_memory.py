@@ -9,18 +9,19 @@ import pytest
 
 from harness.measure import memory
 from harness.runner.executor import Executor, Limits
+from tests.harness.jobs import PeaksOfSoftmax
 
 N = 2048
 TWO_SCORE_MATRICES = 2 * N * N * 4
 
 
 def test_both_channels_find_two_score_matrices_within_a_tenth(executor: Executor) -> None:
-    outcome = executor.run("tests.harness.jobs:peaks_of_softmax", {"n": N}, Limits(120.0))
-    assert outcome.status == "ok", outcome.reason
+    outcome = executor.run(PeaksOfSoftmax(N), Limits(120.0))
     found = outcome.answer
-    assert found["resident"] == pytest.approx(TWO_SCORE_MATRICES, rel=0.1)
-    assert found["allocated"] == pytest.approx(TWO_SCORE_MATRICES, rel=0.1)
-    assert found["both"] == [pytest.approx(found["resident"], rel=0.05), found["allocated"]]
+    assert found is not None, outcome.reason
+    assert found.resident == pytest.approx(TWO_SCORE_MATRICES, rel=0.1)
+    assert found.allocated == pytest.approx(TWO_SCORE_MATRICES, rel=0.1)
+    assert found.both == (pytest.approx(found.resident, rel=0.05), found.allocated)
 
 
 def test_a_system_that_does_not_say_gives_no_resident_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.measure import roofline as ceilings
-from harness.measure.roofline import WIDER, measure_ceilings
+from harness.measure.roofline import WIDER, MeasureCeilings
 
 
 def rates(monkeypatch: pytest.MonkeyPatch, reached: dict[str, float], dtypes: list[str]) -> dict[str, float]:
@@ -14,7 +14,7 @@ def rates(monkeypatch: pytest.MonkeyPatch, reached: dict[str, float], dtypes: li
     monkeypatch.setattr(ceilings, "_matmul_flops_per_s", lambda device, dtype, budget_s: names[dtype])
     monkeypatch.setattr(ceilings, "_copy_bytes_per_s", lambda device, budget_s: 1.0)
     threads = torch.get_num_threads()
-    return measure_ceilings(device="cpu", dtypes=dtypes, threads=threads, budget_s=1.0)["flops_per_s"]
+    return MeasureCeilings("cpu", dtypes, threads, budget_s=1.0).run().flops_per_s
 
 
 def test_a_dtype_is_never_slower_than_one_that_holds_all_its_values(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,5 +46,5 @@ def test_a_clock_that_stands_still_gives_no_rate_and_ends(monkeypatch: pytest.Mo
     monkeypatch.setattr(ceilings, "COPY_BYTES", 64)
     monkeypatch.setattr(ceilings, "MOST_LOOKS", 5)
     monkeypatch.setattr(ceilings.time, "perf_counter", lambda: 7.0)
-    found = measure_ceilings(device="cpu", dtypes=["float32"], threads=torch.get_num_threads(), budget_s=0.1)
-    assert (found["flops_per_s"], found["copy_bytes_per_s"]) == ({"float32": 0.0}, 0.0)
+    found = MeasureCeilings("cpu", ["float32"], torch.get_num_threads(), budget_s=0.1).run()
+    assert (found.flops_per_s, found.copy_bytes_per_s) == ({"float32": 0.0}, 0.0)

@@ -13,11 +13,12 @@ import pytest
 
 from harness.report.__main__ import main
 from harness.report.document import build_document
-from harness.report.figures import MOST_DRAWN
+from harness.report.figures.length import MOST_DRAWN
 from harness.report.pieces import Document, Figure
 from harness.report.render import render_html, render_markdown
 from harness.results.rows_file import latest
 from harness.results.run_file import RunFacts
+from harness.stats.analysis import Analysis
 from tests.harness.report_fixture import FLASH, LENGTHS, MADE, VANILLA, Made, made_facts, made_rows, write_run
 from tests.harness.report_pages import html_tables
 
@@ -71,7 +72,7 @@ def any_rows(rng: random.Random) -> list[Row]:
 
 
 def document_of(rows: list[Row], **facts: Any) -> Document:
-    return build_document(latest(rows), RunFacts.model_validate(made_facts(**facts)))
+    return build_document(Analysis(latest(rows)), RunFacts.model_validate(made_facts(**facts)))
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 
 from harness.report import units, write_report
 from harness.report.__main__ import main
-from harness.report.palette import COLOURS
+from harness.report.figures.palette import COLOURS
 from tests.harness.report_fixture import BITS, FLASH, MADE, Made, made_facts, made_rows, usual_rows, write_run
 from tests.harness.report_pages import elements, html_tables, markdown_tables, table_with
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.measure.roofline import MeasureCeilings
 from harness.results import machine
 from harness.runner.executor import Executor, Limits
 
@@ -101,10 +102,9 @@ def test_where_git_knows_nothing_there_is_no_commit(tmp_path: Path, monkeypatch:
 
 
 def test_ceilings_are_measured_in_a_child_within_their_budget(executor: Executor) -> None:
-    arguments = {"device": "cpu", "dtypes": ["float32", "float64"], "threads": 1, "budget_s": 0.6}
-    outcome = executor.run("harness.measure.roofline:measure_ceilings", arguments, Limits(60.0))
-    assert outcome.status == "ok", outcome.reason
-    flops_per_s = outcome.answer["flops_per_s"]
-    assert flops_per_s["float32"] > flops_per_s["float64"] > 1e8
-    assert outcome.answer["copy_bytes_per_s"] > 1e8
-    assert outcome.answer["gpu"] == ""
+    outcome = executor.run(MeasureCeilings("cpu", ["float32", "float64"], threads=1, budget_s=0.6), Limits(60.0))
+    reached = outcome.answer
+    assert reached is not None, outcome.reason
+    assert reached.flops_per_s["float32"] > reached.flops_per_s["float64"] > 1e8
+    assert reached.copy_bytes_per_s > 1e8
+    assert reached.gpu == ""

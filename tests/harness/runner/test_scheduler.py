@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Never, cast
 
 import pytest
 import torch
@@ -15,54 +15,58 @@ from safetensors.torch import save_file
 
 from harness.common import source_hash as source
 from harness.common.deadline import Start
-from harness.common.rows import Case, Row
+from harness.common.rows import Case, Measurement, Row
 from harness.config.model import SweepBudget
 from harness.results.rows_file import Journal, read_rows
 from harness.results.run_dir import FolderError
 from harness.runner import scheduler as rounds
+from harness.runner.case import MeasureCase, MeasuredCase
 from harness.runner.executor import Executor, Limits, Outcome
 from harness.runner.external import plan_here
 from harness.runner.plan import Planned
 from harness.runner.progress import PlainLog
 from harness.runner.scheduler import Circumstances, Rounds
-from harness.subjects.references import Store
+from harness.subjects.instantiate import Prime
+from harness.subjects.references import MakeReferences, Store
 from tests.harness.cases import a_case
 
-Answer = Callable[[Case, int], Outcome]
+Reply = Callable[[Case, int], Outcome[MeasuredCase]]
 
 
-def ok(case: Case, number: int) -> Outcome:
-    answer = {"status": "ok", "reason": "", "samples_s": [0.1, 0.2], "time_s": 0.15, "metrics": {"error": 0.1}}
-    return Outcome("ok", "", answer, 1.0)
+def measured(wall_s: float = 1.0, **found: Any) -> Outcome[MeasuredCase]:
+    return Outcome("ok", "", MeasuredCase(Measurement(**found)), wall_s)
+
+
+def ok(case: Case, number: int) -> Outcome[MeasuredCase]:
+    return measured(status="ok", samples_s=[0.1, 0.2], time_s=0.15, metrics={"error": 0.1})
 
 
 class Pretending:
     """Answers at once, and notes what it was asked."""
 
-    def __init__(self, answer: Answer, inputs: Outcome | None = None) -> None:
+    def __init__(self, answer: Reply, inputs: Outcome[str] | None = None) -> None:
         self.answer, self.inputs = answer, inputs
         self.asked: list[tuple[Case, int]] = []
         self.made: list[list[int]] = []
-        self.arguments: list[dict[str, Any]] = []
-        self.limits: list[tuple[str, Limits]] = []
-        self.primed = Outcome("ok", "", {"warnings": []}, 0.1)
+        self.jobs: list[MeasureCase] = []
+        self.limits: list[tuple[type, Limits]] = []
+        self.primed: Outcome[list[str]] = Outcome("ok", "", [], 0.1)
         self.now = 0.0
 
-    def run(self, function: str, arguments: dict[str, Any], limits: Limits) -> Outcome:
-        case = Case(**arguments["case"])
-        self.limits.append((function.partition(":")[2], limits))
-        if function == "harness.subjects.instantiate:prime":
+    def run(self, job: Prime | MakeReferences | MeasureCase, limits: Limits) -> Outcome[Any]:
+        self.limits.append((type(job), limits))
+        if isinstance(job, Prime):
             return self.primed
-        if function == "harness.subjects.references:make_references":
-            self.made.append(arguments["variants"])
+        if isinstance(job, MakeReferences):
+            self.made.append(job.variants)
             if self.inputs is None:
-                store = Store(Path(arguments["folder"]))
-                for variant in arguments["variants"]:
-                    store._inputs(case, variant).touch()
-            return self.inputs or Outcome("ok", "", {"unwritable": ""}, 0.1)
-        self.asked.append((case, arguments["round"]))
-        self.arguments.append(arguments)
-        outcome = self.answer(case, arguments["round"])
+                store = Store(job.folder)
+                for variant in job.variants:
+                    store._inputs(job.case, variant).touch()
+            return self.inputs or Outcome("ok", "", "", 0.1)
+        self.asked.append((job.case, job.round))
+        self.jobs.append(job)
+        outcome = self.answer(job.case, job.round)
         self.now += outcome.wall_s
         return outcome
 
@@ -77,7 +81,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
         total_s: float = 1e6,
         environment: str = "here",
         check: Callable[[], None] = lambda: None,
-        faults: dict[str, Outcome] | None = None,
+        faults: dict[str, Outcome[Never]] | None = None,
         contents: dict[str, str] | None = None,
     ) -> list[Row]:
         monkeypatch.setattr(time, "monotonic", lambda: executor.now)
@@ -126,34 +130,26 @@ def test_an_interruption_ends_any_round_before_its_next_case(sweep: Any, tmp_pat
 
 @pytest.mark.parametrize("status", ["oom", "timeout", "crash"])
 def test_a_child_that_fails_has_a_row_with_status_and_reason(sweep: Any, status: Any) -> None:
-    rows = sweep(Pretending(lambda case, number: Outcome(status, "in words", {}, 1.0)), plan(2, (128,)))
+    rows = sweep(Pretending(lambda case, number: Outcome(status, "in words", None, 1.0)), plan(2, (128,)))
     assert [(row.status, row.reason, row.time_s) for row in rows] == [(status, "in words", None)]
 
 
 @pytest.mark.parametrize("status", ["wrong", "unsupported"])
 def test_what_was_not_right_is_not_measured_again(sweep: Any, status: str) -> None:
-    executor = Pretending(lambda case, number: Outcome("ok", "", {"status": status, "reason": "so it is"}, 1.0))
+    executor = Pretending(lambda case, number: measured(status=status, reason="so it is"))
     rows = sweep(executor, plan(4, (128,)))
     assert [(row.status, row.reason) for row in rows] == [(status, "so it is")]
 
 
-@pytest.mark.parametrize(
-    "answer", [{}, {"status": "fine"}, {"status": "ok", "time_s": "soon"}, {"status": "ok", "x": 1}]
-)
-def test_an_answer_that_is_no_outcome_is_a_crash(sweep: Any, answer: dict[str, Any]) -> None:
-    rows = sweep(Pretending(lambda case, number: Outcome("ok", "", answer, 1.0)), plan(1, (128,)))
-    assert [(row.status, row.reason[:30]) for row in rows] == [("crash", "its answer is invalid: ")]
-
-
 def test_a_metric_that_is_no_finite_number_is_left_out(sweep: Any) -> None:
-    answer = {"status": "ok", "metrics": {"error": float("nan"), "leak": 0.5}}
-    rows = sweep(Pretending(lambda case, number: Outcome("ok", "", answer, 1.0)), plan(1, (128,)))
+    metrics = {"error": float("nan"), "leak": 0.5}
+    rows = sweep(Pretending(lambda case, number: measured(status="ok", metrics=metrics)), plan(1, (128,)))
     assert rows[0].metrics == {"leak": 0.5}
 
 
 def test_after_running_out_of_memory_longer_ones_are_skipped_with_the_reason(sweep: Any) -> None:
-    def answer(case: Case, number: int) -> Outcome:
-        return ok(case, number) if case.n < 256 else Outcome("oom", "no room", {}, 1.0)
+    def answer(case: Case, number: int) -> Outcome[MeasuredCase]:
+        return ok(case, number) if case.n < 256 else Outcome("oom", "no room", None, 1.0)
 
     executor = Pretending(answer)
     rows = {row.n: row for row in sweep(executor, plan(2))}
@@ -165,7 +161,7 @@ def test_after_running_out_of_memory_longer_ones_are_skipped_with_the_reason(swe
 def test_a_case_is_told_what_shorter_ones_took(sweep: Any) -> None:
     executor = Pretending(ok)
     sweep(executor, plan())
-    assert [arguments["expected_s"] for arguments in executor.arguments] == [None, None, pytest.approx(0.1)]
+    assert [job.expected_s for job in executor.jobs] == [None, None, pytest.approx(0.1)]
 
 
 def test_inputs_are_made_once_for_all_backends_and_rounds(sweep: Any) -> None:
@@ -181,7 +177,7 @@ def test_only_backends_that_learn_have_a_calibration_sample_made(sweep: Any) -> 
 
 
 def test_inputs_that_cannot_be_made_are_the_reason_of_each_case_and_tried_once(sweep: Any) -> None:
-    executor = Pretending(ok, inputs=Outcome("crash", "ValueError: no text", {}, 1.0))
+    executor = Pretending(ok, inputs=Outcome("crash", "ValueError: no text", None, 1.0))
     rows = sweep(executor, plan(1, (128,)) + plan(1, (128,), label="other"))
     assert {(row.status, row.reason) for row in rows} == {
         ("crash", "its inputs cannot be created: ValueError: no text")
@@ -190,7 +186,7 @@ def test_inputs_that_cannot_be_made_are_the_reason_of_each_case_and_tried_once(s
 
 
 def test_a_full_disk_ends_the_sweep_and_leaves_the_case_to_the_next(sweep: Any) -> None:
-    full = Pretending(ok, inputs=Outcome("ok", "", {"unwritable": "No space left on device"}, 1.0))
+    full = Pretending(ok, inputs=Outcome("ok", "", "No space left on device", 1.0))
     with pytest.raises(FolderError, match="No space left on device; free some space and continue with --resume"):
         sweep(full, plan(1, (128, 256)))
     assert full.asked == []
@@ -203,10 +199,9 @@ def test_the_first_round_completes_whatever_the_budget(sweep: Any) -> None:
 
 
 def test_later_rounds_are_taken_while_the_budget_lasts_cheap_cases_first(sweep: Any) -> None:
-    def answer(case: Case, number: int) -> Outcome:
+    def answer(case: Case, number: int) -> Outcome[MeasuredCase]:
         time_s = case.n / 100  # 1.28, 2.56 and 5.12 s a call; a later round takes two calls
-        answer = {"status": "ok", "time_s": time_s, "samples_s": [time_s]}
-        return Outcome("ok", "", answer, 2 * time_s)
+        return measured(2 * time_s, status="ok", time_s=time_s, samples_s=[time_s])
 
     executor = Pretending(answer)
     rows = sweep(executor, plan(6), total_s=40.0)
@@ -220,7 +215,7 @@ def test_resuming_measures_nothing_twice_and_loses_nothing(sweep: Any) -> None:
     planned = plan(3)
     executor = Pretending(ok)
 
-    def dying(case: Case, number: int) -> Outcome:
+    def dying(case: Case, number: int) -> Outcome[MeasuredCase]:
         if len(executor.asked) == 5:
             raise KeyboardInterrupt
         return ok(case, number)
@@ -262,41 +257,41 @@ RIGHT = "tests.harness.backends:Right"
 
 def test_an_outsider_that_does_not_return_from_a_few_tokens_has_had_its_time(sweep: Any) -> None:
     executor = Pretending(ok)
-    executor.primed = Outcome("timeout", "no answer within 60 s", {}, 60.0)
+    executor.primed = Outcome("timeout", "no answer within 60 s", None, 60.0)
     rows = {row.n: row for row in sweep(executor, plan(2))}
     assert {n: row.status for n, row in rows.items()} == {128: "timeout", 256: "skipped", 512: "skipped"}
     assert rows[128].reason == "on 16 tokens, before the first case: no answer within 60 s"
     assert executor.asked == []
-    assert executor.limits[0] == ("prime", Limits(60.0, 10**9))
+    assert executor.limits[0] == (Prime, Limits(60.0, 10**9))
 
 
 def test_a_run_that_is_resumed_does_not_wait_for_it_again(sweep: Any) -> None:
     executor = Pretending(ok)
-    executor.primed = Outcome("timeout", "no answer within 60 s", {}, 60.0)
+    executor.primed = Outcome("timeout", "no answer within 60 s", None, 60.0)
     sweep(executor, plan(1))
     sweep(executor, plan(1))
-    assert [name for name, _ in executor.limits] == ["prime"]
+    assert [name for name, _ in executor.limits] == [Prime]
 
 
 @pytest.mark.parametrize("status", ["crash", "oom"])
 def test_what_else_fails_on_a_few_tokens_is_tried_all_the_same(sweep: Any, status: Any) -> None:
     executor = Pretending(ok)
-    executor.primed = Outcome(status, "not on so few", {}, 1.0)
+    executor.primed = Outcome(status, "not on so few", None, 1.0)
     assert [row.status for row in sweep(executor, plan(1))] == ["ok"] * 3
 
 
 def test_the_project_s_own_kernels_have_time_to_be_compiled(sweep: Any) -> None:
     executor = Pretending(ok)
-    executor.primed = Outcome("timeout", "no answer", {}, 600.0)
+    executor.primed = Outcome("timeout", "no answer", None, 600.0)
     rows = sweep(executor, plan(1, (128,), backend="vanilla"))
-    assert executor.limits[0] == ("prime", Limits(rounds.BUILD_S))
+    assert executor.limits[0] == (Prime, Limits(rounds.BUILD_S))
     assert [row.status for row in rows] == ["ok"]
 
 
 def test_what_looking_at_an_outsider_came_to_is_the_outcome_of_all_its_cases(sweep: Any) -> None:
     executor = Pretending(ok)
     sound = plan(2, (128, 256), backend="vanilla", label="vanilla")
-    rows = sweep(executor, plan(2, (128, 256)) + sound, faults={RIGHT: Outcome("timeout", "within 5 s", {}, 5.0)})
+    rows = sweep(executor, plan(2, (128, 256)) + sound, faults={RIGHT: Outcome("timeout", "within 5 s", None, 5.0)})
     assert sorted((row.label, row.n, row.round, row.status) for row in rows) == [
         ("right", 128, 0, "timeout"),
         ("right", 256, 0, "timeout"),
@@ -306,11 +301,13 @@ def test_what_looking_at_an_outsider_came_to_is_the_outcome_of_all_its_cases(swe
 
 
 def test_a_fingerprint_that_finds_no_room_is_told_and_costs_no_row(sweep: Any, capsys: Any) -> None:
-    def answer(case: Case, number: int) -> Outcome:
+    def answer(case: Case, number: int) -> Outcome[MeasuredCase]:
         outcome = ok(case, number)
-        return replace(
-            outcome,
-            answer={**outcome.answer, "unwritable": "No space left on device"} if not number else outcome.answer,
+        assert outcome.answer is not None
+        return (
+            outcome
+            if number
+            else replace(outcome, answer=replace(outcome.answer, unwritable="No space left on device"))
         )
 
     rows = sweep(Pretending(answer), plan(2, (128,)))
@@ -380,7 +377,7 @@ def test_inputs_and_subjects_are_measured_again_once_their_code_or_what_it_impor
 
 
 def test_inputs_that_a_function_never_returns_cost_the_limit_of_a_case(sweep: Any, tmp_path: Path) -> None:
-    executor = Pretending(ok, inputs=Outcome("timeout", "no answer within 60 s", {}, 60.0))
+    executor = Pretending(ok, inputs=Outcome("timeout", "no answer within 60 s", None, 60.0))
     rows = sweep(executor, plan(1, (128,), inputs="tests.harness.backends:softmax"))
     assert [row.status for row in rows] == ["timeout"]
-    assert dict(executor.limits)["make_references"].time_s == 60.0
+    assert dict(executor.limits)[MakeReferences].time_s == 60.0

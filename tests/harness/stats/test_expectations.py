@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from harness.config.model import Expectation
+from harness.stats.analysis import Analysis
 from harness.stats.expectations import judge_expectations
 from tests.harness.planted import OCTAVES, curve_s, noisy, row, timed_rows
 
@@ -15,7 +16,7 @@ def rows_of(law: str, *, floor: float = 0.0, count: int = len(OCTAVES), **fields
 
 
 def judge(rows, name: str = "planted", **expected):
-    return judge_expectations(rows, {name: Expectation(**expected)})
+    return judge_expectations(Analysis(rows), {name: Expectation(**expected)})
 
 
 def test_growth_within_its_bounds_is_as_expected():

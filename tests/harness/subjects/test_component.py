@@ -20,7 +20,7 @@ from torch import Tensor
 from harness.config.model import Config
 from harness.profile import main
 from harness.report import write_report
-from harness.report.components import plain_slope
+from harness.report.tables.components import plain_slope
 from harness.results.rows_file import ROWS, read_rows
 from harness.runner.plan import component_cases, expand
 from harness.subjects.base import Unsupported
@@ -119,7 +119,7 @@ def test_a_stage_without_a_time_is_named_and_leaves_the_others_their_table(profi
 def test_profile_on_a_full_disk_says_so_and_other_errors_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
-    def fail(folder: Path) -> None:
+    def fail(folder: Path, _: object) -> None:
         raise OSError(number, os.strerror(number), str(folder / "report.html"))
 
     monkeypatch.setattr("harness.runner.run.measure", lambda *_: True)

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from harness.inputs import make_inputs
 from harness.subjects import references
-from harness.subjects.references import CALIBRATION, SAMPLED_ROWS, NoSampleError, Store, make_references, sampled_rows
+from harness.subjects.references import CALIBRATION, SAMPLED_ROWS, MakeReferences, NoSampleError, Store, sampled_rows
 from tests.harness.backends import softmax
 from tests.harness.cases import a_case
 
@@ -96,9 +96,8 @@ def test_a_disk_that_is_full_half_way_leaves_no_file_behind_that_counts(
 
 
 def test_inputs_that_find_no_room_are_told_from_those_that_cannot_be_made(tmp_path: Path) -> None:
-    nowhere = {"folder": str(tmp_path / "nowhere"), "case": a_case().model_dump(), "variants": [0]}
-    assert "No such file" in make_references(**nowhere)["unwritable"]
-    assert make_references(**{**nowhere, "folder": str(tmp_path)}) == {"unwritable": ""}
+    assert "No such file" in MakeReferences(tmp_path / "nowhere", a_case(), [0]).run()
+    assert MakeReferences(tmp_path, a_case(), [0]).run() == ""
 
 
 def own_file(path: Path, positions: int) -> str:

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from attentions.flash import Flash
-from harness.common.rows import Case, Row
+from harness.common.rows import Case, Measurement, Row
 from harness.config.yaml_source import ConfigError
 from harness.results.rows_file import read_rows
 from lsh_v2 import long_arena
 from lsh_v2.arena import run as long_arena_run
 from lsh_v2.arena.case import forward
 from lsh_v2.arena.config import ArenaConfig, load_arena_config
-from lsh_v2.arena.run import jobs_of, run
+from lsh_v2.arena.jobs import ForwardPass, Learning
+from lsh_v2.arena.run import cases_of, run
 from lsh_v2.arena.summary import summarise
 from lsh_v2.arena.tasks import text_classification
 from lsh_v2.common.configuration import ModelConfig
@@ -86,62 +87,58 @@ def gradients() -> Iterator[None]:
     torch.set_grad_enabled(True)
 
 
-def measured(attention: str, *, n: int = 64, samples: int = 3, time_s: float = 60.0) -> dict[str, Any]:
+def measured(attention: str, *, n: int = 64, samples: int = 3, time_s: float = 60.0) -> Measurement:
     model = ModelConfig.model_validate({**TINY, "vocab_size": 259, "max_seq_len": n, "attention": attention})
-    job = next(iter(jobs_of(config(Path(), f"attentions=[{attention}]", f"sequence_lengths={n}"))))
-    return forward(
-        case=job.case.model_dump(),
-        model=model.model_dump(mode="json"),
-        checkpoint=None,
-        weights="",
-        samples=samples,
-        time_s=time_s,
-        memory_gb=8.0,
-    )
+    job = next(iter(cases_of(config(Path(), f"attentions=[{attention}]", f"sequence_lengths={n}"))))
+    return forward(ForwardPass(job.case, model, None, "", samples, time_s, memory_gb=8.0))
 
 
 @pytest.mark.usefixtures("gradients")
 def test_a_forward_pass_has_samples_and_the_guides_figures() -> None:
     found = measured("flash")
-    assert found["status"] == "ok"
-    assert len(found["samples_s"]) == 3
-    assert found["tokens_per_s"] == 64 / sorted(found["samples_s"])[1]
-    assert found["metrics"]["rss_mb"] > 100
-    assert found["metrics"]["leak"] < 1e-5
+    assert found.status == "ok"
+    assert found.samples_s is not None
+    assert len(found.samples_s) == 3
+    assert found.tokens_per_s == 64 / sorted(found.samples_s)[1]
+    assert found.metrics["rss_mb"] > 100
+    assert found.metrics["leak"] < 1e-5
     # Logits of one token alone, and a few tensors of 64 tokens by 32 channels and 2 times as many.
-    assert 4 * 259 < found["allocator_bytes"] < 64 * 32 * 4 * 40
+    assert 4 * 259 < (found.allocator_bytes or 0) < 64 * 32 * 4 * 40
 
 
 @pytest.mark.usefixtures("gradients")
 def test_samples_end_where_the_time_would_not_suffice() -> None:
-    assert len(measured("flash", samples=50, time_s=1e-6)["samples_s"]) == 1
+    assert len(measured("flash", samples=50, time_s=1e-6).samples_s or ()) == 1
 
 
 @pytest.mark.usefixtures("gradients")
 def test_a_model_that_reads_the_future_has_no_time() -> None:
     found = measured(f"{__name__}:Leaky")
-    assert found["status"] == "wrong"
-    assert "when only later tokens change" in found["reason"]
-    assert "time_s" not in found
+    assert found.status == "wrong"
+    assert "when only later tokens change" in found.reason
+    assert found.time_s is None
 
 
 @pytest.mark.usefixtures("gradients")
 def test_a_model_whose_logits_are_no_numbers_has_no_time() -> None:
     for name, n in (("Broken", 5_000), ("Tiring", 64)):
         found = measured(f"{__name__}:{name}", n=n, samples=30)
-        assert found["status"] == "wrong"
-        assert "259 of 259 numbers are not finite" in found["reason"]
-        assert "time_s" not in found
+        assert found.status == "wrong"
+        assert "259 of 259 numbers are not finite" in found.reason
+        assert found.time_s is None
 
 
 def test_jobs_are_all_lengths_of_all_attentions_and_then_the_tasks(tmp_path: Path) -> None:
     tasks = '{echo: {task: "tests.lsh_v2.arena.test_long_arena:Echo", seq_length: 16}}'
-    jobs = list(jobs_of(config(tmp_path, "attentions=[flash, {name: simhash, bits: 4}]", f"tasks={tasks}")))
+    jobs = list(cases_of(config(tmp_path, "attentions=[flash, {name: simhash, bits: 4}]", f"tasks={tasks}")))
     cases = [(job.case.mode, job.case.n, job.case.label) for job in jobs]
     costs = [("forward", n, label) for n in (64, 128) for label in ("flash", "simhash bits=4")]
     assert cases == [*costs, ("train", 16, "flash"), ("train", 16, "simhash bits=4")]
-    assert jobs[1].arguments["model"]["attention_settings"] == {"bits": 4}
-    assert jobs[-1].arguments["training"]["model"]["attention"] == "simhash"
+    first, last = jobs[1].job, jobs[-1].job
+    assert isinstance(first, ForwardPass)
+    assert first.model.attention_settings == {"bits": 4}
+    assert isinstance(last, Learning)
+    assert last.training.model["attention"] == "simhash"
 
 
 def test_other_weights_are_another_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +147,7 @@ def test_other_weights_are_another_row(tmp_path: Path, monkeypatch: pytest.Monke
         model = ModelConfig.model_validate({**TINY, "attention": "flash"})
         monkeypatch.setattr(long_arena_run, "_trained", lambda _, weights=weights, model=model: (model, weights))
         asked = config(tmp_path, "checkpoint=somewhere", "sequence_lengths=64")
-        *_, trained = jobs_of(asked)
+        *_, trained = cases_of(asked)
         assert trained.case.label == "checkpoint"
         keys.add(long_arena_run.key_of(trained, long_arena_run.facts_of(asked, "")))
     assert len(keys) == 2
@@ -162,7 +159,7 @@ def test_other_content_of_a_file_of_examples_is_another_row(tmp_path: Path) -> N
     for answer in ("a", "b", "a"):
         write_examples(path, [Example("a", answer)])
         asked = config(tmp_path, task, "sequence_lengths=64")
-        *_, learnt = jobs_of(asked)
+        *_, learnt = cases_of(asked)
         keys.add(long_arena_run.key_of(learnt, long_arena_run.facts_of(asked, "")))
     assert len(keys) == 2
 
@@ -223,7 +220,7 @@ def test_a_model_that_was_trained_meanwhile_joins_the_run(tmp_path: Path, monkey
     asked: list[str] = []
 
     def stand_in(job: Any, key: str, run: str, *_: object) -> Row:
-        asked.append(f"{job.case.label} {job.arguments['weights']}".strip())
+        asked.append(f"{job.case.label} {job.job.weights}".strip())
         return Row(**job.case.model_dump(), run=run, key=key, round=0, status="ok", samples_s=[1.0], time_s=1.0)
 
     monkeypatch.setattr(long_arena_run, "row_of", stand_in)
@@ -278,7 +275,7 @@ def test_held_out_snippets_are_of_files_that_training_has_not_seen() -> None:
 
 
 def row(n: int, label: str = "flash", **outcome: Any) -> Row:
-    case = next(iter(jobs_of(config(Path())))).case.model_copy(update={"n": n, "label": label})
+    case = next(iter(cases_of(config(Path())))).case.model_copy(update={"n": n, "label": label})
     return Row(**case.model_dump(), run="r", key=f"{label}{n}", round=0, **outcome)
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
-from harness.report.palette import Style, stand_in
-from harness.report.svg import drawable
+from harness.report.figures.palette import Style, stand_in
+from harness.report.figures.svg import drawable
 
 _LINE = 1.22
 _OFFSET_PT = 8

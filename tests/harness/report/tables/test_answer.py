@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.report.answer import ANY, EXACT, LOOSEST, fastest, runs_of
 from harness.report.headline import headlines
 from harness.report.sections import ReportSection, sections_of
+from harness.report.tables.answer import ANY, EXACT, LOOSEST, fastest, runs_of
 from harness.results.run_file import RunFacts
+from harness.stats.analysis import Analysis
 from tests.harness.report_fixture import BITS, FLASH, MADE, RANDOM, VANILLA, WINDOW, Made, made_facts, made_rows
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ SIZES = tuple(2**power for power in range(9, 16))
 
 
 def sections(rows: Sequence[Row], made: Sequence[Made] = MADE) -> list[ReportSection]:
-    return sections_of(rows, RunFacts.model_validate(made_facts(made)))
+    return sections_of(Analysis(rows), RunFacts.model_validate(made_facts(made)))
 
 
 def shown(rows: Sequence[Row], made: Sequence[Made] = MADE) -> list[str]:

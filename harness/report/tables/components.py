@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from harness.report import units
-from harness.report.measures import name_cell
 from harness.report.pieces import NOTHING, Cell, Column, Group, Table
+from harness.report.tables.measures import name_cell
 from harness.subjects.component import SETTING, SUBJECT
 
 if TYPE_CHECKING:
-    from harness.report.palette import Style
+    from harness.report.figures.palette import Style
     from harness.report.sections import Curve, ReportSection
     from harness.stats.fit import Fit
 

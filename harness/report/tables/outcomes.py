@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from harness.config.yaml_source import dump
 from harness.report import units
-from harness.report.measures import name_cell
 from harness.report.pieces import NOTHING, Cell, Column, Note, Table
+from harness.report.tables.measures import name_cell
 from harness.results.disturbance import others_share
 from harness.results.series import impossible_time
 
 if TYPE_CHECKING:
     from harness.common.rows import Row
-    from harness.report.palette import Style
+    from harness.report.figures.palette import Style
     from harness.report.sections import Curve, ReportSection
     from harness.results.run_file import RunFacts
 

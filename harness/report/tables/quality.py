@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from harness.common.metrics import METRICS
 from harness.report import units
 from harness.report.faults import leaks
-from harness.report.measures import name_cell
 from harness.report.pieces import NOTHING, Cell, Column, Table
+from harness.report.tables.measures import name_cell
 
 if TYPE_CHECKING:
-    from harness.report.palette import Style
+    from harness.report.figures.palette import Style
     from harness.report.sections import Curve, ReportSection
 
 ACCURACY = ("error", "error_v", "kept_mass")

@@ -8,12 +8,13 @@ from xml.etree import ElementTree
 import pytest
 
 from harness.report import units
-from harness.report.figures import Quantity, bounds_of, fit_to_draw, length_figure, points_of
-from harness.report.labels import spread_out
-from harness.report.palette import COLOURS, assign, stand_in
-from harness.report.pareto import pareto_figure
+from harness.report.figures.labels import spread_out
+from harness.report.figures.length import Quantity, bounds_of, fit_to_draw, length_figure, points_of
+from harness.report.figures.palette import COLOURS, assign, stand_in
+from harness.report.figures.pareto import pareto_figure
 from harness.report.sections import ReportSection, sections_of
 from harness.results.run_file import RunFacts
+from harness.stats.analysis import Analysis
 from tests.harness.report_fixture import BITS, FLASH, MADE, VANILLA, Made, made_facts, made_rows
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ ERROR = Quantity("error", "Error", units.percent, cost=False)
 
 
 def section_of(rows: Sequence[Row], made: Sequence[Made] = MADE) -> ReportSection:
-    return sections_of(rows, RunFacts.model_validate(made_facts(made)))[0]
+    return sections_of(Analysis(rows), RunFacts.model_validate(made_facts(made)))[0]
 
 
 def drawn(section: ReportSection, quantity: Quantity = TIME, name: str = "f") -> Figure:

@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from harness.report import units
-from harness.report.answer import ANY, EXACT, TOLERANCES, exact_time_s
-from harness.report.figures import MOST_DRAWN
-from harness.report.palette import Style, stand_in
+from harness.report.figures.length import MOST_DRAWN
+from harness.report.figures.palette import Style, stand_in
+from harness.report.figures.svg import canvas, to_svg
 from harness.report.pieces import Figure
-from harness.report.svg import canvas, to_svg
+from harness.report.tables.answer import ANY, EXACT, TOLERANCES, exact_time_s
 
 if TYPE_CHECKING:
     from harness.report.sections import Curve, ReportSection

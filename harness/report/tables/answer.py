@@ -15,7 +15,7 @@ from harness.report.pieces import Cell, Column, Span, Strip, Table
 from harness.report.units import duration, length, listed, percent, times
 
 if TYPE_CHECKING:
-    from harness.report.palette import Style
+    from harness.report.figures.palette import Style
     from harness.report.sections import Curve, ReportSection
 
 EXACT = 0.0

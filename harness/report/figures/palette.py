@@ -1,8 +1,8 @@
 """Choose the look of each series: exact methods in ink, approximations in colour, controls grey and dashed.
 
 The hues are those of Okabe and Ito, which colour-blind readers can distinguish, with lighter variants for dark pages.
-Figures are drawn in stand-in colours that `harness.report.svg` replaces with CSS variables, so that one SVG serves
-light and dark pages.
+Figures are drawn in stand-in colours that `harness.report.figures.svg` replaces with CSS variables, so that one SVG
+serves light and dark pages.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from matplotlib.markers import MarkerStyle
 
 if TYPE_CHECKING:
-    from harness.report.palette import Style
+    from harness.report.figures.palette import Style
 
 _DASHES = {"solid": "none", "dashed": "5 3", "dotted": "1.5 2.5", "dashdot": "7 2.5 1.5 2.5"}
 _WIDTH, _HEIGHT, _RADIUS = 26, 10, 4

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from harness.report import units
-from harness.report.answer import EXACT, qualifies
-from harness.report.measures import name_cell
 from harness.report.pieces import NOTHING, Cell, Column, Table
-from harness.report.sections import DRAWS, Curve, ReportSection
+from harness.report.tables.answer import EXACT, qualifies
+from harness.report.tables.measures import name_cell
+from harness.stats.analysis import DRAWS
 from harness.stats.crossover import Crossover, crossover
 
 if TYPE_CHECKING:
-    from harness.report.palette import Style
+    from harness.report.figures.palette import Style
+    from harness.report.sections import Curve, ReportSection
     from harness.stats.fit import Fit
 
 QUANTITIES = {
@@ -57,7 +58,7 @@ def _growth_table(section: ReportSection, name: str, title: str, styles: Mapping
     headings = [heading for heading in _HEADINGS if claims or heading != _CLAIM]
     columns = [Column("method", numeric=False), *(Column(each, numeric=each not in _TEXT) for each in headings)]
     note = _READING if name == "time_s" else "Columns as in “Growth of time”."
-    if rows and (draws := section.curves[0].draws) < DRAWS:
+    if rows and (draws := section.curves[0].analysis.draws) < DRAWS:
         note += f" With so many series, intervals use {draws} bootstrap draws instead of {DRAWS}."
     return Table(title=f"Growth of {title}", columns=columns, rows=rows, note=note) if rows else None
 

@@ -10,7 +10,7 @@ from harness.report.pieces import NOTHING, Cell, Column, Table
 from harness.stats.crossover import feasible
 
 if TYPE_CHECKING:
-    from harness.report.palette import Style
+    from harness.report.figures.palette import Style
     from harness.report.sections import Curve, ReportSection
 
 

@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from harness.report import units
-from harness.report.labels import End, label_ends
-from harness.report.palette import Style, stand_in
+from harness.report.figures.labels import End, label_ends
+from harness.report.figures.palette import Style, stand_in
+from harness.report.figures.svg import SIZES, Size, canvas, to_svg
 from harness.report.pieces import Figure
-from harness.report.svg import SIZES, Size, canvas, to_svg
 from harness.stats.fit import PERCENTILES, Fit
 
 if TYPE_CHECKING:

@@ -1,5 +1,8 @@
 """Run one sweep from request to report: configuration, plan, folder, measuring, report, expectations.
 
+What the commands beside this module share; it is no command itself, and private because only they use it. It stands
+above the rooms because it uses the runner and the report, which do not know each other.
+
 Slow modules are imported only when needed, so that a mistake in the configuration shows at once.
 """
 
@@ -23,9 +26,9 @@ from harness.results.run_dir import FolderError, RunFolder, new_run, old_run
 from harness.runner.fork_server import ServerError
 
 if TYPE_CHECKING:
-    from harness.common.rows import Row
     from harness.runner.plan import Planned
     from harness.runner.signals import Interruption
+    from harness.stats.analysis import Analysis
 
 DONE, UNMET, UNUSABLE, INTERRUPTED = 0, 1, 2, 130  # exit statuses
 
@@ -121,26 +124,28 @@ def describe(planned: Sequence[Planned]) -> str:
     return "\n".join([*lines, f"{len(planned)} cases; nothing was measured or written (--dry-run)"])
 
 
-def report(folder: Path) -> list[Row]:
-    """Write the report from the rows, if there are any, and print its path; return the rows."""
+def report(folder: Path) -> Analysis | None:
+    """Write the report from the rows, if there are any, and print its path; return what it was written from."""
     from harness.results.rows_file import latest, read_rows
+    from harness.stats.analysis import Analysis
 
     rows = latest(read_rows(folder))
     if not rows:
         say(f"no case was measured, so there is no report; the run is in {folder}", sys.stderr)
-        return []
+        return None
     from harness.report import write_report
 
-    html, _ = write_report(folder)
+    analysis = Analysis(rows)
+    html, _ = write_report(folder, analysis)
     say(f"report: {html}", sys.stdout)
-    return rows
+    return analysis
 
 
-def _judge(rows: Sequence[Row], config: Config) -> int:
+def _judge(analysis: Analysis | None, config: Config) -> int:
     """Return the exit status that follows from the expectations."""
     from harness.stats.expectations import judge_expectations
 
-    failures = judge_expectations(rows, config.expect) if rows else []
+    failures = judge_expectations(analysis, config.expect) if analysis else []
     for failure in failures:
         say(f"expectation failed: {failure}", sys.stderr)
     return UNMET if failures else DONE
