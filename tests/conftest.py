@@ -19,7 +19,9 @@ TESTS = Path(__file__).parent
 ANNOTATED = ("attentions", "hyper_attn", "tasks", "transformer_vq")  # packages that `--jaxtyping-packages` names
 
 # A script that runs the tests in the background makes them, and all that they start, deaf to SIGINT.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+for number, handler in HANDLERS.items():
+    signal.signal(number, handler)
 
 # Parallel workers whose tensors are small lose most of their time to threads that wait.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests start
@@ -43,6 +45,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     checked = item.path.is_relative_to(TESTS) and item.path.relative_to(TESTS).parts[0] in ANNOTATED
     unchecked = item.get_closest_marker("no_type_checks") is not None
     jaxtyping.config.update("jaxtyping_disable", not checked or unchecked)
+
+
+@pytest.fixture(autouse=True)
+def signals_are_left_alone() -> Iterator[None]:
+    """A test that ignores signals makes every process deaf to them that later tests start."""
+    yield
+    left = [signal.getsignal(number) for number in HANDLERS]
+    for number, handler in HANDLERS.items():
+        signal.signal(number, handler)
+    assert left == list(HANDLERS.values()), "the test has changed a signal handler"
 
 
 def pytest_collection_finish() -> None:

@@ -68,11 +68,12 @@ class Process:
         return code
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """Wait, and return everything that the command wrote to stdout and stderr."""
+        """Wait, and return everything that the command wrote to stdout and stderr. Closes the files; call it once."""
         self.wait(timeout)
         for file in self._outputs:
             file.seek(0)
         out, err = (file.read().decode() for file in self._outputs)
+        self._close()
         return out, err
 
     def __enter__(self) -> Process:
@@ -80,6 +81,7 @@ class Process:
 
     def __exit__(self, *_: object) -> None:
         self.wait()
+        self._close()
 
     def send_signal(self, number: int) -> None:
         """Send a signal, unless the command has ended."""
@@ -90,6 +92,10 @@ class Process:
     def kill(self) -> None:
         """Kill the command."""
         self.send_signal(signal.SIGKILL)
+
+    def _close(self) -> None:
+        for file in self._outputs:
+            file.close()
 
 
 def start(

@@ -136,19 +136,6 @@ class Executor:
                 raise
 
 
-def start_fork_server(number: int, words: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start a fork server that talks through the socket with this file descriptor and prints to `words`."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "harness.runner.fork_server", str(number)],
-        stdin=subprocess.DEVNULL,
-        stdout=words,
-        stderr=words,
-        pass_fds=[number],
-        start_new_session=True,  # only the parent receives signals from the terminal
-        env=_environment(),
-    )
-
-
 @dataclass(frozen=True)
 class _Ended:
     """How a process ended: its exit code, its output bytes and its CPU time.
