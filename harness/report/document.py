@@ -24,6 +24,7 @@ from harness.report.palette import Style, assign
 from harness.report.pareto import pareto_figure
 from harness.report.pieces import Chapter, Document, Group, Item, Note
 from harness.report.quality import ACCURACY, CHECKS, HANDLED, glance_table, leak_table, metric_table
+from harness.report.relative import speed_table
 from harness.report.sections import ReportSection, circumstances, sections_of
 from harness.results.disturbance import disturbance
 
@@ -118,6 +119,7 @@ def _cost(sections: Sequence[ReportSection], styles: Styles) -> list[Group]:
         timed,
         lambda _, section: [
             *cost_tables(section, styles),
+            speed_table(section, styles),
             *growth_tables(section, styles),
             reach_table(section, styles),
         ],
