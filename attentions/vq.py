@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from attentions.codebooks.quantised import QuantisedAttention
+from attentions.codebooks.quantised import FoundCodes, QuantisedAttention
 from attentions.native import vq as native
 
 if TYPE_CHECKING:
@@ -23,16 +23,17 @@ if TYPE_CHECKING:
 class VQ(QuantisedAttention):
     """Quantised keys, unquantised queries."""
 
-    def queries(self, q: Float[Tensor, "B H N D"]) -> Float[Tensor, "B H N D"]:
+    def queries(self, q: Float[Tensor, "B H N D"], found: FoundCodes) -> Float[Tensor, "B H N D"]:
         return q
 
     def fused(
         self,
         q: Float[Tensor, "B H N D"],
-        codes: Int[Tensor, "B G N"] | None,
+        found: FoundCodes,
         v: Float[Tensor, "B G N E"] | None,
         state: State,
     ) -> Float[Tensor, "B H N E"]:
+        codes = None if v is None else found.keys
         return native.attend(q, self.key_book, codes, v, state.counts, state.sums, self.scale)
 
     def score_cost(self, problem: Problem) -> tuple[int, int]:

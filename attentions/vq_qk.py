@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Unpack
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from attentions.codebooks.quantised import QuantisedAttention
+from attentions.codebooks.quantised import FoundCodes, QuantisedAttention
 from attentions.native import vq as native
 from transformer_vq.codes import State, codewords, straight_through
 
@@ -34,22 +34,26 @@ class VQQK(QuantisedAttention):
 
     query_book: Tensor
 
-    def queries(self, q: Float[Tensor, "B H N D"]) -> Float[Tensor, "B H N D"]:
-        book = self.query_book.to(q.dtype)
-        return straight_through(q, codewords(book, self.codes_of(q, book)))
+    def find_codes(self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"]) -> FoundCodes:
+        return FoundCodes(self.codes_of(k, self.key_book), self.codes_of(q, self.query_book))
+
+    def queries(self, q: Float[Tensor, "B H N D"], found: FoundCodes) -> Float[Tensor, "B H N D"]:
+        assert found.queries is not None, "queries are quantised"
+        return straight_through(q, codewords(self.query_book.to(q.dtype), found.queries))
 
     def fused(
         self,
         q: Float[Tensor, "B H N D"],
-        codes: Int[Tensor, "B G N"] | None,
+        found: FoundCodes,
         v: Float[Tensor, "B G N E"] | None,
         state: State,
     ) -> Float[Tensor, "B H N E"]:
-        query_codes = self.codes_of(q, self.query_book)
+        query_codes = found.queries
+        assert query_codes is not None, "queries are quantised"
         query_book, key_book = self.query_book.to(q.dtype), self.key_book.to(q.dtype)
         table = query_book @ key_book.repeat_interleave(self.heads // self.kv_heads, dim=0).mT * self.scale
-        if codes is not None:
-            return native.attend_by_code(query_codes, table, codes, v, state.counts, state.sums)
+        if v is not None:
+            return native.attend_by_code(query_codes, table, found.keys, v, state.counts, state.sums)
         every = torch.arange(self.codes).expand(len(q), self.heads, -1)
         outputs = native.attend_by_code(every, table, None, None, state.counts, state.sums)
         return native.look_up(outputs, query_codes)

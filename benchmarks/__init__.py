@@ -1,1 +1,1 @@
-"""Benchmarks: pytest-benchmark cases, and one command per family that prints its table of ratios."""
+"""Benchmarks: pytest-benchmark cases, other packages' attentions, and experiments that are no sweep."""

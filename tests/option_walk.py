@@ -35,6 +35,7 @@ NO_COMMANDS = {"harness.runner.fork_server", "lsh_v2.pipeline.check"}  # started
 # What a command needs before any other argument is looked at.
 NEEDED: dict[str, list[str]] = {
     "attentions.contract.__main__": ["simhash"],
+    "benchmarks.lsh_v2_quality": ["--learning"],
     "bmrt.babilong": [*MODEL, "--max_new_tokens", "1"],
     "bmrt.ablation": [*MODEL, "--max_new_tokens", "1"],
     "bmrt.longbench": [*MODEL, "--max_new_tokens", "1"],

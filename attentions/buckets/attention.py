@@ -8,6 +8,7 @@ strict and decoding needs a bounded state. Without causality, the window is the 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Unpack
 
 import torch
@@ -87,13 +88,27 @@ class BucketAttention(SupportAttention):
         first: Int[Tensor, " B"] | None = None,
     ) -> list[Windows]:
         """Return the local window and one window per table; rows of X = B·G are sequence and key/value head pairs."""
-        query_codes, key_codes = self._codes(q, k, first)
         real = None if first is None else first.to(q.device).repeat_interleave(self.kv_heads)
+        return self._sorted(*self._codes(q, k, first), real)
+
+    def _sorted(self, query_codes: list[Tensor], key_codes: list[Tensor], real: Tensor | None) -> list[Windows]:
         heads = self.heads // self.kv_heads
         return [
             sorted_windows(of_q, of_k, heads, codes, size, causal=self.causal, real=real)
             for of_q, of_k, (codes, size) in zip(query_codes, key_codes, self.rings, strict=True)
         ]
+
+    def components(
+        self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], v: Float[Tensor, "B G M E"]
+    ) -> Mapping[str, Callable[[], object]]:
+        """Hashing, sorting into buckets, and the attention over the windows, which is the kernel alone."""
+        codes = self._codes(q, k, None)
+        windows = self._sorted(*codes, None)
+        return {
+            "hashing": lambda: self._codes(q, k, None),
+            "bucket assignment": lambda: self._sorted(*codes, None),
+            "bucket attention": lambda: attend(q, k, v, windows, self.scale, once=self.once)[0],
+        }
 
     @property
     def rings(self) -> list[tuple[int, int]]:

@@ -8,6 +8,8 @@ codewords and, if no gradient is needed, computes the attention.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Unpack
 
 import torch
@@ -30,11 +32,19 @@ LLOYD = 5  # iterations of k-means
 NATIVE_BLOCK = 24  # queries per block in the native kernel
 
 
+@dataclass(frozen=True)
+class FoundCodes:
+    """The code of each key and, if queries are quantised, of each query."""
+
+    keys: Int[Tensor, "B G M"]
+    queries: Int[Tensor, "B H N"] | None = None
+
+
 class QuantisedAttention(Selector, Attention):
     """Attention with `codes` codewords per key head, in blocks of `block` positions in the torch implementation.
 
     Codebooks are drawn from the seed, Gaussian like keys after a layer norm, until `prepare` learns them by k-means. A
-    NaN key has code 0. Subclasses implement `queries`, `fused` and `score_cost`.
+    NaN key has code 0. Subclasses implement `queries`, `fused` and `score_cost`; `find_codes` if queries have codes.
     """
 
     paper = "https://arxiv.org/abs/2309.16354"
@@ -52,19 +62,24 @@ class QuantisedAttention(Selector, Attention):
 
     key_book: Tensor
 
+    def find_codes(self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"]) -> FoundCodes:
+        """Search the codebooks for everything that is quantised."""
+        del q
+        return FoundCodes(self.codes_of(k, self.key_book))
+
     @abstractmethod
-    def queries(self, q: Float[Tensor, "B H N D"]) -> Float[Tensor, "B H N D"]:
+    def queries(self, q: Float[Tensor, "B H N D"], found: FoundCodes) -> Float[Tensor, "B H N D"]:
         """Return the queries used for attention, quantised or not."""
 
     @abstractmethod
     def fused(
         self,
         q: Float[Tensor, "B H N D"],
-        codes: Int[Tensor, "B G N"] | None,
+        found: FoundCodes,
         v: Float[Tensor, "B G N E"] | None,
         state: State,
     ) -> Float[Tensor, "B H N E"]:
-        """Attend to the state's keys and, if given, to these keys up to each query's own; adds them to the state."""
+        """Attend to the state's keys; with `v`, causally to the N keys in `found` too, which are added to it."""
 
     @abstractmethod
     def score_cost(self, problem: Problem) -> tuple[int, int]:
@@ -80,26 +95,46 @@ class QuantisedAttention(Selector, Attention):
     ) -> Float[Tensor, "B H N E"]:
         del first  # `accepts_padding` is off
         whole = torch.promote_types(q.dtype, torch.float32)
-        state = State.empty(len(v), self.kv_heads, self.codes, self.value_dim, v.device)
-        return self.run(q.to(whole), k.to(whole), v.to(whole), state)[0].to(q.dtype)
+        return self.run(q.to(whole), k.to(whole), v.to(whole), self._empty(v))[0].to(q.dtype)
 
-    def run(self, q: Tensor, k: Tensor, v: Tensor, state: State) -> tuple[Tensor, State]:
-        """Attend from the last queries to the state's keys and to these keys, which are added to the state."""
-        codes, past = self.codes_of(k, self.key_book), k.shape[2] - (q.shape[2] if self.causal else 0)
+    def run(
+        self, q: Tensor, k: Tensor, v: Tensor, state: State, found: FoundCodes | None = None
+    ) -> tuple[Tensor, State]:
+        """Attend from the last queries to the state's keys and to these keys, which are added to the state.
+
+        The codes are searched for unless they are given.
+        """
+        found = self.find_codes(q, k) if found is None else found
+        codes, past = found.keys, k.shape[2] - (q.shape[2] if self.causal else 0)
         if native.available(q.device) and not differentiated(q, k, v):
             self.kernel = "native"
             if past:
                 native.tally(v[:, :, :past], codes[:, :, :past], state.counts, state.sums)
-            ours = (codes[:, :, past:], v[:, :, past:]) if self.causal else (None, None)
-            return self.fused(q, *ours, state), state
+            own = FoundCodes(codes[:, :, past:], found.queries)
+            return self.fused(q, own, v[:, :, past:] if self.causal else None, state), state
         self.kernel = "torch, native codes" if native.available(q.device) else "torch fallback"
-        q, book = self.queries(q), self.key_book.to(q.dtype)
+        q, book = self.queries(q, found), self.key_book.to(q.dtype)
         if past:
             state = state.extended(codes[:, :, :past], v[:, :, :past], k[:, :, :past])
         if not self.causal:
             return attend_all(q, book, state, scale=self.scale), state
         k, codes, v = k[:, :, past:], codes[:, :, past:], v[:, :, past:]
         return attend_past(q, k, codes, v, book, state, scale=self.scale, block=self.block_size)
+
+    def components(
+        self, q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G M D"], v: Float[Tensor, "B G M E"]
+    ) -> Mapping[str, Callable[[], object]]:
+        """The search for codes, and the attention with codes known, which is all that published tables time."""
+        dtype, whole = q.dtype, torch.promote_types(q.dtype, torch.float32)
+        q, k, v = (x.to(whole) for x in (q, k, v))
+        found = self.find_codes(q, k)
+        return {
+            "code search": lambda: self.find_codes(q, k),
+            "attention with known codes": lambda: self.run(q, k, v, self._empty(v), found)[0].to(dtype),
+        }
+
+    def _empty(self, v: Float[Tensor, "B G M E"]) -> State:
+        return State.empty(len(v), self.kv_heads, self.codes, self.value_dim, v.device)
 
     def naive(
         self,
@@ -123,8 +158,9 @@ class QuantisedAttention(Selector, Attention):
 
     def _dense(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Tensor:
         whole = torch.promote_types(q.dtype, torch.float32)  # same dtype as `forward`, so that codes are equal
-        q, k = self.queries(q.to(whole)), k.to(whole)
-        codes = self.codes_of(k, self.key_book)
+        q, k = q.to(whole), k.to(whole)
+        found = self.find_codes(q, k)
+        q, codes = self.queries(q, found), found.keys
         book = self.key_book.to(whole)
         return dense(
             q,

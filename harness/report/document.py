@@ -25,6 +25,7 @@ from harness.report.tables.outcomes import (
     reproduction,
 )
 from harness.report.tables.quality import ACCURACY, CHECKS, HANDLED, glance_table, leak_table, metric_table
+from harness.report.tables.relative import speed_table
 from harness.results.disturbance import disturbance
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ def _cost(sections: Sequence[ReportSection], styles: Styles) -> list[Group]:
         timed,
         lambda _, section: [
             *cost_tables(section, styles),
+            speed_table(section, styles),
             *growth_tables(section, styles),
             reach_table(section, styles),
         ],

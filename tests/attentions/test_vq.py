@@ -181,7 +181,7 @@ def test_gradients_of_quantised_queries_are_straight_through() -> None:
     q, k, v = (x[:, :3] for x in sample(40, 40))
     q.requires_grad_()
     (got,) = torch.autograd.grad(attention(q, k, v).square().sum(), q)
-    hat = attention.queries(q).detach().requires_grad_()
+    hat = attention.queries(q, attention.find_codes(q, k)).detach().requires_grad_()
     keys = codewords(attention.key_book, nearest(k, attention.key_book))
     scores = (hat @ keys.mT * attention.scale).masked_fill(torch.ones(40, 40).triu(1).bool(), -torch.inf)
     (want,) = torch.autograd.grad((scores.softmax(-1) @ v).square().sum(), hat)
@@ -212,3 +212,26 @@ def test_default_codebooks_are_a_function_of_the_seed(name: str) -> None:
     for x, y, z in zip(one.buffers(), same.buffers(), other.buffers(), strict=True):
         assert torch.equal(x, y)
         assert not torch.equal(x, z)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("kernel", [True, False])
+def test_components_are_the_search_for_codes_and_the_rest(
+    name: str, causal: bool, kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not kernel:
+        monkeypatch.setattr(native, "available", lambda device: False)
+    attention, inputs = made(name, causal=causal), sample(31, 50)
+    searches: list[Tensor] = []
+    search = attention.codes_of
+    monkeypatch.setattr(attention, "codes_of", lambda x, book: searches.append(x) or search(x, book))
+    stages = attention.components(*inputs)
+    assert list(stages) == ["code search", "attention with known codes"]
+    searches.clear()
+    torch.testing.assert_close(stages["attention with known codes"](), attention(*inputs), rtol=0, atol=0)
+    whole = len(searches)
+    assert whole == (2 if name == "vq_qk" else 1), "only the whole call searches"
+    searches.clear()
+    stages["code search"]()
+    assert len(searches) == whole

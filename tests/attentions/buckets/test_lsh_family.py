@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -146,3 +146,15 @@ def test_chunk_as_long_as_the_sequence_keeps_all_of_reformers_mass() -> None:
     attention = build("reformer", heads=2, head_dim=16, hashes=1, chunk=10, buckets=10)
     assert isinstance(attention, SupportAttention)
     assert 0 < attention.kept_mass(q, k).mean() < 0.9
+
+
+@pytest.mark.parametrize("duplicates", ["once", "allow"])
+@pytest.mark.parametrize("name", ["bit_sampling", "simhash"])
+def test_components_are_the_stages_of_forward(name: str, duplicates: str) -> None:
+    attention, (q, k, v) = build(name, heads=2, head_dim=16, tables=2, duplicates=duplicates), inputs(300)
+    stages = attention.components(q, k, v)
+    assert list(stages) == ["hashing", "bucket assignment", "bucket attention"]
+    of_q, of_k = cast("tuple[list[Tensor], list[Tensor]]", stages["hashing"]())
+    assert [len(of_q), len(of_k)] == [3, 3], "one code is that of the local window"
+    assert len(cast("list[object]", stages["bucket assignment"]())) == 3
+    torch.testing.assert_close(stages["bucket attention"](), attention(q, k, v), rtol=0, atol=0)

@@ -278,7 +278,7 @@ def test_impossible_settings_are_refused_by_name(settings: dict[str, Any]) -> No
 @pytest.mark.slow
 def test_planted_keys_at_uniform_distance_in_64k_are_found() -> None:
     """Most of the keys within reach; the window of one round reaches half of 64K at even buckets."""
-    from benchmarks.lsh_v2 import planted_rate
+    from benchmarks.lsh_v2_quality import planted_rate
 
     found = planted_rate(65_536, rows=256)
     assert found.within_reach > 2 * found.by_chance
