@@ -34,7 +34,7 @@ from typing import IO, Any, NoReturn
 ROOT = Path(__file__).parents[1]
 PRELOADED = (
     "torch", "psutil", "pandas", "scipy.stats", "scipy.optimize", "seaborn", "matplotlib.pyplot",
-    "harness.sweep", "harness.conduct", "harness.runner.run", "harness.runner.external", "harness.runner.case",
+    "harness.sweep", "harness._conduct", "harness.runner.run", "harness.runner.external", "harness.runner.case",
     "harness.runner.fork_server", "harness.report.render", "harness.regress", "harness.profile", "attentions",
     "attentions.lsh_v2", "transformers.modeling_utils", "lsh_v2.train", "lsh_v2.arena.case", "tests.option_walk",
 )  # fmt: skip
