@@ -22,7 +22,7 @@ class Records:
 
     `settings` is everything that results depend on except the questions; `samples` maps the name of each question to a
     digest, and grows as more are asked. A last line cut off by a crash is dropped and made again. Write to a file only
-    within `alone(path)`.
+    within `locked(path)`.
 
     Raises ValueError for lines that are not JSON objects or lack `key`, for a duplicate name, and if the file was made
     with other or unknown settings or questions, so that results of different runs never share a file.

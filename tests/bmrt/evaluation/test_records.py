@@ -108,8 +108,8 @@ def test_results_of_unknown_making_are_not_continued(tmp_path: Path) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from bmrt.evaluation.records import alone
-with alone(Path(sys.argv[1])):
+from bmrt.evaluation.records import locked
+with locked(Path(sys.argv[1])):
     print("in", flush=True)
     sys.stdin.read()
 """
