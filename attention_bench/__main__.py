@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     name = given[0] if given else ""
     if name == "init":
-        return run_interruptible(lambda: init(given[1:])) or 0
+        return init(given[1:])
     if name not in COMMANDS:
         message = f"{name!r} is not a command" if name else "a command is required"
         print(f"{NAME}: {message}\n\n{usage()}", file=sys.stderr)
@@ -81,7 +81,8 @@ def init(arguments: Sequence[str]) -> int:
 def console() -> int:
     """Run the command of this process; from here on both signals end it with one line."""
     exit_on_signal()
-    return main()
+    own = sys.argv[1:2] == ["init"]  # the other commands listen to signals themselves
+    return (run_interruptible(main) or 0) if own else main()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ BROKEN = "tests.attentions.broken"
     [
         ("Offset", "forward", "differs from its own definition by"),
         ("Offset", "train", "differs from its own definition by"),
-        ("Upcast", "forward", "torch.float64 where"),
+        ("Upcast", "forward", "torch.float64 instead of"),
         ("Clipped", "forward", "differs from its own definition by"),
         ("Forgets", "decode", "differs from its own definition by"),
     ],

@@ -154,7 +154,7 @@ def test_after_running_out_of_memory_longer_ones_are_skipped_with_the_reason(swe
     executor = Pretending(answer)
     rows = {row.n: row for row in sweep(executor, plan(2))}
     assert [rows[n].status for n in (256, 512)] == ["oom", "skipped"]
-    assert rows[512].reason == "not tried: this series ran out of memory at 256 tokens already"
+    assert rows[512].reason == "not tried: this series already ran out of memory at 256 tokens"
     assert 512 not in [case.n for case, _ in executor.asked]
 
 
