@@ -5,7 +5,8 @@ VENV ?= .venv
 PY ?= $(VENV)/bin/python
 READY := $(if $(VENV),$(VENV)/.ready,)
 CONF ?= conf.yml
-WORKERS ?= 2
+# One more than the cores of CI, because some tests only wait for a limit to pass.
+WORKERS ?= 3
 
 .PHONY: bench test test-all lint docs report gpu clean
 
@@ -13,10 +14,10 @@ bench: $(READY)  ## run the sweep of conf.yml and say where the report lies
 	$(PY) -m harness.sweep $(CONF)
 
 test: lint  ## lint, types and every test that is not slow
-	$(PY) -m pytest -n $(WORKERS)
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 test-all: lint  ## the slow tests too
-	$(PY) -m pytest -n $(WORKERS) -m "slow or not slow"
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal -m "slow or not slow"
 
 lint: $(READY)
 	$(PY) -m ruff check .

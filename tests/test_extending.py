@@ -229,8 +229,8 @@ def test_a_task_is_one_file(copy: Path) -> None:
 def test_a_chapter_of_the_report_is_one_file_and_two_lines(copy: Path, tmp_path: Path) -> None:
     """Its import and its place in the order of chapters; both formats print it."""
     lines = {
-        "from harness.report.quality": "from harness.report.repeats import repeats_chapter",
-        '        Chapter("leaks"': "        repeats_chapter(sections),",
+        "from harness.report.tables.quality": "from harness.report.repeats import repeats_chapter",
+        '        Chapter("causality"': "        repeats_chapter(sections),",
     }
     add(copy, {"harness/report/repeats.py": CHAPTER}, {"harness/report/document.py": lines})
     assert additions(copy) == ({"harness/report/repeats.py"}, {"harness/report/document.py": 2})

@@ -24,7 +24,7 @@ from attentions.common.stream import Stream
 from attentions.native import vq as native
 from transformer_vq.codes import State, attend_all, attend_past
 from transformer_vq.kmeans import kmeans, nearest
-from transformer_vq.precision import Selector
+from transformer_vq.precision import Selector, in_own_dtype
 from transformer_vq.quadratic import dense
 
 CALIBRATION_ROWS = 8_192  # vectors per head that a codebook is learnt from, evenly spaced if there are more
@@ -127,11 +127,17 @@ class QuantisedAttention(Selector, Attention):
         """The search for codes, and the attention with codes known, which is all that published tables time."""
         dtype, whole = q.dtype, torch.promote_types(q.dtype, torch.float32)
         q, k, v = (x.to(whole) for x in (q, k, v))
-        found = self.find_codes(q, k)
-        return {
-            "code search": lambda: self.find_codes(q, k),
-            "attention with known codes": lambda: self.run(q, k, v, self._empty(v), found)[0].to(dtype),
-        }
+
+        @in_own_dtype
+        def search(q: Tensor, k: Tensor) -> FoundCodes:
+            return self.find_codes(q, k)
+
+        @in_own_dtype
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return self.run(q, k, v, self._empty(v), found)[0].to(dtype)
+
+        found = search(q, k)
+        return {"code search": lambda: search(q, k), "attention with known codes": lambda: attend(q, k, v)}
 
     def _empty(self, v: Float[Tensor, "B G M E"]) -> State:
         return State.empty(len(v), self.kv_heads, self.codes, self.value_dim, v.device)

@@ -97,8 +97,8 @@ class File(InputKind):
         size = largest(self.path, name, case.batch, sizes_of(case, 0).positions, stamp)
         if not math.isfinite(size):
             return f"{name} has NaN or infinite values; all must be finite"
-        most = torch.finfo(getattr(torch, case.dtype)).max
-        return f"{name} reaches {size:.3g}, above the {case.dtype} maximum of {most:.3g}" if size > most else ""
+        limit = torch.finfo(getattr(torch, case.dtype)).max
+        return f"{name} reaches {size:.3g}, above the {case.dtype} maximum of {limit:.3g}" if size > limit else ""
 
     def _read(self, name: str, case: Case, variant: int) -> Tensor:
         sizes = sizes_of(case, variant)

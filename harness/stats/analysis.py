@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from harness.stats.fit import Fit
 
 TIME = "time_s"
-LEAST_SIZES = 3
-DRAWS, MOST_DRAWS_IN_ALL, FEWEST_DRAWS = 1000, 100_000, 200  # bootstrap draws: per fit, per run, minimum
+MIN_SIZES = 3
+DRAWS, MAX_TOTAL_DRAWS, MIN_DRAWS = 1000, 100_000, 200  # bootstrap draws: per fit, per run, minimum
 
 _Frozen = tuple[tuple[int, tuple[tuple[float, ...], ...]], ...]
 
@@ -37,7 +37,7 @@ class Analysis:
     @cached_property
     def draws(self) -> int:
         """Bootstrap draws of each fit; fewer than `DRAWS` if there are very many series."""
-        return min(DRAWS, max(FEWEST_DRAWS, MOST_DRAWS_IN_ALL // max(1, len(self.series))))
+        return min(DRAWS, max(MIN_DRAWS, MAX_TOTAL_DRAWS // max(1, len(self.series))))
 
     def fit(self, series: Series, name: str) -> Fit | None:
         """Return the growth of "time_s" or another numeric field with n; None with fewer than three positive sizes."""
@@ -49,7 +49,7 @@ class Analysis:
     def _fit(self, samples: Samples) -> Fit | None:
         """Fit equal samples only once: many series have the same counts of comparisons and bytes."""
         positive = {n: rounds for n, rounds in samples.items() if min(map(min, rounds)) > 0}
-        if len(positive) < LEAST_SIZES:
+        if len(positive) < MIN_SIZES:
             return None
         frozen = tuple((n, tuple(map(tuple, rounds))) for n, rounds in positive.items())
         if frozen not in self._by_samples:

@@ -105,7 +105,7 @@ def load_arena_config(path: Path = FULL, overrides: Sequence[str] = ()) -> Arena
 
 
 def _mistakes(config: ArenaConfig) -> list[str]:
-    mistakes = [] if resolve_device(config.device) else [f"device: '{config.device}' is not on this machine"]
+    mistakes = [] if resolve_device(config.device) else [f"device: '{config.device}' is not available on this machine"]
     try:
         require_folder(Path(config.out), "out")
     except ValueError as error:

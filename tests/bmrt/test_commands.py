@@ -166,9 +166,9 @@ QA1 = {"input": "John moved to the office.", "question": "Where is John?", "targ
         (ruler.main, [KVPRESS, KVPRESS | {"answer": [""]}], "answer of row 1=['']"),
         (ruler.main, [KVPRESS | {"answer": "\x00 "}], "answer of row 0="),
         (ruler.main, [KVPRESS | {"answer": ["1", None]}], "answer of row 0="),
-        (ruler.main, [KVPRESS, KVPRESS | {"context": "a\ud800"}], "data.jsonl line 2 holds '\\ud800', half of a"),
-        (babilong.main, [QA1, QA1 | {"target": "off\udc00ice"}], "data.jsonl line 2 holds '\\udc00', half of a"),
-        (longbench.main, [item(0), item(1, question="\udfff?")], "data.jsonl line 2 holds '\\udfff', half of a"),
+        (ruler.main, [KVPRESS, KVPRESS | {"context": "a\ud800"}], "data.jsonl line 2 holds '\\ud800', a lone"),
+        (babilong.main, [QA1, QA1 | {"target": "off\udc00ice"}], "data.jsonl line 2 holds '\\udc00', a lone"),
+        (longbench.main, [item(0), item(1, question="\udfff?")], "data.jsonl line 2 holds '\\udfff', a lone"),
     ],
 )
 def test_data_that_cannot_be_judged_or_written_is_refused_when_it_is_read(

@@ -111,10 +111,10 @@ def test_a_failure_in_scoring_is_not_a_choice(model: Any, strategy: Strategy, er
 
 def test_another_model_cannot_use_the_cache(model: Any) -> None:
     cache = BoundedCache(model, 24)
-    with pytest.raises(RuntimeError, match="made for"):
+    with pytest.raises(RuntimeError, match="created for"):
         tiny()(tokens(5), past_key_values=cache)
     cache.close()
-    with pytest.raises(RuntimeError, match="made for"):
+    with pytest.raises(RuntimeError, match="created for"):
         model(tokens(5), past_key_values=cache)
 
 

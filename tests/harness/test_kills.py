@@ -25,6 +25,8 @@ def test_kills_and_signals_at_random_moments_cost_nothing(tmp_path: Path) -> Non
 def test_processes_of_a_sweep_are_found_as_long_as_they_run(tmp_path: Path) -> None:
     """Otherwise none would ever be left."""
     sweep = Sweep([str(tmp_path / "absent.yml")])
+    sweep.process.send_signal(signal.SIGSTOP)  # it would soon end by itself
     assert processes(sweep.mark)
+    sweep.process.send_signal(signal.SIGCONT)
     sweep.end()
     assert sweep.left() == []

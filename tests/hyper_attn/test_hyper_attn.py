@@ -71,6 +71,7 @@ def test_estimated_normaliser_is_unbiased_over_2000_draws(causal: bool) -> None:
     assert ((estimates.mean(0) - want).abs() <= 5 * estimates.std(0) / math.sqrt(2000) + 1e-9).all()
 
 
+@pytest.mark.no_type_checks
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize(("queries", "keys"), [(19, 19), (7, 23)])
 def test_gradients_with_selection_frozen(queries: int, keys: int, causal: bool) -> None:
@@ -92,6 +93,7 @@ def test_any_lengths_give_averages_of_values(queries: int, keys: int, causal: bo
     torch.testing.assert_close(out, torch.ones(1, 2, queries, 3, dtype=torch.float64))
 
 
+@pytest.mark.no_type_checks
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("length", [97, 131])
 def test_weights_of_all_keys_and_draws_add_up_to_the_length(length: int, causal: bool) -> None:

@@ -159,7 +159,7 @@ def test_later_rounds_are_held_to_the_first_ones_answer(tmp_path: Path) -> None:
     ("changes", "reason"),
     [
         ({"heads": 8}, "random-llama has heads=4"),
-        ({"n": 5000}, "made for 4096 tokens"),
+        ({"n": 5000}, "supports at most 4096 tokens"),
         ({"mode": "decode"}, "causal forward calls"),
         ({"causal": False}, "causal forward calls"),
         ({"dtype": "float64"}, "is loaded in float32, bfloat16, float16"),

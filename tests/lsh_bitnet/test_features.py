@@ -35,7 +35,7 @@ SIZES: dict[str, Any] = {
 
 def test_capped_scores_are_refused() -> None:
     model = AutoModelForCausalLM.from_config(Gemma2Config(**SIZES))
-    with pytest.raises(ValueError, match=r"with attn_logit_softcapping=50\.0 is not allowed: capped scores"):
+    with pytest.raises(ValueError, match=r"with attn_logit_softcapping=50\.0 is not allowed: .* support capped scores"):
         attend_with(model, "flash")
 
 
@@ -65,7 +65,7 @@ def test_score_biases_of_an_encoder_and_decoder_are_refused() -> None:
 def test_biases_by_distance_are_refused() -> None:
     model: Any = random_model("llama")
     model.config.alibi = True
-    with pytest.raises(ValueError, match=r"LlamaForCausalLM with alibi=True is not allowed: score biases by distance"):
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM with alibi=True is not allowed: .* support score biases"):
         attend_with(model, "flash")
 
 
@@ -95,7 +95,7 @@ def test_attention_weights_are_refused() -> None:
 def test_sequences_given_by_their_lengths_are_refused() -> None:
     model = shared("llama")
     lengths = torch.tensor([0, 4, 8], dtype=torch.int32)
-    with attend_with(model, "flash"), pytest.raises(ValueError, match="cu_seq_lens_q is not allowed: packed sequences"):
+    with attend_with(model, "flash"), pytest.raises(ValueError, match=r"cu_seq_lens_q is .* support packed"):
         logits(model, tokens(1, 8), cu_seq_lens_q=lengths, cu_seq_lens_k=lengths, max_length_q=4, max_length_k=4)
 
 

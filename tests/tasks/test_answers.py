@@ -22,6 +22,7 @@ from tasks.text_classification import FAMILIES, TextClassification
 from tasks.variable_tracking import VariableTracking
 from tasks.words import ADJECTIVES, CITIES
 
+pytestmark = pytest.mark.no_type_checks  # hundreds of examples of each task
 COUNT = 60
 
 

@@ -77,7 +77,7 @@ def test_small_seeds_have_disjoint_stretches(numbered: TextBytes) -> None:
 
 
 def test_a_short_text_says_how_much_it_has_and_needs(numbered: TextBytes) -> None:
-    with pytest.raises(ValueError, match=r"numbered\.txt is too short: it has 251 bytes, 252 are needed"):
+    with pytest.raises(ValueError, match=r"numbered\.txt is too short: it has 251 bytes, but 252 are needed"):
         numbered.tokens(200, start=52)
 
 

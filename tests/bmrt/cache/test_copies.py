@@ -44,7 +44,7 @@ def test_a_watched_model_is_copied_without_its_cache(way: Callable[[Any], Any]) 
     assert hooks(other) == 0
     assert hooks(model) > 0
     assert torch.equal(other(ids).logits, wanted)
-    with pytest.raises(RuntimeError, match="made for"):
+    with pytest.raises(RuntimeError, match="created for"):
         other(ids[:, 40:], past_key_values=caches[0])
     # Copies have caches of their own, and the original's goes on.
     fed(other, BoundedCache(other, 24), ids, 20)

@@ -195,7 +195,7 @@ def put(value: float, position: int) -> Callable[[Tensor], Tensor]:
     [
         (put(torch.nan, 22), "float32", "has NaN or infinite values; all must be finite"),
         (put(-torch.inf, 0), "float32", "has NaN or infinite values; all must be finite"),
-        (put(-7e4, 3), "float16", "reaches 7e+04, and float16 ends at 6.55e+04"),
+        (put(-7e4, 3), "float16", "reaches 7e+04, above the float16 maximum of 6.55e+04"),
         (put(-7e4, 3), "bfloat16", ""),
         (put(torch.nan, 23), "float32", ""),
         (lambda tensor: tensor.long(), "float32", "has dtype I64; it must be one of F64, F32, F16, BF16"),

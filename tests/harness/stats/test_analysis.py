@@ -20,7 +20,7 @@ from harness.results import rows_file
 from harness.results.rows_file import read_rows
 from harness.results.run_file import read_facts
 from harness.stats import scaling
-from harness.stats.analysis import DRAWS, FEWEST_DRAWS, Analysis
+from harness.stats.analysis import DRAWS, MIN_DRAWS, Analysis
 from harness.stats.expectations import judge_expectations
 from harness.sweep import main as sweep
 from tests.harness.planted import OCTAVES, row
@@ -110,7 +110,7 @@ def test_expectations_ask_for_the_fits_that_the_report_has_made(counts: Counts) 
     assert list(counts.samples.values()) == [1]
 
 
-@pytest.mark.parametrize(("series", "draws"), [(1, DRAWS), (100, DRAWS), (200, DRAWS // 2), (5000, FEWEST_DRAWS)])
+@pytest.mark.parametrize(("series", "draws"), [(1, DRAWS), (100, DRAWS), (200, DRAWS // 2), (5000, MIN_DRAWS)])
 def test_very_many_series_share_the_draws(series: int, draws: int) -> None:
     assert Analysis([row(128, label=str(number)) for number in range(series)]).draws == draws
 

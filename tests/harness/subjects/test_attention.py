@@ -76,7 +76,7 @@ def test_an_approximation_that_meets_its_own_definition_passes_with_its_error(fo
         ("AddsOneHundredth", {"level": "layer"}, "differs from its own definition by"),
         ("AddsOneHundredth", {"causal": False}, "differs from its own definition by"),
         ("NotFinite", {}, "1 of 8192 numbers are not finite"),
-        ("WrongType", {}, "torch.float64 where"),
+        ("WrongType", {}, "torch.float64 instead of"),
         ("SecondSetOnly", {}, "differs from its own definition by"),
         ("Leaking", {}, "(relative) when only later tokens change"),
         ("Leaking", {"mode": "train"}, "(relative) when only later tokens change"),

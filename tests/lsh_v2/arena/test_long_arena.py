@@ -336,7 +336,7 @@ def test_rows_report_and_summary_of_a_run_that_goes_on(tmp_path: Path, monkeypat
     assert not list((tmp_path / "run").glob("children-*"))
     for name in ("report.html", "report.md", "benchmark_summary.json", "benchmark_summary.png", "run.json"):
         assert (tmp_path / "run" / name).stat().st_size > 100
-    with pytest.raises(ValueError, match="another configuration, which differs in  model: choose another `out`"):
+    with pytest.raises(ValueError, match="another configuration, which differs in model: choose another `out`"):
         run(config(tmp_path, "model.d_model=64"))
 
 

@@ -296,7 +296,7 @@ def test_a_tokenizer_that_a_run_has_begun_with_is_kept(tmp_path: Path) -> None:
     other = config.model_copy(update={"tokenizer_size": 310})
     for start in (Trainer(other).run, lambda: tokenizer_of(other)):
         with pytest.raises(
-            ValueError, match="holds a run of another configuration, which differs in  tokenizer_size: choose"
+            ValueError, match="holds a run of another configuration, which differs in tokenizer_size: choose"
         ):
             start()
     assert digest(tmp_path / "tokenizer") == before

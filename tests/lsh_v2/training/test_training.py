@@ -79,7 +79,7 @@ def test_run_leaves_metrics_a_figure_checkpoints_and_tensorboard_files(tmp_path:
     assert list((tmp_path / "tensorboard").rglob("events.out.*"))
     assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step-00000008", "step-00000010"]
     assert Trainer(config).run() == metrics  # finished: nothing is trained again
-    with pytest.raises(ValueError, match="another configuration, which differs in  learning_rate"):
+    with pytest.raises(ValueError, match="another configuration, which differs in learning_rate"):
         Trainer(tiny(tmp_path, learning_rate=5e-3)).run()
 
 
