@@ -71,7 +71,7 @@ def cases() -> Iterator[Any]:
             yield pytest.param(candidate, check, id=f"{name}-{check.__name__}", marks=marks)
 
 
-@pytest.mark.parametrize(("candidate", "check"), cases())
+@pytest.mark.parametrize(("candidate", "check"), list(cases()))
 def test_backend_keeps_the_contract(candidate: Candidate, check: Callable[[Candidate], None]) -> None:
     try:
         check(candidate)
