@@ -307,7 +307,7 @@ def test_the_published_run_and_baseline_can_still_be_read(capsys):
     reports = Path(__file__).parents[2] / "reports"
     for folder in (reports / "published").iterdir():
         assert main([str(folder), "--baseline", str(reports / "baseline")]) in (0, 1, 3)
-        assert "amd-epyc" in capsys.readouterr().out
+        assert folder.name in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["comparisons", "flops", "allocator_bytes"])
