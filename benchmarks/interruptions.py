@@ -221,9 +221,9 @@ class Trials:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the requested trials and print the counts."""
     parser = argparse.ArgumentParser("python -m benchmarks.interruptions", description="Kill and interrupt sweeps")
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--signals", type=int, default=40, help="of each kind")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=100, help="number of sweeps to kill")
+    parser.add_argument("--signals", type=int, default=40, help="number of sweeps to interrupt with each signal")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as where:
         try:

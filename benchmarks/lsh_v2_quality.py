@@ -101,15 +101,15 @@ def trained_and_untrained(n: int, seed: int) -> list[tuple[LSHv2, Quality]]:
 
 def learning(n: int, first_seed: int, console: Console) -> None:
     """Print both for five seeds, and the ratios of attention recall and error."""
-    table = Table("seed", "codes", "bucket_size", "comparisons", "kept mass", "error", title=f"text, n = {n:,}")
-    ratios: dict[str, list[float]] = {"kept mass": [], "error": []}
+    table = Table("seed", "codes", "bucket_size", "comparisons", "attention recall", "error", title=f"text, n = {n:,}")
+    ratios: dict[str, list[float]] = {"attention recall": [], "error": []}
     for seed in range(first_seed, first_seed + 5):
         both = trained_and_untrained(n, seed)
         for name, (attention, it) in zip(("trained", "untrained"), both, strict=True):
             figures = (f"{it.comparisons:.0f}", f"{it.kept_mass:.3f}", f"{it.error:.3f}")
             table.add_row(str(seed), name, str(attention.bucket_size), *figures)
         (_, one), (_, two) = both
-        ratios["kept mass"].append(one.kept_mass / two.kept_mass)
+        ratios["attention recall"].append(one.kept_mass / two.kept_mass)
         ratios["error"].append(one.error / two.error)
     console.print(table)
     for name, found in ratios.items():
@@ -185,8 +185,9 @@ def main() -> None:
     parser.add_argument("--n", type=count(64, 2**24), help="tokens; default 65,536 for planted keys, otherwise 16,384")
     parser.add_argument("--first-seed", type=count(0), default=0, help="of the five of --learning")
     experiment = parser.add_mutually_exclusive_group(required=True)
-    for name in ("learning", "residual", "planted"):
-        experiment.add_argument(f"--{name}", action="store_true")
+    experiment.add_argument("--learning", action="store_true", help="trained against untrained codes")
+    experiment.add_argument("--residual", action="store_true", help="with samples against without")
+    experiment.add_argument("--planted", action="store_true", help="how often a planted key is found")
     chosen = parser.parse_args()
     console = Console(width=110)
     with torch.no_grad():

@@ -49,7 +49,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=count(64, 2**24), default=2048, help="tokens")
-    parser.add_argument("--pairs", type=count(), default=40)
+    parser.add_argument("--pairs", type=count(), default=40, help="number of pairs of calls")
     given = parser.parse_args()
     table = Table("model", "own, ms", "swapped, ms", "more", "pairs, median", "quartiles", title=f"n = {given.n:,}")
     for name in MODELS:

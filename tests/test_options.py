@@ -9,8 +9,6 @@ import pytest
 from tests import preloaded
 from tests.option_walk import Call, Ended, calls, commands, parsers, verdict
 
-PACKAGE_COMMANDS = [name for name in commands() if not name.startswith("benchmarks.")]
-
 
 def walk(*options: str) -> CompletedProcess[str]:
     """In a process of its own: it forks once a call, and imports every command."""
@@ -40,7 +38,7 @@ def test_walk_reaches_the_options_of_every_command() -> None:
     assert all(call.sure for call in found)
 
 
-@pytest.mark.parametrize("command", PACKAGE_COMMANDS)
+@pytest.mark.parametrize("command", commands())
 def test_every_argument_has_a_help_text(command: str) -> None:
     actions = [action for _, parser in parsers(command) for action in parser._actions]
     assert [action.dest for action in actions if not (action.help or "").strip()] == []

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Literal
 
 Clock = Literal["wall", "processor"]
@@ -30,20 +30,6 @@ def seconds_of(call: Callable[[], object], clock: Clock = "wall") -> float:
     elapsed = Elapsed(clock)
     call()
     return elapsed.seconds()
-
-
-def time_in_turns(methods: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Return the wall seconds of each method, one number per round; a round before the first one warms up.
-
-    In each round every method runs once, so that ratios hold on a machine whose speed drifts.
-    """
-    for method in methods.values():
-        method()
-    samples_s: dict[str, list[float]] = {name: [] for name in methods}
-    for _ in range(rounds):
-        for name, method in methods.items():
-            samples_s[name].append(seconds_of(method))
-    return samples_s
 
 
 def _now_s(clock: Clock) -> float:

@@ -26,8 +26,7 @@ class Analysis:
     """The rows of a run, one per case and round, with their series and fits; each is computed when first needed."""
 
     rows: Sequence[Row]
-    _fits: dict[tuple[str, str], Fit | None] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _by_samples: dict[_Frozen, Fit] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _fits: dict[_Frozen, Fit] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def series(self) -> list[Series]:
@@ -40,18 +39,15 @@ class Analysis:
         return min(DRAWS, max(MIN_DRAWS, MAX_TOTAL_DRAWS // max(1, len(self.series))))
 
     def fit(self, series: Series, name: str) -> Fit | None:
-        """Return the growth of "time_s" or another numeric field with n; None with fewer than three positive sizes."""
-        key = series.key, name
-        if key not in self._fits:
-            self._fits[key] = self._fit(series.times() if name == TIME else series.quantity(name))
-        return self._fits[key]
+        """Return the growth of "time_s" or another numeric field with n; None with fewer than three positive sizes.
 
-    def _fit(self, samples: Samples) -> Fit | None:
-        """Fit equal samples only once: many series have the same counts of comparisons and bytes."""
+        Equal samples are fitted once, which also holds for series with the same counts of comparisons and bytes.
+        """
+        samples: Samples = series.times() if name == TIME else series.quantity(name)
         positive = {n: rounds for n, rounds in samples.items() if min(map(min, rounds)) > 0}
         if len(positive) < MIN_SIZES:
             return None
         frozen = tuple((n, tuple(map(tuple, rounds))) for n, rounds in positive.items())
-        if frozen not in self._by_samples:
-            self._by_samples[frozen] = fit_scaling(positive, draws=self.draws)
-        return self._by_samples[frozen]
+        if frozen not in self._fits:
+            self._fits[frozen] = fit_scaling(positive, draws=self.draws)
+        return self._fits[frozen]

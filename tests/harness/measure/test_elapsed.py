@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from harness.measure.elapsed import Clock, Elapsed, seconds_of, time_in_turns
+from harness.measure.elapsed import Clock, Elapsed, seconds_of
 
 CLOCKS: tuple[Clock, ...] = ("wall", "processor")
 
@@ -54,16 +54,3 @@ def test_wall_time_is_the_default(pass_time: Callable[[Clock, float], None]) -> 
 def test_sleeping_takes_wall_time_but_no_processor_time() -> None:
     assert seconds_of(lambda: time.sleep(0.3)) >= 0.3
     assert seconds_of(lambda: time.sleep(0.3), "processor") < 0.2
-
-
-def test_methods_take_turns_and_the_first_turn_is_not_counted(pass_time: Callable[[Clock, float], None]) -> None:
-    """The k-th turn of each method takes k times its own seconds."""
-    turns: list[str] = []
-
-    def method(name: str, seconds: float) -> None:
-        turns.append(name)
-        pass_time("wall", turns.count(name) * seconds)
-
-    methods = {"a": lambda: method("a", 1.0), "b": lambda: method("b", 10.0)}
-    assert time_in_turns(methods, rounds=3) == {"a": [2.0, 3.0, 4.0], "b": [20.0, 30.0, 40.0]}
-    assert turns == ["a", "b"] * 4
